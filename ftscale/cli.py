@@ -1,0 +1,132 @@
+"""The command line. torch is imported by the commands that need it, not for --help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftscale.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune Hugging Face models, from a laptop to many nodes.",
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The configuration of the run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file's.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder that a run wrote.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from the last checkpoint.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in its folder.")]
+
+
+def main() -> None:
+    """Run a command; the user's mistakes end in one message and exit code 2, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        report(error)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def report(error: UserError) -> None:
+    """Print a user's mistakes, once for a launch: before a process group exists all ranks find the same."""
+    from ftscale.logs import launched_rank
+
+    if launched_rank() == 0:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+
+
+@app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")
+def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+    """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
+    from ftscale.config import load_config
+
+    config = load_config(run, overrides or ())
+    from ftscale.run import train as run_training
+
+    if run_training(config, resume=resume, overwrite=overwrite).status == "preempted":
+        sys.exit(EXIT_PREEMPTED)
+
+
+@app.command(epilog="Example: ftscale launch run.yaml --processes 8 --strategy zero2 --resume")
+def launch(
+    run: RunFile,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    strategy: Annotated[str, typer.Option(help="A strategy of launch/accelerate/.")] = "ddp",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Check RUN.yaml and prepare its data, then train on several processes of this machine through Accelerate."""
+    from ftscale.launcher import launch_training
+
+    sys.exit(
+        launch_training(
+            run, overrides or [], processes=processes, strategy=strategy, resume=resume, overwrite=overwrite
+        )
+    )
+
+
+@app.command(epilog="Example: ftscale evaluate runs/demo --data test.csv")
+def evaluate(
+    run_folder: RunFolder,
+    data: Annotated[str | None, typer.Option(help="Rows to score instead of the run's evaluation rows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
+) -> None:
+    """Score a finished run's model."""
+    from ftscale.inference import evaluate_run
+
+    metrics = evaluate_run(run_folder, data=data)
+    text = json.dumps(metrics, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
+@app.command(epilog="Example: ftscale predict runs/demo messages.csv --out answers.csv")
+def predict(
+    run_folder: RunFolder,
+    input_path: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, text, image folder; - = stdin.")],
+    out: Annotated[Path | None, typer.Option(help="CSV, TSV or JSONL file; printed as JSON lines without it.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,
+) -> None:
+    """Predict for new rows, in their order; adds prediction and score to the input's columns."""
+    from ftscale.inference import predict_file
+
+    predict_file(run_folder, input_path, out=out, batch_size=batch_size)
+
+
+@app.command(epilog="Example: ftscale export runs/demo exported --merge --dtype bf16")
+def export(
+    run_folder: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the trained one by default.")] = None,
+) -> None:
+    """Write a plain Hugging Face folder that transformers loads without ftscale."""
+    from ftscale.inference import export_run
+
+    for line in export_run(run_folder, out, merge=merge, dtype=dtype):
+        print(line)
+
+
+@app.command(epilog="Example: ftscale schema > ftscale.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a run's configuration, for editors."""
+    from ftscale.config.load import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    main()

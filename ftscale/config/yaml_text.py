@@ -1,0 +1,79 @@
+"""YAML as ftscale reads and writes it: the YAML 1.2 scalars (`1e-5` a number, `no` a text), no key twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from ftscale.errors import UserError
+
+_SCALARS = (  # the core schema of YAML 1.2; PyYAML's own is 1.1, where 1e-5 is a text, `no` false and 010 eight
+    ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), "~nN\0"),
+    ("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"),
+    ("tag:yaml.org,2002:int", re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"(?:[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", re.compile(r"<<$"), "<"),
+)
+
+
+def read_yaml(text: str, *, source: str) -> Any:
+    """The value of one YAML document. Raises UserError with the line for what is not YAML, and for a key twice."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
+        said = " ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{where}: not valid YAML: {said}; mend that line.") from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        said = " ".join(str(error).split())
+        raise UserError(f"{source}: not valid YAML: {said}; remove the character.") from error
+
+
+def read_scalar(text: str) -> Any:
+    """One plain value as YAML reads it: a number, true, false, null, or else the text itself, `#` and `: ` included."""
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    return loader.construct_object(yaml.ScalarNode(tag, text))
+
+
+def write_yaml(value: Any) -> str:
+    """YAML text that `read_yaml`, and any reader of YAML 1.1, reads back as the same value; tuples become lists."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands here and in line {seen[key.value]}", key.start_mark
+                )
+            seen[key.value] = key.start_mark.line + 1
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _characters = ["" if character == "\0" else character for character in _first]
+    _Loader.add_implicit_resolver(_tag, _pattern, _characters)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _characters)
+_Dumper.add_representer(tuple, _Dumper.represent_list)

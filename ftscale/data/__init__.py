@@ -1,0 +1,1 @@
+"""Rows in, micro-batches out: sources and formats, global order, batching and loading."""

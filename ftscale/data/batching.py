@@ -1,0 +1,102 @@
+"""The division of a global batch into micro-batches of bounded cost, equal in number on every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ftscale.config.schema import BatchConfig
+
+DEFAULT_MICRO_SIZE = 8
+
+Groups = list[np.ndarray]
+
+
+def divide(lengths: np.ndarray, *, batch: BatchConfig, flat: bool, world_size: int, num_micro: int = 0) -> list[Groups]:
+    """Micro-batches of each rank for samples of these lengths (samples,) in tokens.
+
+    Samples are sorted by length and cut into runs, so that neighbours pad little; the runs are dealt to the ranks by
+    cost. Every rank gets the same number of micro-batches (`num_micro` at least, where given); where there are fewer
+    samples than that, some are empty. The longest come first, so that memory runs out in the first step or never.
+
+    Returns, for each rank, arrays of positions in `lengths`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    limits = _Limits(batch, flat=flat)
+    wanted = len(limits.cut(lengths[order]))
+    per_rank = max(-(-wanted // world_size), num_micro, 1)
+    runs = _cut_into(lengths[order], per_rank * world_size, limits=limits)
+    groups = [order[start:stop] for start, stop in runs]
+    groups.sort(key=lambda group: -limits.cost(lengths[group]))
+    groups += [order[:0]] * (per_rank * world_size - len(groups))
+    ranks: list[Groups] = [[] for _ in range(world_size)]
+    for index, group in enumerate(groups):  # there and back again, so that the first rank is not always the heaviest
+        turn, place = divmod(index, world_size)
+        ranks[place if turn % 2 == 0 else world_size - 1 - place].append(group)
+    return ranks
+
+
+class _Limits:
+    """What a micro-batch may hold."""
+
+    def __init__(self, batch: BatchConfig, *, flat: bool) -> None:
+        self.flat = flat
+        self.tokens = batch.micro_tokens
+        self.size = batch.micro_size or (0 if batch.micro_tokens else DEFAULT_MICRO_SIZE)
+
+    def cost(self, lengths: np.ndarray) -> int:
+        """Tokens that the device works through, padding included."""
+        if not len(lengths):
+            return 0
+        return int(lengths.sum() if self.flat else lengths.max() * len(lengths))
+
+    def cut(self, lengths: np.ndarray, *, tokens: int | None = None) -> list[tuple[int, int]]:
+        """Runs (start, stop) of descending lengths, each as long as the limits let it be."""
+        tokens = self.tokens if tokens is None else tokens
+        runs, start, total = [], 0, 0
+        for index, length in enumerate(lengths.tolist()):
+            count = index - start
+            cost = total + length if self.flat else int(lengths[start]) * (count + 1)
+            if count and ((tokens and cost > tokens) or (self.size and count >= self.size)):
+                runs.append((start, index))
+                start, total = index, 0
+            total += length
+        return [*runs, (start, len(lengths))] if len(lengths) else runs
+
+
+def _cut_into(lengths: np.ndarray, number: int, *, limits: _Limits) -> list[tuple[int, int]]:
+    """At most `number` runs with the smallest greatest cost that the limits allow."""
+    low, high = int(lengths.max(initial=1)), max(limits.cost(lengths), 1)
+    if limits.tokens:
+        high = max(low, min(high, limits.tokens))
+    while low < high:
+        middle = (low + high) // 2
+        if len(limits.cut(lengths, tokens=middle)) <= number:
+            high = middle
+        else:
+            low = middle + 1
+    runs = limits.cut(lengths, tokens=high)
+    while len(runs) < min(number, len(lengths)):  # equal lengths can leave runs to spare: halve the costliest
+        widest = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: limits.cost(lengths[slice(*run)]))
+        place, middle = runs.index(widest), (widest[0] + widest[1]) // 2
+        runs[place : place + 1] = [(widest[0], middle), (middle, widest[1])]
+    return runs
+
+
+def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool) -> str:
+    """How the global batch comes about, for the log."""
+    unit = "samples" if batch.unit == "samples" else "targets"
+    parts = []
+    if batch.micro_size or not batch.micro_tokens:
+        parts.append(f"{batch.micro_size or DEFAULT_MICRO_SIZE} samples")
+    if batch.micro_tokens:
+        parts.append(f"{batch.micro_tokens} tokens")
+    size = min(
+        batch.micro_size or (DEFAULT_MICRO_SIZE if not batch.micro_tokens else batch.global_size), batch.global_size
+    )
+    line = f"global batch {batch.global_size} {unit}"
+    if batch.unit == "samples" and not batch.micro_tokens:
+        accumulation = -(-batch.global_size // (size * world_size))
+        line += f" = {size} per device x {accumulation} accumulation x {world_size} processes"
+    else:
+        line += f" in micro-batches of at most {' and '.join(parts)}, over {world_size} processes"
+    return f"{line}, {'flat rows' if flat else 'padded by length'}"

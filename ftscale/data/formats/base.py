@@ -1,0 +1,123 @@
+"""What a format promises, the file it is given, and that file opened as bytes."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import fsspec
+
+from ftscale.config.schema import SourceConfig
+from ftscale.errors import UserError
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+"""Suffix to fsspec's name of the compression."""
+
+Place = dict[str, Any]
+"""JSON-able place in a file just after a record; each format has its own keys."""
+
+Record = tuple[Any, str, Place]
+"""The values, where they stand (`train.csv:17`), and the place after them.
+
+Values are a sequence in the order of `wanted` where the format knows its columns, else a dict by name.
+"""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a source (or a pair, or a folder, or a hub data set) with what is needed to read it."""
+
+    paths: tuple[str, ...]
+    """Local paths or URLs; two for `parallel`, one for all else."""
+    format: str
+    """A name of `formats.MODULES`."""
+    source: SourceConfig
+    """How to read it."""
+    setting: str
+    """What the source is called in messages, e.g. `data.train[0]`."""
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def error(self, what: str, *, line: int = 0, path: str | None = None) -> UserError:
+        """A mistake in this file; `what` goes on from the file's name and ends with the fix. `line` 0 = none."""
+        at = f"{path or self.path}:{line}" if line else f"{path or self.path}"
+        return UserError(f"{self.setting}.path: {at} {what}")
+
+
+class Format(Protocol):
+    """A format: a module with these two functions."""
+
+    def columns(self, file: DataFile) -> tuple[str | int, ...] | None:
+        """Names of the columns, or their numbers where they have none; None where each record has its own."""
+
+    def records(self, file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
+        """Records after `place` (None = from the start), in file order.
+
+        wanted: numbers of the columns to give; empty where `columns` is None.
+        """
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def compression_of(path: str) -> str | None:
+    """fsspec's name of a file's compression by its suffix; None = not compressed."""
+    return COMPRESSIONS.get(os.path.splitext(path)[1])
+
+
+@contextmanager
+def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a local or remote file (`path` where it is not the file's first)."""
+    path = path or file.path
+    compression = compression_of(path)
+    try:
+        # zstd by pyarrow: Python before 3.14 has none of its own, pyarrow is there anyhow
+        opened = fsspec.open(path, "rb", compression=None if compression == "zstd" else compression).open()
+    except PermissionError as error:
+        raise file.error("may not be read by this user; change its permissions.", path=path) from error
+    with opened as stream:
+        if compression == "zstd":
+            yield _zstd(stream)
+        elif compression is None and is_url(path):  # fsspec's remote files take a whole block for each line
+            yield io.BufferedReader(stream, buffer_size=2**20)
+        else:
+            yield stream
+
+
+@contextmanager
+def told_as_damage(file: DataFile, *, path: str | None = None) -> Iterator[None]:
+    """Turns what a decompressor raises for damaged data, inside the `with`, into a UserError."""
+    path = path or file.path
+    compression = compression_of(path)
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise _damaged(file, path, error) from error
+    except OSError as error:
+        # gzip, bz2 and zstd report damage as an OSError without a number; real I/O errors have one
+        if compression is None or error.errno is not None:
+            raise
+        raise _damaged(file, path, error) from error
+
+
+def _zstd(stream: BinaryIO) -> BinaryIO:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(stream, "zstd"))
+
+
+def _damaged(file: DataFile, path: str, error: Exception) -> UserError:
+    return file.error(f"is damaged or not {compression_of(path)} data ({error}); copy or download it again.", path=path)

@@ -1,0 +1,76 @@
+"""IDX, the format of MNIST: a file of grey images and a file of labels beside it.
+
+Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import BinaryIO
+
+from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
+
+IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
+IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
+IMAGES_NAME = re.compile(r"images([.-])idx3")
+
+
+def labels_path(path: str) -> str:
+    """The labels file that belongs to an images file."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, IMAGES_NAME.sub(r"labels\1idx1", name))
+
+
+def columns(file: DataFile) -> tuple[str, ...]:
+    """image and label; image alone where there is no labels file."""
+    with open_bytes(file) as stream:
+        _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
+    labels = labels_path(file.path)
+    return ("image", "label") if labels != file.path and os.path.exists(labels) else ("image",)
+
+
+def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
+    """One record an image: the bytes of a PGM file, which Pillow opens, and the label as a string.
+
+    A place is `{"record": n}`.
+    """
+    start = place["record"] if place else 0
+    with ExitStack() as stack:
+        stream = stack.enter_context(open_bytes(file))
+        count, height, width = _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
+        stream.seek(IMAGES_HEADER + start * height * width)
+        labels = None
+        if 1 in wanted:
+            path = labels_path(file.path)
+            labels = stack.enter_context(open_bytes(file, path=path))
+            (num_labels,) = _header(file, labels, path, magic=LABELS_MAGIC, dimensions=1)
+            if num_labels != count:
+                raise file.error(
+                    f"has {num_labels} labels for {count} images; use files that belong together.", path=path
+                )
+            labels.seek(LABELS_HEADER + start)
+        pgm_header = b"P5 %d %d 255\n" % (width, height)
+        for number in range(start + 1, count + 1):
+            pixels = _take(file, stream, height * width, number)
+            values = (pgm_header + pixels, str(_take(file, labels, 1, number)[0]) if labels else "")
+            yield [values[column] for column in wanted], f"{file.name} row {number}", {"record": number}
+
+
+def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensions: int) -> tuple[int, ...]:
+    with told_as_damage(file, path=path):
+        header = stream.read(4 + 4 * dimensions)
+    if len(header) != 4 + 4 * dimensions or header[:4] != struct.pack(">I", magic):
+        raise file.error(f"is no IDX file of bytes in {dimensions} dimensions; name the images file.", path=path)
+    return struct.unpack(f">{dimensions}I", header[4:])
+
+
+def _take(file: DataFile, stream: BinaryIO, size: int, number: int) -> bytes:
+    with told_as_damage(file):
+        content = stream.read(size)
+    if len(content) != size:
+        raise file.error(f"ends inside row {number}; copy or download it again.")
+    return content

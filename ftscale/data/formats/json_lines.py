@@ -1,0 +1,35 @@
+"""JSON lines: one object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from ftscale.data.formats.base import DataFile, Place, Record
+from ftscale.data.formats.lines import open_lines
+
+
+def columns(file: DataFile) -> None:
+    """None: each object has its own keys."""
+
+
+def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
+    """One record a line, as a dict; blank lines are passed over."""
+    name = file.name
+    with open_lines(file, place=place) as lines:
+        for text in lines:
+            if text.isspace():
+                continue
+            try:
+                value = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise file.error(
+                    f"is not JSON ({error.msg} at character {error.colno}); mend the line, or set "
+                    f"{file.setting}.format: json if the file is one list.",
+                    line=lines.line,
+                ) from error
+            if type(value) is not dict:
+                raise file.error(
+                    f"is of type {type(value).__name__}, must be an object; write one {{...}} a line.", line=lines.line
+                )
+            yield value, f"{name}:{lines.line}", lines.place()

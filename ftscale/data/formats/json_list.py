@@ -1,0 +1,50 @@
+"""JSON: one list of objects, or {"data": [...]}. The file is read whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
+from ftscale.data.formats.lines import not_decodable
+
+
+def columns(file: DataFile) -> None:
+    """None: each object has its own keys."""
+
+
+def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
+    """One record an object, as a dict. A place is `{"record": n}`; the file is parsed before it is reached."""
+    start = place["record"] if place else 0
+    for number, value in enumerate(_objects(file)[start:], start + 1):
+        if type(value) is not dict:
+            raise file.error(f"row {number} is of type {type(value).__name__}, must be an object {{...}}; mend it.")
+        yield value, f"{file.name} row {number}", {"record": number}
+
+
+def _objects(file: DataFile) -> list[Any]:
+    value = _parse(file)
+    if isinstance(value, dict):
+        value = value.get("data")
+    if not isinstance(value, list):
+        raise file.error(
+            'must be a list of objects, or {"data": [...]}; rewrite it so, or set '
+            f"{file.setting}.format: jsonl if it has one object a line."
+        )
+    return value
+
+
+def _parse(file: DataFile) -> Any:
+    with open_bytes(file) as stream, told_as_damage(file):
+        content = stream.read()
+    if not content.strip():
+        return []
+    try:
+        return json.loads(content.decode(file.source.encoding).removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise not_decodable(file, error, line=content.count(b"\n", 0, error.start) + 1) from error
+    except json.JSONDecodeError as error:
+        fix = f"mend it, or set {file.setting}.format: jsonl if it has one object a line."
+        what = f"is not one JSON value ({error.msg} at character {error.colno}); {fix}"
+        raise file.error(what, line=error.lineno) from error

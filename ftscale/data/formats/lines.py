@@ -1,0 +1,98 @@
+"""Decoded lines of a text file, with the place after the last one that was taken."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import BinaryIO
+
+from ftscale.data.formats.base import DataFile, Place, compression_of, open_bytes, told_as_damage
+from ftscale.errors import UserError
+
+
+@contextmanager
+def open_lines(file: DataFile, *, place: Place | None = None, path: str | None = None) -> Iterator[Lines]:
+    """The lines of a file after `place`.
+
+    A place is `{"line": lines taken, "offset": bytes taken}`: reading goes on there at once. A compressed file, and
+    an encoding that is no superset of ASCII (UTF-16), have no such offset: the place is `{"line": n}` and reading
+    skips n lines.
+    """
+    path = path or file.path
+    with open_bytes(file, path=path) as stream:
+        yield Lines(file, stream, path=path, place=place)
+
+
+class Lines:
+    """An iterator over lines with their ends (`\\n` or `\\r\\n`) kept; takes no line before it is asked for."""
+
+    def __init__(self, file: DataFile, stream: BinaryIO, *, path: str, place: Place | None) -> None:
+        self.line = place["line"] if place else 0
+        """Lines taken."""
+        self.offset = place.get("offset", 0) if place else 0
+        """Bytes taken, of the lines where the file can be entered at a byte."""
+        self._file, self._path, self._stream = file, path, stream
+        self._encoding = _known_encoding(file)
+        self._by_bytes = "\n".encode(self._encoding) == b"\n"
+        self.place = self._offset_place if self._by_bytes and compression_of(path) is None else self._line_place
+        """A function: the place after the lines taken."""
+
+    def __iter__(self) -> Iterator[str]:
+        with told_as_damage(self._file, path=self._path):
+            yield from self._decoded_one_by_one() if self._by_bytes else self._decoded_as_a_stream()
+
+    def _offset_place(self) -> Place:
+        return {"line": self.line, "offset": self.offset}
+
+    def _line_place(self) -> Place:
+        return {"line": self.line}
+
+    def _decoded_one_by_one(self) -> Iterator[str]:
+        encoding = self._encoding
+        skip = self.line
+        if self.offset and self._stream.seekable():  # a remote file may not be
+            self._stream.seek(self.offset)
+            skip = 0
+        for raw in islice(self._stream, skip, None):
+            self.line += 1
+            self.offset += len(raw)
+            try:
+                text = raw.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise self._not_decodable(error, line=self.line) from error
+            # no test for the first line: a byte-order mark means nothing elsewhere either
+            yield text.removeprefix("\ufeff") if self.line == 1 else text
+
+    def _decoded_as_a_stream(self) -> Iterator[str]:
+        stream = io.TextIOWrapper(self._stream, encoding=self._encoding, newline="\n")
+        try:
+            for text in islice(stream, self.line, None):
+                self.line += 1
+                yield text.removeprefix("\ufeff") if self.line == 1 else text
+        except UnicodeError as error:  # decoded in blocks: the line is where the block begins
+            raise self._not_decodable(error, line=self.line + 1) from error
+
+    def _not_decodable(self, error: UnicodeError, *, line: int) -> UserError:
+        return not_decodable(self._file, error, line=line, path=self._path)
+
+
+def not_decodable(file: DataFile, error: UnicodeError, *, line: int, path: str | None = None) -> UserError:
+    """The message for bytes that are not text in the source's encoding."""
+    byte = f"byte 0x{error.object[error.start]:02x}" if isinstance(error, UnicodeDecodeError) else f"text ({error})"
+    return UserError(
+        f"{file.setting}.encoding = {file.source.encoding!r} cannot decode {byte} in {path or file.path}:{line}; "
+        f"set {file.setting}.encoding to that of the file, e.g. latin-1, cp1252 or utf-16."
+    )
+
+
+def _known_encoding(file: DataFile) -> str:
+    try:
+        return codecs.lookup(file.source.encoding).name
+    except LookupError as error:
+        raise UserError(
+            f"{file.setting}.encoding = {file.source.encoding!r} is not an encoding that Python knows; "
+            "use e.g. utf-8, latin-1, cp1252 or utf-16."
+        ) from error

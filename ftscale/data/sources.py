@@ -1,0 +1,209 @@
+"""Rows of a source under the task's names for its columns, from any format and from any position on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+import fsspec
+import xxhash
+
+from ftscale.config.schema import SourceConfig
+from ftscale.data.formats import load_format
+from ftscale.data.formats.base import DataFile, Place, is_url
+from ftscale.data.formats.discover import detect_format, discover
+from ftscale.data.formats.image_folder import images
+from ftscale.data.formats.select import select
+from ftscale.errors import UserError
+
+__all__ = ["Position", "Row", "detect_format", "open_stream", "read_rows", "source_files", "source_fingerprint"]
+
+Row = dict[str, Any]
+"""The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
+
+HASHED_WHOLE_BYTES = 2**30
+"""Sources up to this size are known by their contents, larger ones by path, size and time of change."""
+READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
+DEFAULT_SETTING = "data.train[0]"
+
+
+class Position(TypedDict):
+    """A place in a source just after a row; JSON keeps it."""
+
+    file: int
+    """Number of the file in the source."""
+    row: int
+    """Rows read of the source so far."""
+    place: Place
+    """Place in the file, in the format's own terms."""
+
+
+def read_rows(
+    source: SourceConfig,
+    *,
+    roles: Sequence[Sequence[str]],
+    setting: str = DEFAULT_SETTING,
+    labelled: bool = True,
+) -> Iterator[Row]:
+    """Every row of a source (the first `source.limit`), in file order. See `open_stream`."""
+    stream = open_stream(source, roles=roles, position=None, setting=setting, labelled=labelled)
+    return (row for row, _ in stream)
+
+
+def open_stream(
+    source: SourceConfig,
+    *,
+    roles: Sequence[Sequence[str]],
+    position: Position | None,
+    setting: str = DEFAULT_SETTING,
+    labelled: bool = True,
+) -> Iterator[tuple[Row, Position]]:
+    """Rows after a position (None = from the start), each with the position after it.
+
+    roles: the task's alternatives of column names; the first that is there whole is given, and every column that
+    `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
+    An `image` that is a relative path is given relative to the folder of its file.
+
+    Finding a position takes constant time in uncompressed CSV, TSV, JSON lines, text, CoNLL, parallel and IDX files
+    (byte offset), and at most one row group in Parquet. In compressed files and UTF-16 the position is a line
+    number and reading skips so many lines; JSON is parsed whole; a hub data set is skipped by `datasets`.
+
+    Raises UserError, naming file and line, for whatever the user can mend in the data.
+    """
+    files = discover(source, setting=setting)
+    start, count = (position["file"], position["row"]) if position else (0, 0)
+    if start >= len(files):
+        raise UserError(f"{setting}.path = {source.path!r} has fewer files than when the position was saved.")
+    if source.limit and count >= source.limit:
+        return
+    for number, file in enumerate(files[start:], start):
+        place = position["place"] if position and number == start else None
+        for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled):
+            count += 1
+            yield row, {"file": number, "row": count, "place": here}
+            if count == source.limit:
+                return
+    if count == 0:
+        raise UserError(f"{setting}.path = {source.path!r} has no rows; fill it, or name another file.")
+
+
+def source_files(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> list[Path]:
+    """Local files of a source in reading order (of parallel text: source, target); none for URLs and the hub.
+
+    Raises UserError with the nearest existing name where there is no such file.
+    """
+    return [Path(path) for path in _all_paths(discover(source, setting=setting)) if not is_url(path)]
+
+
+def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> str:
+    """A hash that changes with the rows: of the files' contents and of the settings by which they are read.
+
+    A source over 1 GiB is known by the paths, sizes and times of change of its files; a remote one by what its
+    file system tells of it; a hub data set by its name. Moving smaller files leaves the hash as it is, unless rows
+    hold paths of images.
+    """
+    files = discover(source, setting=setting)
+    settings = source.model_dump(mode="json", include=set(READING_SETTINGS))
+    digest = xxhash.xxh3_128(json.dumps([files[0].format, settings], sort_keys=True).encode())
+    if files[0].format in ("image_folder", "hub") or "image" in source.columns:
+        path = source.path if files[0].format == "hub" else os.path.abspath(source.path)
+        digest.update(path.encode())
+    paths = _all_paths(files)
+    local = [path for path in paths if not is_url(path)]
+    hash_whole = sum(os.path.getsize(path) for path in local) <= HASHED_WHOLE_BYTES
+    root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
+    for path in paths:
+        if is_url(path):
+            _add_remote_file(digest, path)
+        else:
+            _add_file(digest, path, root=root, whole=hash_whole)
+    return digest.hexdigest()
+
+
+def _all_paths(files: Sequence[DataFile]) -> list[str]:
+    """Every single file; those of an image folder and the labels of IDX images too."""
+    form = files[0].format
+    if form == "hub":
+        return []
+    if form == "image_folder":
+        return [os.path.join(file.path, image) for file in files for image in images(file.path)]
+    if form == "idx":
+        from ftscale.data.formats.idx import labels_path
+
+        pairs = ((file.path, labels_path(file.path)) for file in files)
+        return [path for pair in pairs for path in dict.fromkeys(pair) if os.path.exists(path)]
+    return [path for file in files for path in file.paths]
+
+
+def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
+    filesystem, inside = fsspec.core.url_to_fs(path)
+    digest.update(f"{path}\0{filesystem.ukey(inside)}\0".encode())
+
+
+def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> None:
+    stat = os.stat(path)
+    if not whole:
+        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        return
+    digest.update(f"{os.path.relpath(path, root or '.')}\0{stat.st_size}\0".encode())
+    with open(path, "rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+
+
+def _file_rows(
+    file: DataFile, *, place: Place | None, roles: Sequence[Sequence[str]], labelled: bool
+) -> Iterator[tuple[Row, Place]]:
+    columns = load_format(file.format).columns(file)
+    choose = partial(select, file, roles=roles, labelled=labelled)
+    rows = _object_rows(file, place, choose) if columns is None else _table_rows(file, place, *choose(columns))
+    folder = _folder(file)
+    for row, here in rows:
+        if "image" in row:
+            row["image"] = _image(row["image"], folder)
+        yield row, here
+
+
+def _table_rows(
+    file: DataFile, place: Place | None, names: tuple[str, ...], wanted: tuple[int, ...]
+) -> Iterator[tuple[Row, Place]]:
+    for values, where, here in load_format(file.format).records(file, place=place, wanted=wanted):
+        row = dict(zip(names, values, strict=True))
+        row["_where"] = where
+        yield row, here
+
+
+def _object_rows(file: DataFile, place: Place | None, choose: partial) -> Iterator[tuple[Row, Place]]:
+    keys_of: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # each set of keys is looked at once
+    for value, where, here in load_format(file.format).records(file, place=place, wanted=()):
+        available = tuple(value)
+        keys = keys_of.get(available)
+        if keys is None:
+            if len(keys_of) == 256:
+                keys_of.clear()
+            names, wanted = choose(available, where=where)
+            keys = keys_of[available] = [(name, available[column]) for name, column in zip(names, wanted, strict=True)]
+        row = {name: value[key] for name, key in keys}
+        row["_where"] = where
+        yield row, here
+
+
+def _folder(file: DataFile) -> str:
+    """What relative paths of images in the file are relative to."""
+    if is_url(file.path):
+        return file.path.rpartition("/")[0]
+    path = os.path.abspath(file.path)
+    return path if file.format == "image_folder" else os.path.dirname(path)
+
+
+def _image(value: Any, folder: str) -> Any:
+    """A path (or URL) or bytes, of what a file holds: either, or datasets' {"bytes": ..., "path": ...}."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and not is_url(value):
+        return os.path.join(folder, value)
+    return value

@@ -1,0 +1,169 @@
+"""Streamed training rows: a global order made block by block, of which each rank prepares its own part.
+
+The order: sources are read in file order and mixed by their weights into blocks of `data.shuffle_buffer` rows; each
+block is shuffled with a seed of its own (seed, epoch, block). A global batch is the next `batch.global_size` rows. So
+the order depends on the data and the seed alone, and a position is the files' positions at the start of the current
+block and the number of rows used of it: to go on, at most one block is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ftscale.config.schema import BatchConfig, SourceConfig
+from ftscale.data.batching import divide
+from ftscale.data.loader import Collate, Step
+from ftscale.data.prepare import Prepare, Roles, SourceReport, sift
+from ftscale.data.sources import open_stream
+from ftscale.errors import UserError
+from ftscale.seeding import derive_seed
+
+ENOUGH_ROWS = 1000  # of a stream, before its share of rows without targets is judged
+
+
+@dataclass
+class StreamPosition:
+    """Where a stream goes on; JSON-able by `vars`."""
+
+    epoch: int = 0
+    block: int = 0
+    used: int = 0
+    """Rows used of the block."""
+    rows: int = 0
+    """Rows used altogether."""
+    files: list[Any] = field(default_factory=list)
+    """Each source's position at the start of the block; empty = at their starts."""
+    ended: list[int] = field(default_factory=list)
+    """Sources that have been read to their end in this epoch."""
+
+
+class StreamSteps:
+    """Optimizer steps from a stream. Collective: all ranks take them together.
+
+    `gather`: every rank's value on every rank; `max_empty`: accepted share of rows without a target.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceConfig],
+        prepare: Prepare,
+        collate: Collate,
+        *,
+        roles: Roles,
+        batch: BatchConfig,
+        flat: bool,
+        buffer: int,
+        shuffle: bool,
+        max_empty: float,
+        rank: int,
+        world_size: int,
+        seed: int,
+        gather: Callable[[Any], list[Any]],
+    ) -> None:
+        self.sources = list(sources)
+        self.prepare = prepare
+        self.collate = collate
+        self.roles = roles
+        self.batch = batch
+        self.flat = flat
+        self.buffer = buffer
+        self.shuffle = shuffle
+        self.max_empty = max_empty
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.gather = gather
+        self.position = StreamPosition()
+        """After the last step that was given out."""
+        self.report = SourceReport("stream")
+        self._spare: dict[str, Any] | None = None
+
+    def steps(self, position: StreamPosition) -> Iterator[Step]:
+        """Steps from a position on, for ever: epoch after epoch."""
+        rows = self._rows(position)
+        while batch := list(islice(rows, self.batch.global_size)):
+            step = self._step([row for row, _ in batch], first=batch[0][1].rows - 1)
+            self.position = batch[-1][1]
+            if step is not None:
+                yield step
+
+    def _rows(self, position: StreamPosition) -> Iterator[tuple[dict[str, Any], StreamPosition]]:
+        """Rows in the global order, each with the position after it."""
+        while True:
+            block, files, ended = self._block(position)
+            if not block and position.block == 0 and not position.used:
+                raise UserError("data.train: the stream has no rows.")
+            for used in range(position.used, len(block)):
+                position = StreamPosition(
+                    position.epoch, position.block, used + 1, position.rows + 1, position.files, position.ended
+                )
+                yield block[used], position
+            if len(ended) == len(self.sources):
+                position = StreamPosition(position.epoch + 1, 0, 0, position.rows)
+            else:
+                position = StreamPosition(position.epoch, position.block + 1, 0, position.rows, files, ended)
+
+    def _block(self, position: StreamPosition) -> tuple[list[dict[str, Any]], list[Any], list[int]]:
+        """The rows of a block in their order, and the state of the sources behind it."""
+        rng = np.random.default_rng(derive_seed(self.seed, "stream", position.epoch, position.block))
+        files = list(position.files) or [None] * len(self.sources)
+        ended = list(position.ended)
+        readers = [
+            open_stream(source, roles=self.roles, position=files[index], setting=f"data.train[{index}]")
+            for index, source in enumerate(self.sources)
+        ]
+        rows: list[dict[str, Any]] = []
+        while len(rows) < self.buffer and len(ended) < len(self.sources):
+            open_sources = [index for index in range(len(self.sources)) if index not in ended]
+            weights = np.array([self.sources[index].weight for index in open_sources])
+            for index in rng.choice(open_sources, size=self.buffer - len(rows), p=weights / weights.sum()).tolist():
+                if (item := next(readers[index], None)) is None:
+                    ended.append(index)
+                    break  # the others are drawn anew without it
+                rows.append(item[0])
+                files[index] = item[1]
+        if self.shuffle:
+            rows = [rows[index] for index in rng.permutation(len(rows))]
+        return rows, files, ended
+
+    def _step(self, rows: list[dict[str, Any]], *, first: int) -> Step | None:
+        """This rank prepares every world_size-th row; the number of micro-batches is agreed. None: no target at all."""
+        numbers = range(self.rank, len(rows), self.world_size)
+        samples = []
+        for number, sample in zip(numbers, self.prepare([rows[number] for number in numbers]), strict=True):
+            kept = sift([sample], self.report)
+            samples += [{**item, "row": first + number, "epoch": 0, "seed": self.seed} for item in kept]
+        lengths = np.array([sample["length"] for sample in samples], dtype=np.int64)
+        own = {
+            "micro": len(divide(lengths, batch=self.batch, flat=self.flat, world_size=1)[0]),
+            "targets": sum(sample["targets"] for sample in samples),
+            "tokens": int(lengths.sum()),
+            "read": self.report.read,
+            "empty": self.report.dropped.get("no_target", 0),
+            "spare": min(samples, key=lambda sample: sample["length"], default=None) if self._spare is None else None,
+        }
+        ranks = self.gather(own)
+        self._check([rank["read"] for rank in ranks], [rank["empty"] for rank in ranks])
+        if not sum(rank["targets"] for rank in ranks):
+            return None
+        self._spare = self._spare or next(rank["spare"] for rank in ranks if rank["spare"])
+        [groups] = divide(
+            lengths, batch=self.batch, flat=self.flat, world_size=1, num_micro=max(rank["micro"] for rank in ranks)
+        )
+        return Step(
+            [(self.collate([samples[i] for i in group] or [self._spare]), bool(len(group))) for group in groups],
+            targets=sum(rank["targets"] for rank in ranks),
+            tokens=sum(rank["tokens"] for rank in ranks),
+        )
+
+    def _check(self, read: list[int], empty: list[int]) -> None:
+        if sum(read) >= ENOUGH_ROWS and sum(empty) / sum(read) > self.max_empty:
+            raise UserError(
+                f"data.train: {sum(empty)} of the first {sum(read)} rows have no target left, more than data.max_empty = "
+                f"{self.max_empty:.1%}; look at the columns and task.max_length, or raise data.max_empty."
+            )

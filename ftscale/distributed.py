@@ -1,0 +1,318 @@
+"""Processes, strategies and devices: the only file that knows DeepSpeed and Accelerate's sharp edges."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftscale.config.schema import DistributedConfig
+from ftscale.errors import UserError, unknown_name
+from ftscale.logs import log
+from ftscale.resources import resource
+
+STRATEGIES = {
+    "single": None,
+    "ddp": None,
+    "zero1": "zero1.json",
+    "zero2": "zero2.json",
+    "zero2_offload": "zero2_offload.json",
+    "zero3": "zero3.json",
+    "zero3_offload": "zero3_offload.json",
+    "zero3_nvme": "zero3_nvme.json",
+}
+"""Named strategies, and the DeepSpeed config in ds_configs/ of each."""
+
+NOMINAL_ACCUMULATION = 2
+# DeepSpeed divides nothing by it (scale_wrt_gas=False) and steps where it is told, but its optimizer offload keeps
+# accumulated gradients only when the config says that there is accumulation (stage_1_and_2.py, set_norm_for_param_grad)
+
+
+class Distributed:
+    """One process's view of all of them: what to do together, under whichever strategy.
+
+    Attributes: `rank`, `world_size`, `is_main`, `device`, `strategy`, `zero_stage` (0 without DeepSpeed), `offloads`
+    (the optimizer runs on the CPU).
+    Raises UserError: unknown strategy; `single` with several processes; a strategy that the launcher contradicts.
+    """
+
+    def __init__(self, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> None:
+        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+        adopt_slurm_environment()
+        self.strategy = resolve_strategy(config)
+        self.precision = precision
+        self.max_grad_norm = max_grad_norm
+        cuda = torch.cuda.is_available()
+        if not cuda:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            if precision == "fp16":
+                raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
+        plugin = _deepspeed_plugin(self.strategy, config, precision=precision, max_grad_norm=max_grad_norm)
+        # DDP must know of weights that a forward leaves out; `prepare` tells
+        self._ddp = DistributedDataParallelKwargs()
+        grouped = plugin is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        # facts: without a backend named, Accelerate on a CPU runs one process whatever the launcher says
+        backend = ("nccl" if cuda else "gloo") if grouped else None
+        group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.timeout_s))
+        mixed = precision if plugin is not None and precision != "fp32" else ("fp16" if precision == "fp16" else "no")
+        self.accelerator = Accelerator(
+            mixed_precision=mixed,
+            deepspeed_plugin=plugin,
+            kwargs_handlers=[self._ddp, group],
+            step_scheduler_with_optimizer=False,
+        )
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        self.device: torch.device = self.accelerator.device
+        zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}
+        self.zero_stage: int = int(zero.get("stage", 0))
+        self.offloads: bool = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        assert self.world_size == expected, f"{expected} processes were launched, but the group has {self.world_size}"
+        self.module: nn.Module
+        self.optimizer: Any
+
+    # ------------------------------------------------------------ the model
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, unused_weights: bool) -> None:
+        """Put the module on its device and under the strategy.
+
+        `unused_weights`: some trained weights get no gradient in a forward (DDP must be told).
+        """
+        self._ddp.find_unused_parameters = unused_weights
+        if self.zero_stage:
+            config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+            config["train_micro_batch_size_per_gpu"] = 1  # informs DeepSpeed's own logs only: micro-batches vary
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if self.zero_stage:
+            from deepspeed import DeepSpeedEngine
+
+            if not isinstance(self.module, DeepSpeedEngine):
+                raise RuntimeError(
+                    f"distributed.strategy = {self.strategy} asked for DeepSpeed, but the model became a "
+                    f"{type(self.module).__name__}; the run stops rather than train without it."
+                )
+            log.info(
+                "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
+            )
+        else:
+            log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The module as it was before `prepare`."""
+        return self.accelerator.unwrap_model(self.module)
+
+    # ------------------------------------------------------------ a step
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradients; `last`: the ranks then agree on their average.
+
+        The loss counts in full: nothing is divided by the number of micro-batches.
+        """
+        if self.zero_stage:
+            self.module.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
+            # facts: without scale_wrt_gas=False DeepSpeed divides by its own accumulation
+            self.module.backward(loss, scale_wrt_gas=False)  # type: ignore[operator]
+        else:
+            self.accelerator.backward(loss)
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of a micro-batch: gradients cross the network only after the last."""
+        if last or self.zero_stage:
+            yield
+        else:
+            with self.accelerator.no_sync(self.module):
+                yield
+
+    def step(self, *, after_update: Callable[[], None] = lambda: None) -> float:
+        """Clip the gradients, update the weights, clear the gradients; returns the norm before clipping.
+
+        Without DeepSpeed, gradients that are not finite are dropped and change nothing, and `after_update` is called
+        before the gradients are cleared (DeepSpeed clears them by itself).
+        """
+        if self.zero_stage:
+            self.module.step()  # type: ignore[operator]
+            return float(self.module.get_global_grad_norm())  # type: ignore[operator]
+        norm = self.accelerator.clip_grad_norm_(
+            (weight for weight in self.module.parameters() if weight.requires_grad), self.max_grad_norm or float("inf")
+        )
+        if math.isfinite(norm) or self.precision == "fp16":  # loss scaling has its own way with overflows
+            self.optimizer.step()
+            after_update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The sums over all ranks, in one small all-reduce."""
+        packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            torch.distributed.all_reduce(packed)
+        return dict(zip(values, packed.tolist(), strict=True))
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the process group in order, so that another run can follow in the same process."""
+        from accelerate.state import AcceleratorState, GradientState
+
+        self.accelerator.end_training()
+        self.accelerator.free_memory()
+        # Accelerate keeps its state for the life of a process; the next run may have another strategy
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+
+    # ------------------------------------------------------------ states
+
+    def save_state(self, folder: Path) -> None:
+        """Write this rank's part of weights that train, buffers, optimizer and loss scale. Collective."""
+        if self.zero_stage:
+            # frozen base weights are on disk already, where the model came from
+            self.module.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True, save_latest=False)  # type: ignore[operator]
+        elif self.is_main:
+            scaler = self.accelerator.scaler
+            state = {
+                "weights": trained_state(self.unwrapped),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            torch.save(state, folder / "state.pt")
+
+    def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
+        """Read what `save_state` wrote; `weights_only` leaves the optimizer as it is. Collective."""
+        if self.zero_stage:
+            self.module.load_checkpoint(  # type: ignore[operator]
+                str(folder),
+                tag="deepspeed",
+                load_module_strict=False,
+                load_optimizer_states=not weights_only,
+                load_lr_scheduler_states=False,
+            )
+            return
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        _load_trained_state(self.unwrapped, state["weights"])
+        if not weights_only:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state["scaler"] is not None and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def full_state_dict(self) -> dict[str, Tensor] | None:
+        """All weights on the CPU of rank 0, None elsewhere. Collective under ZeRO-3."""
+        if self.zero_stage == 3:
+            state = self.accelerator.get_state_dict(self.module)
+        else:
+            state = self.unwrapped.state_dict()
+        return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
+
+
+def resolve_strategy(config: DistributedConfig) -> str:
+    """The strategy that the config names, or that the launcher set up."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+        launched = Path(path).stem if path else None
+        if launched is not None and launched not in STRATEGIES:
+            raise UserError(unknown_name("the launcher's DeepSpeed config file", launched, STRATEGIES))
+    strategy = config.strategy or launched or ("ddp" if processes > 1 else "single")
+    if strategy not in STRATEGIES:
+        raise UserError(unknown_name("distributed.strategy", strategy, STRATEGIES))
+    if launched and launched != strategy:
+        raise UserError(
+            f"distributed.strategy = {strategy}, but the launcher was started with {launched}; name one of them only."
+        )
+    if strategy == "single" and processes > 1:
+        raise UserError(
+            f"distributed.strategy = single, but {processes} processes were launched; use ddp, or launch one process."
+        )
+    return strategy
+
+
+def adopt_slurm_environment() -> None:
+    """Under srun without another launcher: rank and address from Slurm's step variables."""
+    variables = os.environ
+    if "RANK" in variables or "SLURM_PROCID" not in variables or int(variables.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames", variables["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
+    ).stdout.split()
+    variables["RANK"] = variables["SLURM_PROCID"]
+    variables["LOCAL_RANK"] = variables["SLURM_LOCALID"]
+    variables["WORLD_SIZE"] = variables["SLURM_STEP_NUM_TASKS"]
+    variables.setdefault("MASTER_ADDR", hosts[0])
+    # a port of its own for each job and step, outside the usual ephemeral range
+    job = int(variables["SLURM_JOB_ID"]) * 10 + int(variables.get("SLURM_STEP_ID", "0"))
+    variables.setdefault("MASTER_PORT", str(10_000 + job % 20_000))
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Weights that train, and buffers: what a checkpoint must hold besides the base model's files."""
+    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
+    return {name: value.detach() for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    result = module.load_state_dict(state, strict=False)
+    missing = set(trained_state(module)) & set(result.missing_keys)
+    if missing or result.unexpected_keys:
+        raise UserError(
+            f"the checkpoint does not fit the model: {len(missing)} trained weights are missing in it and "
+            f"{len(result.unexpected_keys)} are unknown, e.g. {sorted([*missing, *result.unexpected_keys])[0]}; resume with "
+            "the configuration it was made with."
+        )
+
+
+def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> Any:
+    name = STRATEGIES[strategy]
+    if name is None:
+        return None
+    from accelerate import DeepSpeedPlugin
+
+    settings = json.loads(resource("ds_configs", name).read_text())
+    # facts: "auto" would become 1.0 whatever was asked, and clip_grad_norm_ only reports
+    settings["gradient_clipping"] = float(max_grad_norm)
+    settings["gradient_accumulation_steps"] = NOMINAL_ACCUMULATION
+    settings["train_micro_batch_size_per_gpu"] = 1
+    settings["train_batch_size"] = NOMINAL_ACCUMULATION * int(os.environ.get("WORLD_SIZE", "1"))
+    settings["bf16"]["enabled"] = precision == "bf16"
+    settings["fp16"]["enabled"] = precision == "fp16"
+    for part in ("offload_optimizer", "offload_param"):
+        offload = settings["zero_optimization"].get(part, {})
+        if offload.get("device") == "nvme":
+            if not config.offload_dir:
+                raise UserError(
+                    f"distributed.strategy = {strategy} needs distributed.offload_dir: a folder on a fast local disk."
+                )
+            offload["nvme_path"] = config.offload_dir
+    # the launcher's own variables must not add to what is written here
+    os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    return DeepSpeedPlugin(
+        hf_ds_config=settings, gradient_accumulation_steps=NOMINAL_ACCUMULATION, zero3_init_flag=False
+    )

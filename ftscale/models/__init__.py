@@ -1,0 +1,1 @@
+"""From a name to a model that trains fast: load, quantise, adapt, freeze; layout, attention, output head."""

@@ -1,0 +1,130 @@
+"""PEFT adapters by name, the count of what trains, and activation checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftscale.config.schema import AdapterConfig
+from ftscale.errors import UserError, unknown_name
+from ftscale.models.initialize import seeded_weights
+
+OWN_FIELDS = frozenset({"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping"})
+
+
+def apply_adapter(
+    model: PreTrainedModel,
+    config: AdapterConfig,
+    *,
+    task_type: str | None,
+    new_modules: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+) -> PreTrainedModel | PeftModel:
+    """Wrap the model in the adapter that `config` names; `method: none` gives the model back.
+
+    `task_type`: peft's (SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM), None for images. `new_modules`: names of new
+    heads, which train whole and are saved with the adapter. `dtype`: of the trained weights; None = peft's choice,
+    float32 for a base in 16 bits. `num_steps`: optimizer steps of the run, for methods that plan over them
+    (adalora). Where peft knows no target modules for the model, all linear layers are adapted.
+    """
+    if config.method == "none":
+        return model
+    peft_config = build_peft_config(config, task_type=task_type, num_steps=num_steps)
+    names = {field.name for field in fields(peft_config)}
+    if "target_modules" in names and peft_config.target_modules is None and not _has_default_targets(peft_config, model):
+        peft_config.target_modules = "all-linear"
+    if "modules_to_save" in names and new_modules:
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
+    try:
+        with seeded_weights(seed, "adapter"):
+            wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
+    except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
+        raise UserError(
+            f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}"
+        ) from error
+    _check_new_modules_train(wrapped, config, new_modules)
+    if dtype is not None:
+        _cast_trained(wrapped, dtype)
+    return wrapped
+
+
+def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps: int | None = None) -> PeftConfig:
+    """peft's config of the method with the section's other keys as its fields; needs no model, so it checks early."""
+    method = next((kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value.lower() == config.method), None)
+    if method is None:
+        known = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+        raise UserError(unknown_name("adapter.method", config.method, ["none", *known]))
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
+    known = {field.name for field in fields(config_class)} - OWN_FIELDS
+    options: dict[str, Any] = dict(config.model_extra or {})
+    unknown = [unknown_name(f"adapter ({config.method})", name, known) for name in options if name not in known]
+    if unknown:
+        raise UserError(*unknown)
+    if "total_step" in known and num_steps is not None:
+        options.setdefault("total_step", num_steps)
+    try:
+        return config_class(task_type=task_type, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"adapter = {{method: {config.method}, ...}} is refused by peft: {error}") from error
+
+
+def advance_adapter(model: nn.Module, *, step: int) -> None:
+    """What a method does after optimizer step `step` (from 1), while the gradients are still there.
+
+    AdaLoRA (arXiv:2303.10512) moves ranks between layers; all others do nothing.
+    """
+    if isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA:
+        model.base_model.update_and_allocate(step)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Weights that train, and all weights, with those of a 4-bit base counted one by one."""
+    if isinstance(model, PeftModel):
+        return model.get_nb_trainable_parameters()
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
+    """Recompute each block's activations in the backward pass.
+
+    Not in the reentrant mode: that one needs inputs with a gradient, which a frozen embedding does not give, and
+    breaks DDP where a weight is used twice (torch.utils.checkpoint's documentation).
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.supports_gradient_checkpointing:
+        raise UserError(
+            f"train.activation_checkpointing = true is not supported by {type(base).__name__}; set it to false."
+        )
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _has_default_targets(peft_config: PeftConfig, model: PreTrainedModel) -> bool:
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
+    # ia3 and others that need more than target modules have no such table: peft itself says what is missing
+    return not hasattr(tuner, "target_module_mapping") or model.config.model_type in tuner.target_module_mapping
+
+
+def _check_new_modules_train(model: PeftModel, config: AdapterConfig, new_modules: Sequence[str]) -> None:
+    trained = [f".{name}." for name, weight in model.named_parameters() if weight.requires_grad]
+    idle = [module for module in new_modules if not any(f".{module}." in name for name in trained)]
+    if idle:
+        raise UserError(
+            f"adapter.method = {config.method} leaves the new head {', '.join(idle)} untrained; choose a method that "
+            "has modules_to_save, such as lora."
+        )
+
+
+def _cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
+    for weight in model.parameters():
+        if weight.requires_grad and weight.is_floating_point():
+            weight.data = weight.data.to(dtype)

@@ -1,0 +1,249 @@
+"""Attention over flat rows: samples laid end to end in one row, each attending to itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from .probing import transformers_model
+
+FLAT = "ftscale_flat"
+"""The name under which transformers knows this attention."""
+
+EXPLICIT_LENGTH = 256
+"""Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens, 8
+heads of 64, one thread (ms), products against torch's fused kernel: 14 / 52 at samples of 128, 27 / 60 at 256, 45 / 94
+at 512. Beyond 256 the probabilities, which are kept for the backward pass, take more memory than the time is worth."""
+
+NO_MATTER = frozenset(
+    ("position_ids", "cache_position", "use_cache", "return_dict", "output_hidden_states", "output_router_logits")
+    + ("num_items_in_batch", "logits_to_keep")
+)
+"""Arguments that models hand down and that change nothing here."""
+
+_implementation_before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
+def use_flat(model: nn.Module) -> None:
+    """Make the model (bare, or inside PEFT) take flat batches only, until `use_padded`.
+
+    A flat batch is (1, tokens) with `position_ids` that restart at each sample and transformers'
+    `FlashAttentionKwargs`: `cu_seq_lens_q`, `cu_seq_lens_k` (samples + 1,) int32; `max_length_q`, `max_length_k` int.
+
+    Raises ValueError for a model that does not take its attention from transformers' AttentionInterface.
+    """
+    inner = transformers_model(model)
+    before = inner.config._attn_implementation
+    if before == FLAT:
+        return
+    _implementation_before[inner] = before
+    inner.set_attn_implementation(FLAT)
+    parts = [part for part in inner.modules() if isinstance(part, PreTrainedModel)]
+    if any(part.config._attn_implementation != FLAT for part in parts):
+        use_padded(model)
+        raise ValueError("its attention cannot be replaced through transformers' AttentionInterface")
+
+
+def use_padded(model: nn.Module) -> None:
+    """Undo `use_flat`."""
+    inner = transformers_model(model)
+    if inner in _implementation_before:
+        inner.set_attn_implementation(_implementation_before.pop(inner))
+
+
+@contextmanager
+def generating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model has the attention it had before `use_flat`, so that `generate` works."""
+    flat = transformers_model(model).config._attn_implementation == FLAT
+    if flat:
+        use_padded(model)
+    try:
+        yield
+    finally:
+        if flat:
+            use_flat(model)
+
+
+def flat_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' AttentionInterface wants it, for a flat batch.
+
+    query: (1, heads, tokens, dim); key, value: (1, key heads, tokens, dim). Returns (1, tokens, heads, dim).
+    `sliding_window` counts the token itself: distances below it are seen, as in transformers' flash attention.
+
+    Raises ValueError for a batch that is not flat and for an argument that it cannot honour.
+    """
+    _refuse_unknown(others, attention_mask)
+    tokens = query.shape[2]
+    if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or key.shape[2] != tokens:
+        raise ValueError(f"{FLAT} takes flat batches only: one row, with cu_seq_lens_q and max_length_q, and no cache")
+    rule = _Rule(
+        causal=module.is_causal if is_causal is None else is_causal,
+        window=sliding_window,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        dropout=dropout,
+    )
+    rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (tokens, heads, dim)
+    if query.is_cuda and softcap is None and not dropout and _flash_dtype(query) is not None:
+        return _by_flash_kernel(rows, rule, cu_seq_lens_q, max_length_q).unsqueeze(0), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    if sum(lengths) != tokens:
+        raise ValueError(f"cu_seq_lens_q ends at {sum(lengths)}, the row at {tokens}")
+    return _by_sample(rows, rule, lengths).unsqueeze(0), None
+
+
+def no_mask(*, use_vmap: bool = False, **others: Any) -> None:
+    """A dense mask is never made. Raises ValueError where the model asks for one of its own shape."""
+    if use_vmap:
+        raise ValueError("the model lays a mask of its own over the attention")
+
+
+AttentionInterface.register(FLAT, flat_attention)
+AttentionMaskInterface.register(FLAT, no_mask)
+
+
+class _Rule:
+    """Who sees whom inside a sample, and how scores become weights."""
+
+    def __init__(
+        self, *, causal: bool, window: int | None, scaling: float, softcap: float | None, dropout: float
+    ) -> None:
+        self.causal = causal
+        self.window = window
+        self.scaling = scaling
+        self.softcap = softcap
+        self.dropout = dropout
+
+    def seen(self, length: int, device: torch.device) -> Tensor | None:
+        """(length, length) bool, or None where all is seen, apart from causality."""
+        if self.window is None or length <= self.window:
+            return None
+        seen = torch.ones(length, length, dtype=torch.bool, device=device).triu(1 - self.window)
+        return seen.tril(0 if self.causal else self.window - 1)
+
+
+def _refuse_unknown(others: dict[str, Any], attention_mask: Tensor | None) -> None:
+    given = (name for name, value in others.items() if value is not None and value is not False)
+    refused = [name for name in given if name not in NO_MATTER]
+    if attention_mask is not None:
+        refused.append("attention_mask")
+    if refused:
+        raise ValueError(f"{FLAT} cannot honour {', '.join(refused)}")
+
+
+def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int]) -> Tensor:
+    """One call for each run of neighbours of equal length, over views; (tokens, heads, dim).
+
+    Padding neighbours of unlike lengths into one call was measured to be slower than calls of their own.
+    """
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    sizes = [length * samples for length, samples in runs]
+    # split and cat, not slices: the backward pass of a slice fills a whole row with zeros
+    parts = zip(*(states.split(sizes) for states in rows), strict=True)
+    outputs = [
+        _attend(*(part.unflatten(0, (samples, length)).transpose(1, 2) for part in run_parts), rule=rule)
+        for (length, samples), run_parts in zip(runs, parts, strict=True)
+    ]
+    outputs = [output.transpose(1, 2).flatten(0, 1) for output in outputs]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
+    """(samples, heads, length, dim) from query, key and value of this shape, with the same or fewer key heads."""
+    length = query.shape[2]
+    short = length <= EXPLICIT_LENGTH and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if rule.softcap is not None or short:
+        return _by_products(query, key, value, rule=rule)
+    seen = rule.seen(length, query.device)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=seen,
+        is_causal=rule.causal and seen is None,
+        dropout_p=rule.dropout,
+        scale=rule.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
+    samples, heads, length, _ = query.shape
+    groups = heads // key.shape[1]
+    query, key, value = (
+        states.reshape(samples * heads, length, -1)
+        for states in (query, _repeat_heads(key, groups), _repeat_heads(value, groups))
+    )
+    bias = _bias(length, rule, query)
+    if rule.softcap is None:
+        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=rule.scaling)
+    else:
+        scores = torch.bmm(query, key.transpose(1, 2)) * (rule.scaling / rule.softcap)
+        scores = torch.tanh(scores) * rule.softcap + bias
+    weights = F.dropout(torch.softmax(scores, -1), rule.dropout, training=rule.dropout > 0)
+    return torch.bmm(weights.to(value.dtype), value).unflatten(0, (samples, heads))
+
+
+def _repeat_heads(states: Tensor, groups: int) -> Tensor:
+    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+
+
+def _bias(length: int, rule: _Rule, like: Tensor) -> Tensor:
+    """0 where a key is seen, -inf elsewhere: (length, length), or () where all is seen."""
+    seen = rule.seen(length, like.device)
+    if seen is None and rule.causal:
+        seen = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+    if seen is None:
+        return like.new_zeros(())
+    return like.new_zeros(length, length).masked_fill_(~seen, float("-inf"))
+
+
+def _flash_dtype(query: Tensor) -> torch.dtype | None:
+    """The 16-bit type in which the variable-length flash kernel would run; None where it cannot."""
+    autocast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if autocast else query.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256 else None
+
+
+def _by_flash_kernel(rows: list[Tensor], rule: _Rule, cu_seq_lens: Tensor, longest: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (states.to(_flash_dtype(states)) for states in rows)
+    reach = -1 if rule.window is None else rule.window - 1
+    return varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_lens,
+        cu_seq_lens,
+        longest,
+        longest,
+        scale=rule.scaling,
+        window_size=(reach, 0 if rule.causal else reach),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

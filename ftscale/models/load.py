@@ -1,0 +1,258 @@
+"""From a name in the config to a processor, a model's config, and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ftscale.config.schema import ModelConfig
+from ftscale.errors import UserError, unknown_name
+from ftscale.logs import log
+from ftscale.models.head import head_module_names
+from ftscale.models.initialize import seeded_weights
+from ftscale.models.quantize import keep_gradients, quantization_config
+
+LABEL_SETTINGS = frozenset({"num_labels", "id2label"})  # a task that sets these brings a head of its own
+
+
+def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_processor"]) -> Any:
+    """The tokenizer or image processor of `config.processor`, or else of `config.name`.
+
+    Image processors are those that need Pillow alone. A tokenizer without a pad token pads with its end token.
+    """
+    setting, name = ("model.processor", config.processor) if config.processor else ("model.name", config.name)
+    place = _locate(setting, name)
+    options = {"trust_remote_code": config.trust_remote_code, "revision": None if config.processor else config.revision}
+    try:
+        if kind == "image_processor":
+            return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        what = kind.replace("_", " ")
+        raise UserError(
+            f"{setting} = {name!r} gives no {what} ({_first_sentence(error)}); set model.processor to one that does."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        log.info("the tokenizer has no pad token: padding with its end token %r", tokenizer.eos_token)
+    return tokenizer
+
+
+def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTrainedConfig:
+    """The model's own config with `model.overrides` and the task's settings (`num_labels`, `id2label`, ...) in it."""
+    place = _locate("model.name", config.name)
+    try:
+        model_config = AutoConfig.from_pretrained(
+            place, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _cannot_load(config, error) from error
+    problems = _override(model_config, config.overrides, setting="model.overrides")
+    problems += _attention_problems(config.attention)
+    if problems:
+        raise UserError(*problems)
+    for name, value in settings.items():
+        setattr(model_config, name, value)
+    return model_config
+
+
+def load_model(
+    config: ModelConfig, *, auto_class: str, settings: dict[str, Any], dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    """The base model, without adapter: pretrained or random, quantised or not, in `dtype`, ready to be trained.
+
+    `auto_class`: name of a transformers Auto class. `settings`: fields of the model's config that the task sets; with
+    labels among them, a head of another size is replaced by a new one. New weights depend on `seed` alone, so they
+    are the same on every rank. Raises UserError for whatever `config` asks and the model cannot.
+    """
+    model_config = load_model_config(config, settings=settings)
+    if "use_cache" in model_config.to_dict():
+        model_config.use_cache = False  # keys and values kept for generation; training has no use for them
+    if config.init == "random":
+        model_config.name_or_path = ""  # these weights are nowhere to be found again: save_model must keep them
+    build = getattr(transformers, auto_class)
+    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    try:
+        with seeded_weights(seed, "model"), _quiet():
+            if config.init == "random":
+                model = build.from_config(
+                    model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **attention
+                )
+                info = {}
+            else:
+                model, info = build.from_pretrained(
+                    _locate("model.name", config.name),
+                    config=model_config,
+                    dtype=dtype,
+                    revision=config.revision,
+                    trust_remote_code=config.trust_remote_code,
+                    use_safetensors=None if config.allow_pickle else True,
+                    quantization_config=_quantization(config, build, model_config, dtype=dtype, settings=settings),
+                    ignore_mismatched_sizes=True,  # judged below, where the head is known
+                    output_loading_info=True,
+                    **attention,
+                )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load(config, error, auto_class=auto_class) from error
+    if config.quantization != "none":
+        keep_gradients(model)
+    _report_new_weights(model, config, info, new_head=bool(LABEL_SETTINGS & settings.keys()))
+    return model
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None:
+    """Give the model an embedding for every token: a tokenizer with more tokens than rows enlarges the embedding."""
+    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if tokens <= rows:
+        return
+    if model.config.to_dict().get("quantization_config") is not None:
+        raise UserError(
+            f"model.processor has {tokens} tokens and the model {rows} embeddings, which cannot grow in a quantised "
+            "model; use the model's own tokenizer, or model.quantization: none."
+        )
+    with seeded_weights(seed, "vocabulary"):
+        model.resize_token_embeddings(tokens)
+    log.info("embeddings enlarged from %d to %d rows for the tokenizer; the new rows are random", rows, tokens)
+
+
+# ---------------------------------------------------------------- names
+
+
+def _locate(setting: str, name: str) -> str:
+    """An absolute path for a folder (so that it can be found again from elsewhere), a hub id as it is."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(_no_folder(setting, name, folder))
+    return name
+
+
+def _no_folder(setting: str, name: str, folder: Path) -> str:
+    parent = folder.parent
+    if folder.exists():
+        return f"{setting} = {name!r} is a file; name the folder that holds it."
+    if not parent.is_dir():
+        return f"{setting} = {name!r} does not exist, nor does {str(parent)!r}; check the path."
+    siblings = [path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return f"{unknown_name(setting, folder.name, siblings)} (folders in {str(parent)!r})"
+
+
+# ---------------------------------------------------------------- the model's config
+
+
+def _override(model_config: PreTrainedConfig, overrides: dict[str, Any], *, setting: str) -> list[str]:
+    """Set the fields in place; the problems are returned."""
+    known = model_config.to_dict()
+    problems = []
+    for name, value in overrides.items():
+        if name not in known:
+            problems.append(unknown_name(setting, name, known))
+            continue
+        part = getattr(model_config, name)
+        if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
+            problems += _override(part, value, setting=f"{setting}.{name}")
+        else:
+            setattr(model_config, name, value)
+    return problems
+
+
+def _attention_problems(name: str) -> list[str]:
+    known = ["auto", "eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    return [] if name in known else [unknown_name("model.attention", name, known)]
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def _quantization(
+    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, settings: dict[str, Any]
+) -> Any:
+    if config.quantization == "none":
+        return None
+    keep: list[str] = []
+    if LABEL_SETTINGS & settings.keys():  # a new head is trained, so it must not be quantised
+        with torch.device("meta"):
+            keep = head_module_names(build.from_config(model_config, trust_remote_code=config.trust_remote_code))
+    return quantization_config(config.quantization, compute_dtype=dtype, keep=keep)
+
+
+def _report_new_weights(model: PreTrainedModel, config: ModelConfig, info: dict[str, Any], *, new_head: bool) -> None:
+    """Say which weights are not those of `config.name`; only a new head may differ from them in shape."""
+    if config.init == "random":
+        log.info("all weights are random: %s for the config of %s", type(model).__name__, config.name)
+        return
+    head = set(head_module_names(model)) if new_head else set()
+    mismatched = {name: (tuple(old), tuple(new)) for name, old, new in sorted(info["mismatched_keys"])}
+    wrong = [name for name in mismatched if name.split(".")[0] not in head]
+    if wrong:
+        old, new = mismatched[wrong[0]]
+        raise UserError(
+            f"model.overrides = {config.overrides} changes the shape of {len(wrong)} pretrained weights, e.g. "
+            f"{wrong[0]} from {old} to {new}; leave the shape as it is, or set model.init: random."
+        )
+    fresh = sorted({*info["missing_keys"], *mismatched})
+    expected = [name for name in fresh if name.split(".")[0] in head]
+    surprising = [name for name in fresh if name not in expected]
+    if expected:
+        log.info("new weights: %s", ", ".join(expected))
+    if surprising:
+        log.warning("%s has no weights for these, they are random: %s", config.name, ", ".join(surprising))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' load report as a table is left out: ftscale says in one line which weights are new."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | None = None) -> UserError:
+    text = str(error)
+    name = config.name
+    if "trust_remote_code" in text:
+        return UserError(
+            f"model.trust_remote_code = false, but {name} comes with its own modelling code; read it, then set "
+            "model.trust_remote_code: true."
+        )
+    if "Attention" in text or "attn_implementation" in text:
+        return UserError(
+            f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); use model.attention: auto."
+        )
+    if "safetensors" in text:
+        return UserError(
+            f"model.name = {name!r} has no weights as safetensors; set model.allow_pickle: true to load .bin files of "
+            "a source that you trust, or model.init: random for random weights."
+        )
+    if "configuration class" in text and auto_class:
+        return UserError(
+            f"model.name = {name!r} has no {auto_class.removeprefix('AutoModelFor')} form in transformers, which the "
+            "task needs; choose another model or task."
+        )
+    if Path(name).expanduser().is_dir():
+        return UserError(
+            f"model.name = {name!r} holds no model that transformers can load ({_first_sentence(error)}); name a folder "
+            "with a config.json."
+        )
+    return UserError(
+        f"model.name = {name!r} is neither a folder here nor to be had from the Hugging Face hub or its local cache "
+        f"({_first_sentence(error)}); check the name, or download it where there is internet."
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,37 @@
+"""What probes of a model share: the transformers model inside its wrappers, and a forward pass without traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The outermost transformers model inside PEFT, DDP or engine wrappers (or the model itself).
+
+    Raises TypeError where there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise TypeError(f"{type(model).__name__} holds no transformers model")
+
+
+@contextmanager
+def without_traces(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; each module's own mode (frozen ones stay in eval) is put back after.
+
+    No dropout means that no random number is drawn, so that a probe does not change a run.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,282 @@
+"""Models as plain Hugging Face or PEFT folders: written, read back, and exported."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ftscale.errors import UserError, unknown_name
+from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.quantize import keep_gradients
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ADAPTER_FILE = "adapter_config.json"
+BASE_CONFIG = "base_config"  # not config.json beside the adapter: transformers takes such a folder for a whole model
+BASE_MODEL = "base_model"
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    processor: Any | None,
+    folder: str | Path,
+    *,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write the model and its processor so that transformers (and peft for an adapter) load them without ftscale.
+
+    A whole model: config.json, safetensors. An adapter: adapter_config.json with the base model's name, safetensors,
+    `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights. `state_dict`:
+    the weights, where the model's own are sharded; None = the model's own.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        _save_adapter(model, folder, state_dict=state_dict)
+    else:
+        model.save_pretrained(folder, state_dict=state_dict)
+        _finish_config(model.config, folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+
+
+def load_saved(
+    folder: str | Path, *, auto_class: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel | PeftModel:
+    """A model that `save_model` wrote, in eval mode; an adapter on its base, quantised as in training.
+
+    `dtype`: of the base weights; None = as saved. An MLP head is built by ftscale's own code, never by the folder's.
+    """
+    folder = Path(folder)
+    if not (folder / ADAPTER_FILE).is_file():
+        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+    return _attach(base, folder)
+
+
+def load_saved_processor(folder: str | Path) -> Any | None:
+    """The tokenizer or image processor saved in the folder; None where there is none."""
+    folder = Path(folder)
+    if (folder / "preprocessor_config.json").is_file():
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder)
+    return None
+
+
+def export_model(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    auto_class: str,
+    merge: bool = False,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Write a plain folder from a saved one, load it again, and compare the logits on a few probe inputs.
+
+    `merge`: fold the adapter into the base; into a quantised base by way of its dequantised weights. `dtype`: fp32,
+    bf16, fp16; None = as saved. Gives `merged`, `dtype`, `largest_logit_change` (absolute) and `parameters`. Raises
+    UserError where there is no adapter to merge, the method has no merged form, or `out` is not empty.
+    """
+    folder, out = Path(folder), Path(out)
+    _check_export(folder, out, merge=merge, dtype=dtype)
+    options = {"auto_class": auto_class, "trust_remote_code": trust_remote_code}
+    before = load_saved(folder, **options)
+    probe = _probe_inputs(before.config)
+    expected = _logits(before, probe)
+    processor = load_saved_processor(folder)
+    if merge:
+        del before
+        model: PreTrainedModel | PeftModel = _merge(folder, **options)
+    else:
+        model = before
+    if dtype is not None:
+        model = model.to(DTYPES[dtype])
+    save_model(model, processor, out)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    del model
+    exported = load_saved(out, **options)
+    return {
+        "merged": merge,
+        "dtype": str(exported.dtype).removeprefix("torch."),
+        "largest_logit_change": (_logits(exported, probe) - expected).abs().max().item(),
+        "parameters": parameters,
+    }
+
+
+# ---------------------------------------------------------------- saving
+
+
+def _save_adapter(model: PeftModel, folder: Path, *, state_dict: dict[str, torch.Tensor] | None) -> None:
+    base = model.get_base_model()
+    peft_config = model.peft_config[model.active_adapter]
+    if not base.name_or_path:  # random weights, which no name brings back
+        _save_random_base(model, folder / BASE_MODEL)
+        peft_config.base_model_name_or_path = str((folder / BASE_MODEL).resolve())
+    model.save_pretrained(folder, state_dict=state_dict)
+    base.config.save_pretrained(folder / BASE_CONFIG)
+    _finish_config(base.config, folder / BASE_CONFIG)
+
+
+def _save_random_base(model: PeftModel, folder: Path) -> None:
+    assert all(weight.numel() for weight in model.parameters()), "a sharded random base cannot be saved"
+    if model.active_peft_config.is_prompt_learning:
+        base = model.get_base_model()
+    else:
+        base = copy.deepcopy(model).unload()
+    base.save_pretrained(folder)
+    _finish_config(base.config, folder)
+
+
+def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
+    """What training changed for itself is put back, and the code of an MLP head goes along."""
+    path = folder / "config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if "use_cache" in saved:
+        saved["use_cache"] = True  # off in training alone; generation wants it
+        path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if "mlp_head" in saved:
+        write_head_code(model_config, folder, auto_class=auto_class_of(saved["mlp_head"]["base_class"]))
+
+
+# ---------------------------------------------------------------- loading
+
+
+def _load_whole(
+    folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{str(folder)!r} holds neither config.json nor {ADAPTER_FILE}; name the folder of a saved model.")
+    model_config = _read_config(folder, trust_remote_code=trust_remote_code)
+    model, info = _model_class(model_config, auto_class).from_pretrained(
+        folder,
+        config=model_config,
+        dtype=dtype or "auto",
+        output_loading_info=True,
+        use_safetensors=True,
+        **({"trust_remote_code": True} if trust_remote_code else {}),
+    )
+    if info["missing_keys"]:
+        raise UserError(f"{str(folder)!r} lacks weights: {', '.join(sorted(info['missing_keys']))}; save the model again.")
+    return model.eval()
+
+
+def _load_base(
+    folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool
+) -> PreTrainedModel:
+    adapter = PeftConfig.from_pretrained(str(folder))
+    model_config = _read_config(folder / BASE_CONFIG, trust_remote_code=trust_remote_code)
+    quantization = model_config.to_dict().get("quantization_config")
+    if quantization is not None:  # the base on disk is not quantised yet
+        del model_config.quantization_config
+    own = folder / BASE_MODEL
+    place = str(own) if own.is_dir() else adapter.base_model_name_or_path
+    try:
+        model = _model_class(model_config, auto_class).from_pretrained(
+            place,
+            config=model_config,
+            revision=adapter.revision,
+            dtype=dtype or "auto",
+            quantization_config=quantization and BitsAndBytesConfig.from_dict(quantization),
+            ignore_mismatched_sizes=True,  # the old head of a base whose new one is with the adapter
+            **({"trust_remote_code": True} if trust_remote_code else {}),
+        )
+    except OSError as error:
+        raise UserError(
+            f"the base model {place!r} of the adapter in {str(folder)!r} cannot be loaded; put it back there, or write "
+            f"its place into base_model_name_or_path of {ADAPTER_FILE}."
+        ) from error
+    if quantization is not None:
+        keep_gradients(model)
+    return model
+
+
+def _attach(base: PreTrainedModel, folder: Path) -> PeftModel:
+    # adapters trained in 16 bits stay so, those in 32 bits are not rounded to the base's dtype
+    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=_saved_in_float32(folder)).eval()
+
+
+def _saved_in_float32(folder: Path) -> bool:
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+        return any(weights.get_slice(name).get_dtype() == "F32" for name in weights.keys())  # noqa: SIM118
+
+
+def _read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _model_class(model_config: PreTrainedConfig, auto_class: str) -> Any:
+    if "mlp_head" in model_config.to_dict():
+        return model_class_with_head(model_config)
+    return getattr(transformers, auto_class)
+
+
+# ---------------------------------------------------------------- exporting
+
+
+def _check_export(folder: Path, out: Path, *, merge: bool, dtype: str | None) -> None:
+    problems = []
+    is_adapter = (folder / ADAPTER_FILE).is_file()
+    if dtype is not None and dtype not in DTYPES:
+        problems.append(unknown_name("--dtype", dtype, DTYPES))
+    if merge and not is_adapter:
+        problems.append(f"--merge needs an adapter, and {str(folder)!r} is a whole model; leave out --merge.")
+    if dtype is not None and is_adapter and not merge:
+        problems.append(f"--dtype = {dtype} does not go with an adapter alone; add --merge for a whole model.")
+    if merge and is_adapter and PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+        problems.append("--merge does not go with an adapter that learns a prompt or prefix; leave out --merge.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        problems.append(f"OUT = {str(out)!r} exists already; name a new folder.")
+    if problems:
+        raise UserError(*problems)
+
+
+def _merge(folder: Path, *, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
+    base = _load_base(folder, auto_class=auto_class, dtype=None, trust_remote_code=trust_remote_code)
+    if base.config.to_dict().get("quantization_config") is not None:
+        base = base.dequantize()  # the adapter learnt on these weights, not on those before quantisation
+    try:
+        merged = _attach(base, folder).merge_and_unload(safe_merge=True)
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        raise UserError(f"--merge is not possible with this adapter ({error}); leave out --merge.") from error
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+def _probe_inputs(model_config: PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """A few inputs of the right kind: token ids (2, 16) int64, or images (2, channels, height, width) float32."""
+    random = torch.Generator().manual_seed(0)
+    known = model_config.to_dict()
+    if "num_channels" in known and "vocab_size" not in known:
+        size = known.get("image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.randn(2, known["num_channels"], height, width, generator=random)}
+    ids = torch.randint(0, model_config.get_text_config().vocab_size, (2, 16), generator=random)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model_config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :8]
+    return inputs
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel | PeftModel, probe: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in probe.items()
+    }
+    return model.eval()(**inputs).logits.float().cpu()

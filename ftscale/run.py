@@ -1,0 +1,645 @@
+"""The composition root: names of the configuration become objects here, in reading order."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftscale.config import Config, load_config, write_config
+from ftscale.config.compatibility import check_combination
+from ftscale.config.load import config_digest, differences
+from ftscale.data.batching import describe_batch
+from ftscale.data.loader import TrainingSteps, evaluation_batches, iterate_steps
+from ftscale.data.order import GlobalOrder
+from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
+from ftscale.data.sources import read_rows
+from ftscale.data.stream import StreamPosition, StreamSteps
+from ftscale.distributed import Distributed
+from ftscale.errors import UserError
+from ftscale.logs import launched_rank, log, setup_logging
+from ftscale.seeding import derive_seed, seed_everything
+from ftscale.tasks import build_task
+from ftscale.tasks.base import Task
+from ftscale.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from ftscale.train.evaluate import evaluate
+from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
+from ftscale.train.meters import MetricsFile, cut_metrics
+from ftscale.train.preemption import StopRequest, listen
+
+PEFT_TASK_TYPES = {
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+}
+"""What peft calls the tasks of transformers' Auto classes, where it has a name for them."""
+
+WRITTEN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model", "trackers")
+"""What a run writes into its folder."""
+
+FREE_TO_CHANGE = (
+    "run_folder",
+    "batch.micro_tokens",
+    "batch.micro_size",
+    "batch.layout",
+    "data.num_workers",
+    "data.prepare_workers",
+    "data.cache_dir",
+    "data.test",
+    "train.log_every",
+    "train.trackers",
+    "train.activation_checkpointing",
+    "evaluation",
+    "checkpoint",
+    "distributed",
+    "model.attention",
+)
+"""Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as in its result.json."""
+
+    status: str
+    """completed, stopped_early or preempted."""
+    steps: int
+    """Optimizer steps done."""
+    metrics: dict[str, float]
+    """Of the final weights on the evaluation rows; of the test rows with names `test/...`."""
+    best: dict[str, Any] | None
+    """Step and value of the best evaluation."""
+    duration_s: float
+    """Training time over all starts."""
+    model: str
+    """Folder of the saved model; "" while there is none."""
+
+
+@dataclass
+class Inputs:
+    """Everything known before a process group exists."""
+
+    config: Config
+    """With what the training rows told filled in, e.g. labels."""
+    task: Task
+    processor: Any
+    train: Prepared | None
+    """None where training rows are streamed."""
+    evaluation: Prepared | None
+    test: Prepared | None
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Result:
+    """Fine-tune as the configuration says; call it in every process of a launch, or in a single one.
+
+    Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
+    """
+    rank = launched_rank()
+    setup_logging(rank=rank)
+    if rank == 0:
+        check_run_folder(config, resume=resume, overwrite=overwrite)
+    inputs = prepare_inputs(config)
+    config = inputs.config
+    distributed = Distributed(
+        config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
+    )
+    try:
+        with listen() as stop_request:
+            return _train(inputs, distributed, stop_request, overwrite=overwrite)
+    finally:
+        distributed.close()
+
+
+def prepare_inputs(config: Config) -> Inputs:
+    """Check the configuration and prepare its data: no process group, no weights."""
+    from ftscale.models.load import load_processor
+
+    if problems := check_combination(config):
+        raise UserError(*problems)
+    task = build_task(config.task)
+    processor = load_processor(config.model, kind=task.processor_class)
+    data = config.data
+    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
+    learned = task.fit(_training_rows(config, task))
+    config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
+    task = build_task(config.task)
+    prepare = Preparer(task, processor)
+    if held is not None:
+        train_rows = _prepare(config, prepare, "train", keep=lambda source, row: row not in held[source])
+        evaluation = _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
+    else:
+        train_rows = None if data.streaming else _prepare(config, prepare, "train")
+        evaluation = _prepare(config, prepare, "eval") if data.eval else None
+    test = _prepare(config, prepare, "test") if data.test else None
+    return Inputs(config, task, processor, train_rows, evaluation, test)
+
+
+def evaluation_rows(config: Config, task: Task, processor: Any, *, data: str | None) -> Prepared:
+    """The prepared evaluation rows of a run's configuration, or those of the file or folder `data`.
+
+    Raises UserError where there are none.
+    """
+    if data is not None:
+        like = config.data.eval or config.data.train
+        source = like[0].model_copy(update={"path": data, "limit": 0})
+        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (source,)})})
+    prepare = Preparer(task, processor)
+    if config.data.eval:
+        return _prepare(config, prepare, "eval")
+    if not config.data.eval_ratio:
+        raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
+    held = split_rows(config.data.train, data=config.data, roles=task.columns, seed=config.seed)
+    return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
+
+
+def _prepare(
+    config: Config, prepare: Preparer, name: str, *, keep: Callable[[int, int], bool] | None = None
+) -> Prepared:
+    """One part of the data: train, eval or test; with `keep`, a part of the training sources."""
+    data = config.data
+    split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
+    return prepare_sources(
+        data.train if keep else getattr(data, name),
+        prepare,
+        name=name,
+        key=f"{prepare.key()}/{split}",
+        roles=prepare.task.columns,
+        data=data,
+        keep=keep,
+    )
+
+
+@dataclass
+class Preparer:
+    """`task.prepare` with its processor, as worker processes can take it along."""
+
+    task: Any
+    processor: Any
+    labelled: bool = True
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self.task.prepare(rows, self.processor, labelled=self.labelled)
+
+    def key(self) -> str:
+        """Everything that prepared samples depend on besides the rows."""
+        return f"{_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
+
+
+def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over an earlier run, or to go on with another one.
+
+    Raises UserError: the folder holds a run and neither is asked; the settings of the run to resume differ.
+    """
+    folder = Path(config.run_folder)
+    there = [name for name in WRITTEN if (folder / name).exists()]
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run_folder = {folder} is a file; name a folder.")
+    if not there:
+        return
+    if overwrite:
+        return
+    if not resume:
+        raise UserError(
+            f"run_folder = {folder} already holds a run; go on with it by --resume, replace it by --overwrite, or name "
+            "another folder."
+        )
+    if not (folder / "config.yaml").is_file():
+        return
+    before = load_config(folder / "config.yaml")
+    changed = [line for line in differences(before, _comparable(config, before)) if not line.startswith(FREE_TO_CHANGE)]
+    if changed:
+        raise UserError(
+            *(f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed)
+        )
+
+
+def _comparable(config: Config, before: Config) -> Config:
+    """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    learned = {
+        name: getattr(before.task, name)
+        for name in type(config.task).model_fields
+        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+    }
+    return config.model_copy(update={"task": config.task.model_copy(update=learned)})
+
+
+def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
+    config, folder = inputs.config, Path(inputs.config.run_folder)
+    started = time.time()
+    if distributed.is_main:
+        _open_run_folder(folder, config, distributed, overwrite=overwrite)
+    distributed.barrier()
+    if (finished := _finished(folder)) is not None:
+        log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
+        return finished
+    loop, layout, stream = _build(inputs, distributed, stop_request, folder=folder, started=started)
+    checkpoint = _agree_on_checkpoint(loop.checkpoints, distributed)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = _restore(loop, checkpoint, stream)
+    log.info("%d optimizer steps; %s", loop.num_steps, describe_batch(
+        config.batch, world_size=distributed.world_size, flat=layout == "flat"))  # fmt: skip
+    status = run_loop(loop, progress)
+    result = _finish(inputs, loop, progress, status, layout=layout)
+    loop.metrics.close()
+    return result
+
+
+def _build(
+    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, folder: Path, started: float
+) -> tuple[Loop, str, StreamSteps | None]:
+    config, task = inputs.config, inputs.task
+    order = _global_order(inputs)
+    num_steps = config.train.max_steps or (order.num_steps(config.train.epochs) if order else 0)
+    model, head_names, layout = build_model(
+        config, task, inputs.processor, device=distributed.device, num_steps=num_steps
+    )
+    optimizer = _build_optimizer(config, model, head_names, distributed)
+    steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
+    from ftscale.optim.schedules import build_schedule
+
+    schedule = build_schedule(optimizer, config.schedule, num_steps=num_steps)
+    module = TaskModule(model, task)
+    unused = _unused_weights(module, steps(0) if inputs.train is not None else iter(()), distributed)
+    distributed.prepare(module, optimizer, unused_weights=unused)
+    # every rank draws its own dropout from here on
+    seed_everything(derive_seed(config.seed, "train", distributed.rank))
+    if config.train.trackers:
+        _start_trackers(config, distributed)
+    from ftscale.models.adapt import advance_adapter
+    from ftscale.models.freeze import set_training_mode
+
+    def save(progress: Progress) -> Checkpoint:
+        state = {
+            "loop": as_dict(progress),
+            "schedule": schedule.state_dict(),
+            "stream": vars(stream.position) if stream else None,
+        }
+        return save_checkpoint(
+            folder / "checkpoints", distributed, step=progress.step, progress=state, digest=config_digest(config),
+            versions=versions(),
+        )  # fmt: skip
+
+    evaluation = inputs.evaluation and run_evaluation(
+        config, task, inputs.processor, inputs.evaluation, distributed, layout=layout
+    )
+    metric, higher = _best_metric(config, task)
+    loop = Loop(
+        task=task,
+        distributed=distributed,
+        schedule=schedule,
+        steps=steps,
+        num_steps=num_steps,
+        train=config.train,
+        evaluation=config.evaluation,
+        checkpoint=config.checkpoint,
+        evaluation_steps=_evaluation_steps(config, order, num_steps),
+        evaluate=evaluation,
+        set_training_mode=lambda: set_training_mode(distributed.module),
+        after_update=lambda step: advance_adapter(model, step=step),
+        save=save,
+        checkpoints=folder / "checkpoints",
+        metrics=MetricsFile(folder / "metrics.jsonl", enabled=distributed.is_main, start_time=started),
+        stop_request=stop_request,
+        best_metric=(metric, higher),
+    )
+    return loop, layout, stream
+
+
+def build_model(
+    config: Config, task: Task, processor: Any, *, device: Any, num_steps: int
+) -> tuple[Any, list[str], Any]:
+    """The model that trains, the modules that are its new head, and the layout of its batches.
+
+    Loaded, then its head, adapter or frozen parts, then the layout of its batches, in which it is tried out.
+    """
+    import torch
+
+    from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
+    from ftscale.models.freeze import freeze
+    from ftscale.models.head import head_module_names, replace_head
+    from ftscale.models.load import fit_vocabulary, load_model
+
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    settings = task.model_settings()
+    model: Any = load_model(config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed)
+    if task.processor_class == "tokenizer":
+        fit_vocabulary(model, processor, seed=config.seed)
+    if config.head.hidden_sizes:
+        replace_head(model, config.head, seed=config.seed)
+    head_names = head_module_names(model) if "num_labels" in settings else []
+    if config.adapter.method != "none":
+        model = apply_adapter(
+            model,
+            config.adapter,
+            task_type=PEFT_TASK_TYPES.get(task.auto_class),
+            new_modules=head_names,
+            dtype=dtype,
+            num_steps=num_steps,
+            seed=config.seed,
+        )
+    else:
+        freeze(model, config.trainable)
+    if config.model.quantization == "none":
+        model.to(device)
+    layout = batch_layout(model, config, task)
+    if config.train.activation_checkpointing:
+        enable_checkpointing(model)
+    trained, total = count_parameters(model)
+    log.info("%s: %s of %s parameters train (%.2f %%)", type(model).__name__, f"{trained:,}", f"{total:,}",
+             100 * trained / total)  # fmt: skip
+    return model, head_names, layout
+
+
+def batch_layout(model: Any, config: Config, task: Task) -> Any:
+    """flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
+    from ftscale.models.layout import choose_layout
+
+    if task.processor_class != "tokenizer":
+        return "padded"
+    return choose_layout(
+        model,
+        wanted=config.batch.layout,
+        attention=config.model.attention,
+        pooled=task.auto_class == "AutoModelForSequenceClassification",
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+    )
+
+
+def _build_optimizer(config: Config, model: Any, head_names: list[str], distributed: Distributed) -> Any:
+    from ftscale.optim.optimizers import build_cpu_adam, build_optimizer
+
+    if distributed.offloads:
+        return build_cpu_adam(model, config.optimizer, head_names=head_names)
+    # DeepSpeed keeps float32 masters of its own
+    masters = config.train.precision == "bf16" and not distributed.zero_stage
+    return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
+
+
+Steps = Callable[[int], Iterator[Any]]
+
+
+def _global_order(inputs: Inputs) -> GlobalOrder | None:
+    """The order of prepared training rows; None for a stream."""
+    if inputs.train is None:
+        return None
+    config = inputs.config
+    return GlobalOrder(
+        np.asarray(inputs.train.dataset["targets"]),
+        inputs.train.sources,
+        batch=config.batch,
+        shuffle=config.data.shuffle,
+        seed=config.seed,
+    )
+
+
+def _build_steps(
+    inputs: Inputs, order: GlobalOrder | None, distributed: Distributed, *, layout: str, num_steps: int
+) -> tuple[Steps, StreamSteps | None]:
+    """Optimizer steps from a given one on, and the stream that they come from where there is one."""
+    config, task, processor = inputs.config, inputs.task, inputs.processor
+    collate = task.collator(processor, layout=layout, train=True)
+    batch, flat, seed = config.batch, layout == "flat", config.seed
+    rank, world_size = distributed.rank, distributed.world_size
+    if order is None or inputs.train is None:
+        stream = StreamSteps(
+            config.data.train,
+            Preparer(task, processor),
+            collate,
+            roles=task.columns,
+            batch=batch,
+            flat=flat,
+            buffer=config.data.shuffle_buffer,
+            shuffle=config.data.shuffle,
+            max_empty=config.data.max_empty,
+            rank=rank,
+            world_size=world_size,
+            seed=seed,
+            gather=distributed.gather_objects,
+        )
+        return lambda start: stream.steps(stream.position), stream
+    dataset = inputs.train.dataset
+    rows, lengths = dataset.remove_columns(["length", "targets"]), np.asarray(dataset["length"])
+    steps = TrainingSteps(
+        rows, order, lengths, collate, batch=batch, flat=flat, rank=rank, world_size=world_size, seed=seed
+    )
+    workers = config.data.num_workers
+    return lambda start: iterate_steps(steps, start=start, stop=num_steps, num_workers=workers), None
+
+
+def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distributed) -> bool:
+    """Whether some trained weights get no gradient from a first micro-batch, tried out before training.
+
+    A mistake in model or data shows here, before processes wait for each other.
+    """
+    import torch
+
+    from ftscale.train.evaluate import to_device
+
+    step = next(steps, None)
+    if step is None or distributed.zero_stage:
+        return False
+    module.train()
+    module.model.eval()  # no dropout drawn, no statistics moved
+    with torch.random.fork_rng(devices=[]):
+        module(to_device(step.micro_batches[-1][0], distributed.device)).backward()
+    unused = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]
+    module.zero_grad(set_to_none=True)
+    if unused:
+        log.info("%d trained weights get no gradient in a forward, e.g. %s", len(unused), unused[0])
+    return bool(unused)
+
+
+def run_evaluation(
+    config: Config, task: Task, processor: Any, rows: Prepared, distributed: Distributed, *, layout: Any
+) -> Callable[[], dict[str, float]]:
+    """A function that scores the rows with the model as it stands. Collective."""
+    collate = task.collator(processor, layout=layout, train=False)
+    batch = config.batch
+    if config.evaluation.micro_size:
+        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
+    lengths = np.asarray(rows.dataset["length"])
+    samples = rows.dataset.remove_columns(["length", "targets"])
+
+    def run() -> dict[str, float]:
+        batches = evaluation_batches(
+            samples, lengths, collate, batch=batch, flat=layout == "flat", rank=distributed.rank,
+            world_size=distributed.world_size, seed=config.seed,
+        )  # fmt: skip
+        return evaluate(task, distributed, batches, processor=processor)
+
+    return run
+
+
+def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int) -> frozenset[int]:
+    """After every `evaluation.every` steps, or at the end of each epoch; and after the last."""
+    every = config.evaluation.every
+    if every:
+        return frozenset([*range(every, num_steps + 1, every), num_steps])
+    ends, step, epoch = [num_steps], 0, 0
+    while order is not None and (step := step + order.size(epoch)) < num_steps:
+        ends.append(step)
+        epoch += 1
+    return frozenset(ends)
+
+
+def _agree_on_checkpoint(root: Path, distributed: Distributed) -> Checkpoint | None:
+    """Rank 0 verifies and chooses; the others follow."""
+    chosen = latest_checkpoint(root) if distributed.is_main and root.is_dir() else None
+    return distributed.gather_objects(chosen)[0]
+
+
+def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:
+    load_checkpoint(checkpoint, loop.distributed)
+    if stream is not None:
+        stream.position = StreamPosition(**checkpoint.progress["stream"])
+    progress = Progress(**checkpoint.progress["loop"])
+    loop.schedule.load_state_dict(checkpoint.progress["schedule"])
+    log.info("resumed from %s at step %d", checkpoint.folder, progress.step)
+    return progress
+
+
+def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: str) -> Result:
+    """Best weights, test rows, the saved model and result.json."""
+    config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
+    metrics, model = dict(progress.best_metrics), ""
+    if status != "preempted":
+        best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
+        if best is not None:
+            distributed.load_state(best.folder, weights_only=True)
+            log.info("the best weights are those of step %d", best.step)
+        if inputs.test is not None:
+            scores = run_evaluation(config, inputs.task, inputs.processor, inputs.test, distributed, layout=layout)()
+            metrics |= {f"test/{name}": value for name, value in scores.items()}
+            loop.metrics.write("eval", progress.step, **{f"test/{name}": value for name, value in scores.items()})
+        model = str(folder / "model")
+        _save_model(inputs, distributed, Path(model))
+    found = None if progress.best_step is None else {
+        "step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}  # fmt: skip
+    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
+    if distributed.is_main:
+        _write_json(folder / "result.json", asdict(result))
+    distributed.barrier()
+    if status != "preempted":
+        log.info("%s after %d steps; model in %s", status, progress.step, model)
+    return result
+
+
+def _save_model(inputs: Inputs, distributed: Distributed, folder: Path) -> None:
+    from ftscale.models.save import save_model
+
+    state = distributed.full_state_dict()
+    if state is not None:
+        module = distributed.unwrapped
+        own = {name.removeprefix("model."): weight for name, weight in state.items()}
+        save_model(module.model, inputs.processor, folder, state_dict=own)
+    distributed.barrier()
+
+
+def _open_run_folder(folder: Path, config: Config, distributed: Distributed, *, overwrite: bool) -> None:
+    if overwrite:
+        for name in WRITTEN:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.yaml")
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    cut_metrics(folder / "metrics.jsonl", after_step=checkpoint.step if checkpoint else -1)
+    _write_json(folder / "run.json", {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": _device_name(),
+        "world_size": distributed.world_size,
+        "strategy": distributed.strategy,
+        "git": _git_commit(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    })  # fmt: skip
+
+
+def _finished(folder: Path) -> Result | None:
+    """The result of a run that needs no more steps."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = Result(**json.loads(path.read_text()))
+    return result if result.status in ("completed", "stopped_early") else None
+
+
+def _splits(config: Config) -> bool:
+    return bool(config.data.eval_ratio and not config.data.eval)
+
+
+def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
+    for index, source in enumerate(config.data.train):
+        yield from read_rows(source, roles=task.columns, setting=f"data.train[{index}]")
+
+
+def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
+    name, higher = task.best_metric
+    name = config.evaluation.metric or name
+    if config.evaluation.higher_is_better is not None:
+        return name, config.evaluation.higher_is_better
+    return name, higher if name == task.best_metric[0] else not any(
+        word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
+    )
+
+
+def _start_trackers(config: Config, distributed: Distributed) -> None:
+    accelerator = distributed.accelerator
+    accelerator.project_configuration.set_directories(config.run_folder)
+    accelerator.init_trackers("trackers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on."""
+    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Complete or not at all; numbers that are not finite become null, which JSON has."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_finite(value), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

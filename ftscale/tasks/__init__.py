@@ -1,0 +1,24 @@
+"""The table of tasks: a name, and the class that is imported when it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ftscale.config.schema import Section
+    from ftscale.tasks.base import Task
+
+TASKS = {
+    "text_classification": "ftscale.tasks.text_classification:TextClassification",
+    "token_classification": "ftscale.tasks.token_classification:TokenClassification",
+    "causal_lm": "ftscale.tasks.causal_lm:CausalLM",
+    "seq2seq": "ftscale.tasks.seq2seq:Seq2Seq",
+    "image_classification": "ftscale.tasks.image_classification:ImageClassification",
+}
+
+
+def build_task(settings: Section) -> Task:
+    """The task that a config's `task` section describes."""
+    module, name = TASKS[settings.name].split(":")  # type: ignore[attr-defined]
+    return getattr(import_module(module), name)(settings)

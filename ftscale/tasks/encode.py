@@ -1,0 +1,102 @@
+"""Texts to token ids, and what happens to the too long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftscale.errors import UserError
+from ftscale.tasks.base import Row
+from ftscale.tasks.rows import where
+
+NO_SETTING_LIMIT = 2048  # tokens, where neither the user nor the tokenizer says less
+
+
+@dataclass
+class Encoded:
+    """A text in tokens."""
+
+    inputs: dict[str, list[int]]
+    """`input_ids`, and `token_type_ids` where the tokenizer gives them; at most the limit."""
+    length: int
+    """Tokens before cutting."""
+    words: list[int | None]
+    """For pre-split texts: the word that each token belongs to, None for special tokens; else empty."""
+
+
+def length_limit(max_length: int | None, tokenizer: Any) -> int:
+    """Longest sample in tokens: the setting, or what the tokenizer says the model takes, at most 2048."""
+    return max_length if max_length is not None else min(tokenizer.model_max_length, NO_SETTING_LIMIT)
+
+
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str] | Sequence[list[str]],
+    *,
+    limit: int,
+    pairs: Sequence[str] | None = None,
+    kind: Literal["text", "words", "target"] = "text",
+) -> list[Encoded]:
+    """Tokenise texts, cut to `limit` tokens (of a pair, the longer text first).
+
+    `kind`: plain texts, lists of words, or texts that a decoder is to write. A text without tokens becomes the end
+    token, since a model needs at least one.
+    """
+    encodings = _call(tokenizer, texts, pairs, kind=kind, limit=None)
+    lengths = [len(item.inputs["input_ids"]) for item in encodings]
+    long = [index for index, length in enumerate(lengths) if length > limit]
+    if long:
+        some_pairs = [pairs[index] for index in long] if pairs is not None else None
+        cut = _call(tokenizer, [texts[index] for index in long], some_pairs, kind=kind, limit=limit)
+        for index, item in zip(long, cut, strict=True):
+            encodings[index] = Encoded(item.inputs, lengths[index], item.words)
+    return encodings
+
+
+def overlong_note(
+    length: int, row: Row, *, limit: int, too_long: Literal["truncate", "drop", "raise"], setting: str = "max_length"
+) -> str:
+    """The sample's note under `task.too_long`: "", "truncated" or "too_long". Raises UserError where asked to."""
+    if length <= limit:
+        return ""
+    if too_long == "raise":
+        raise UserError(
+            f"{where(row)}: {length} tokens are more than task.{setting} = {limit}; shorten the row, or set "
+            "task.too_long: truncate or drop."
+        )
+    return "truncated" if too_long == "truncate" else "too_long"
+
+
+def _call(
+    tokenizer: Any,
+    texts: Sequence[str] | Sequence[list[str]],
+    pairs: Sequence[str] | None,
+    *,
+    kind: Literal["text", "words", "target"],
+    limit: int | None,
+) -> list[Encoded]:
+    first = {"text_target": list(texts)} if kind == "target" else {"text": list(texts), "text_pair": pairs}
+    batch = tokenizer(
+        **first,
+        is_split_into_words=kind == "words",
+        truncation=limit is not None,
+        max_length=limit,
+        return_attention_mask=False,
+        verbose=False,  # its warning about long texts: they are counted in the data report
+    )
+    names = [name for name in ("input_ids", "token_type_ids") if name in batch]
+    encodings = []
+    for index in range(len(batch["input_ids"])):
+        inputs = {name: list(batch[name][index]) for name in names}
+        words = batch.word_ids(index) if kind == "words" else []
+        if not inputs["input_ids"]:
+            inputs = dict.fromkeys(names, [0]) | {"input_ids": [end_token(tokenizer)]}
+            words = [None] if kind == "words" else []
+        encodings.append(Encoded(inputs, len(inputs["input_ids"]), words))
+    return encodings
+
+
+def end_token(tokenizer: Any) -> int:
+    """The id of the end token, or of the padding token where there is none."""
+    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id

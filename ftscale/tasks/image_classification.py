@@ -1,0 +1,199 @@
+"""Image classification: a class for an image, decoded and changed when its batch is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional
+
+from ftscale.config.schema import ImageClassificationSettings
+from ftscale.errors import UserError
+from ftscale.metrics.classification import ClassificationScores
+from ftscale.metrics.top_k import TopKAccuracy
+from ftscale.tasks.augment import Augment
+from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
+from ftscale.tasks.collate import row_numbers
+from ftscale.tasks.labels import class_id, class_name, label_settings, sorted_names
+from ftscale.tasks.rows import where
+
+TOP = 5
+
+Sizes = dict[str, dict[str, int]]
+"""Arguments of the image processor's call: `size`, and `crop_size` where it crops."""
+
+
+class ImageClassification:
+    """The task of `task: image_classification`. Labels of a batch: (samples,) int64; an image is one target.
+
+    Samples hold the path of an image or its encoded bytes, never its pixels.
+    """
+
+    auto_class = "AutoModelForImageClassification"
+    processor_class = "image_processor"
+    columns = (("image", "label"),)
+    best_metric = ("accuracy", True)
+
+    def __init__(self, settings: ImageClassificationSettings) -> None:
+        self.settings = settings
+        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        assert self.settings.labels is not None, "the training rows tell the labels: fit first"
+        return self.settings.labels
+
+    def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Class names. Raises UserError for rows without a class, and where there are fewer than two classes."""
+        if self.settings.labels is not None:
+            return {}
+        labels = sorted_names(class_name(row, "label") for row in rows)
+        if len(labels) < 2:
+            raise UserError(
+                f"data.train has the classes {list(labels)}: too few to learn from; look at the label column, or name "
+                "all classes in task.labels."
+            )
+        return {"labels": labels}
+
+    def model_settings(self) -> dict[str, Any]:
+        return {**label_settings(self.labels), "problem_type": "single_label_classification"}
+
+    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
+        """Samples with `image_path` or `image_bytes` (the other is empty). Raises UserError for a corrupt image."""
+        return [self._sample(row, labelled) for row in rows]
+
+    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        sizes = _sizes(processor, self.settings.image_size)
+        augment = Augment(self.settings.augment, size=_crop_size(sizes)) if train else None
+        return partial(_collate, processor=processor, sizes=sizes, augment=augment)
+
+    def count(self, batch: Batch) -> torch.Tensor:
+        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        logits = model(**model_inputs(batch)).logits
+        return functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+
+    @torch.no_grad()
+    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
+        """`logits`: (samples, classes) float32; with labels also `losses`: (samples,), and `loss`, their sum."""
+        logits = model(**model_inputs(batch)).logits.float()
+        if "labels" not in batch:
+            return {"logits": logits}
+        losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
+        return {"logits": logits, "losses": losses, "loss": losses.sum()}
+
+    def evaluator(self) -> Evaluator:
+        return Evaluator(_records, self._score)
+
+    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+        """The class and its probability."""
+        scores, ids = outputs["logits"].softmax(dim=-1).max(dim=-1)
+        return [
+            {"prediction": self.labels[number], "score": score}
+            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _sample(self, row: Row, labelled: bool) -> Sample:
+        path, data = _location(row)
+        with _naming(path or where(row)):
+            image = _open(path, data)
+            image.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
+            image.load()
+        sample: Sample = {
+            "image_path": path,
+            "image_bytes": data,
+            "length": 1,
+            "targets": int(labelled),
+            "note": "",
+        }
+        if labelled:
+            name = class_name(row, "label")
+            sample["labels"] = class_id(row, "label", name, labels=self.labels, ids=self.ids)
+        return sample
+
+    def _score(self, records: Sequence[tuple[float, list[int], int]]) -> dict[str, float]:
+        losses, best, truth = (list(column) for column in zip(*records, strict=True))
+        scores = ClassificationScores(self.labels).compute(predictions=[ids[0] for ids in best], references=truth)
+        if len(self.labels) > TOP:  # else it is 1 for any model
+            scores |= TopKAccuracy(TOP).compute(predictions=best, references=truth)
+        return {"loss": sum(losses) / len(losses), **scores}
+
+
+def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int]]:
+    logits = outputs["logits"]
+    best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
+    return list(zip(outputs["losses"].tolist(), best.tolist(), batch["labels"].tolist(), strict=True))
+
+
+def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None) -> Batch:
+    images = [_decode(sample) for sample in samples]
+    if augment is not None:
+        images = [
+            augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
+            for image, sample in zip(images, samples, strict=True)
+        ]
+    batch: Batch = dict(processor(images, return_tensors="pt", **sizes))
+    batch["row"] = row_numbers(samples)
+    if "labels" in samples[0]:
+        batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
+    return batch
+
+
+def _decode(sample: Sample) -> Image.Image:
+    """The RGB image of a sample, upright as its camera noted."""
+    with _naming(sample["image_path"] or f"image of row {sample['row']}"):
+        return ImageOps.exif_transpose(_open(sample["image_path"], sample["image_bytes"])).convert("RGB")
+
+
+def _location(row: Row) -> tuple[str, bytes]:
+    """The path, or the encoded bytes, of a row's image; the other is empty."""
+    image = row.get("image")
+    if isinstance(image, dict):  # an image of the datasets library, not decoded
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        image = buffer.getvalue()
+    if isinstance(image, (str, Path)) and str(image):
+        return str(image), b""
+    if isinstance(image, bytes) and image:
+        return "", image
+    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; mend the row.")
+
+
+def _open(path: str, data: bytes) -> Image.Image:
+    return Image.open(path if path else io.BytesIO(data))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turns Pillow's errors into one that names the image."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a readable image ({error}); mend or remove the file.") from error
+
+
+def _sizes(processor: Any, image_size: int | None) -> Sizes:
+    """The processor's `size`, and its `crop_size` where it crops; scaled so that images come out `image_size` wide."""
+    size = dict(processor.size)
+    crop = dict(processor.crop_size) if processor.do_center_crop else None
+    if image_size is not None:
+        scale = image_size / max((crop or size).values())
+        size = {name: round(value * scale) for name, value in size.items()}
+        crop = {"height": image_size, "width": image_size} if crop else None
+    return {"size": size} | ({"crop_size": crop} if crop else {})
+
+
+def _crop_size(sizes: Sizes) -> tuple[int, int]:
+    """(height, width) in pixels to which a random crop is scaled, before the processor's own resizing."""
+    size = sizes["size"]
+    side = max(size.values())
+    return size.get("height", side), size.get("width", side)

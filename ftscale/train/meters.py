@@ -1,0 +1,97 @@
+"""Figures of the run: metrics.jsonl, the log line, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftscale.logs import log
+
+
+class MetricsFile:
+    """Appends one JSON object a line to metrics.jsonl; on other ranks than 0 it does nothing."""
+
+    def __init__(self, path: Path, *, enabled: bool, start_time: float) -> None:
+        self._file = path.open("a", buffering=1) if enabled else None
+        self._start = start_time
+
+    def write(self, kind: str, step: int, **figures: Any) -> None:
+        """`kind`: train, eval or event; figures that are not finite are written as text, since JSON has none."""
+        if self._file is not None:
+            line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
+            self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def cut_metrics(path: Path, *, after_step: int) -> None:
+    """Drop what a run wrote beyond the checkpoint that it goes on from."""
+    if path.is_file():
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= after_step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+
+def peak_memory_bytes() -> int:
+    """Most memory so far: allocated on the GPU, or the resident size of the process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def progress_bar(*, total: int, done: int, enabled: bool) -> Iterator[Any]:
+    """A bar with the time left, where someone looks at a terminal; yields `advance(description)`."""
+    if not (enabled and sys.stderr.isatty()):
+        yield lambda description: None
+        return
+    from rich.console import Console
+    from rich.logging import RichHandler
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    handlers = log.handlers[:]
+    log.handlers[:] = [RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")]
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("training", total=total, completed=done)
+            yield lambda description: progress.update(bar, advance=1, description=description)
+    finally:
+        log.handlers[:] = handlers
+
+
+def _json_number(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and value - value != 0 else value
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):  # the last line of a killed run can be torn
+        return None

@@ -1,0 +1,120 @@
+"""Each setting is described, has a reader outside the configuration, and defaults that are allowed values."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from ftscale.config import Config, schema
+
+PACKAGE = Path(schema.__file__).parents[1]
+
+SECTIONS = {
+    name: value
+    for name, value in vars(schema).items()
+    if isinstance(value, type) and issubclass(value, schema.Section) and value is not schema.Section
+}
+
+OWNERS = {  # what a section is called where its settings are read
+    "TextSettings": {"task", "settings", "config"},
+    "TextClassificationSettings": {"task", "settings", "config"},
+    "TokenClassificationSettings": {"task", "settings", "config"},
+    "CausalLMSettings": {"task", "settings", "config"},
+    "Seq2SeqSettings": {"task", "settings", "config"},
+    "ImageClassificationSettings": {"task", "settings", "config"},
+    "GenerationSettings": {"generate", "settings", "config"},
+    "AugmentationSettings": {"augment", "settings", "config"},
+    "ModelConfig": {"model", "config"},
+    "HeadConfig": {"head", "config"},
+    "AdapterConfig": {"adapter", "config"},
+    "TrainableConfig": {"trainable", "config"},
+    "SourceConfig": {"source", "config"},
+    "DataConfig": {"data", "config"},
+    "BatchConfig": {"batch", "config"},
+    "OptimizerConfig": {"optimizer", "config"},
+    "ScheduleConfig": {"schedule", "config"},
+    "TrainConfig": {"train", "config"},
+    "EvaluationConfig": {"evaluation", "config"},
+    "CheckpointConfig": {"checkpoint", "config"},
+    "DistributedConfig": {"distributed", "config"},
+    "Config": {"config"},
+}
+
+
+def _described() -> list[tuple[str, str, str | None]]:
+    return [
+        (name, field, info.description)
+        for name, section in SECTIONS.items()
+        for field, info in section.model_fields.items()
+    ]
+
+
+def test_every_setting_has_a_docstring():
+    # a section of Config is described by its class
+    sections = {name for name, info in Config.model_fields.items() if _is_section(info.annotation)}
+    missing = [
+        f"{name}.{field}"
+        for name, field, description in _described()
+        if not description and not (name == "Config" and field in sections)
+    ]
+    assert missing == []
+    assert [name for name, section in SECTIONS.items() if not section.__doc__] == []
+
+
+def test_every_setting_has_a_reader():
+    readers = _attribute_reads()
+    unread = [f"{name}.{field}" for name, field, _ in _described() if not readers[field] & OWNERS[name]]
+    assert unread == []
+
+
+def test_every_default_is_an_allowed_value():
+    for name, section in SECTIONS.items():
+        required = {field for field, info in section.model_fields.items() if info.is_required()}
+        for field, info in section.model_fields.items():
+            if field in required:
+                continue
+            value = info.get_default(call_default_factory=True)
+            try:
+                section.model_validate({field: value})
+            except ValidationError as error:
+                wrong = [item for item in error.errors() if item["loc"][:1] == (field,)]
+                assert wrong == [], f"{name}.{field}"
+
+
+def test_a_configuration_cannot_be_changed():
+    config = schema.TrainConfig()
+    with pytest.raises(ValidationError):
+        config.epochs = 2.0  # type: ignore[misc]
+
+
+def test_every_task_section_can_be_named():
+    names = {
+        section.model_fields["name"].default
+        for section in SECTIONS.values()
+        if section.__name__.endswith("Settings") and "name" in section.model_fields
+    }
+    assert names == set(schema.TaskName.__args__)
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _attribute_reads() -> dict[str, set[str]]:
+    """Attribute name -> names of what it is read from (`config.optimizer.lr`: lr from optimizer), outside config/."""
+    reads: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "config":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                if isinstance(owner, ast.Name):
+                    reads[node.attr].add(owner.id)
+                elif isinstance(owner, ast.Attribute):
+                    reads[node.attr].add(owner.attr.lstrip("_"))
+    return reads

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import numpy as np
+
+from ftscale.config.schema import BatchConfig
+from ftscale.data.order import GlobalOrder, SourceRows
+
+
+def order(
+    *, rows: int = 10, size: int = 4, unit: str = "samples", weight: float = 1.0, shuffle: bool = True, seed: int = 0
+):
+    return GlobalOrder(
+        np.full(rows, 3), [SourceRows(0, rows, weight)], batch=BatchConfig(global_size=size, unit=unit), shuffle=shuffle,
+        seed=seed,
+    )  # fmt: skip
+
+
+def test_every_row_is_read_once_an_epoch():
+    batches = order().epoch(0)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(10))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    first, again = order().epoch(3), order().epoch(3)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert np.concatenate(first).tolist() != np.concatenate(order().epoch(4)).tolist()
+    assert np.concatenate(first).tolist() != np.concatenate(order(seed=1).epoch(3)).tolist()
+
+
+def test_without_shuffling_rows_come_as_they_stand():
+    assert np.concatenate(order(shuffle=False).epoch(5)).tolist() == list(range(10))
+
+
+def test_a_step_is_found_again_in_its_epoch():
+    made = order()
+    places = [made.locate(step) for step in range(7)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert made.num_steps(2.0) == 6
+    assert made.num_steps(1.34) == 4
+
+
+def test_weights_repeat_rows_and_draw_other_halves_each_epoch():
+    made = order(weight=2.5)
+    rows = np.concatenate(made.epoch(0))
+    counts = np.bincount(rows, minlength=10)
+    assert len(rows) == 25
+    assert set(counts.tolist()) == {2, 3}
+    assert set(rows[:0]) | set(np.flatnonzero(counts == 3)) != set(
+        np.flatnonzero(np.bincount(np.concatenate(made.epoch(1)), minlength=10) == 3)
+    )
+
+
+def test_batches_by_targets_close_when_they_are_full():
+    batches = order(rows=10, size=7, unit="targets").epoch(0)  # three targets a row: three rows reach seven
+    assert [len(batch) for batch in batches] == [3, 3, 3, 1]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(10))
+    assert order(rows=10, size=7, unit="targets").num_steps(3) == 12

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from ftscale.config.schema import BatchConfig, SourceConfig
+from ftscale.data.stream import StreamPosition, StreamSteps
+from ftscale.errors import UserError
+
+ROLES = (("text",),)
+
+
+def prepare(rows):
+    """One token a character; the row's number is its first token."""
+    return [
+        {"ids": [int(row["text"].split("-")[0])], "length": 1 + len(row["text"]) % 5, "targets": int("x" not in row["text"]),
+         "note": "no_target" if "x" in row["text"] else ""}
+        for row in rows
+    ]  # fmt: skip
+
+
+def collate(samples):
+    return {"ids": [sample["ids"][0] for sample in samples]}
+
+
+def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, weights=None, max_empty=0.01):
+    sources = [
+        SourceConfig(path=str(path), weight=weight)
+        for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)
+    ]
+    return StreamSteps(
+        sources, prepare, collate, roles=ROLES, batch=BatchConfig(global_size=6, micro_size=2), flat=False, buffer=buffer,
+        shuffle=shuffle, max_empty=max_empty, rank=rank, world_size=world_size, seed=7, gather=ranks or (lambda value: [value]),
+    )  # fmt: skip
+
+
+def seen(step):
+    return [number for batch, real in step.micro_batches if real for number in batch["ids"]]
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text("".join(json.dumps({"text": f"{n}-{'y' * (n % 7)}"}) + "\n" for n in range(40)))
+    second.write_text("".join(json.dumps({"text": f"{n}-{'y' * (n % 3)}"}) + "\n" for n in range(100, 120)))
+    return [first, second]
+
+
+def test_each_row_of_every_source_comes_once_an_epoch(files):
+    steps = make(files).steps(StreamPosition())
+    rows = [number for step in islice(steps, 10) for number in seen(step)]
+    assert sorted(rows) == [*range(40), *range(100, 120)]
+    assert rows != sorted(rows)
+
+
+def test_without_shuffling_a_single_source_keeps_its_order(files):
+    steps = make(files[:1], shuffle=False).steps(StreamPosition())
+    assert sorted(seen(next(steps))) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("stop", range(1, 14))
+def test_a_stream_goes_on_where_it_stopped(files, stop):
+    whole = [seen(step) for step in islice(make(files).steps(StreamPosition()), 20)]
+    stream = make(files)
+    before = [seen(step) for step in islice(stream.steps(StreamPosition()), stop)]
+    kept = json.loads(json.dumps(asdict(stream.position)))
+    after = [seen(step) for step in islice(make(files).steps(StreamPosition(**kept)), 20 - stop)]
+    assert before + after == whole
+
+
+def test_ranks_share_each_global_batch(files):
+    alone = [sorted(seen(step)) for step in islice(make(files).steps(StreamPosition()), 12)]
+    for world_size in (2, 3):
+        # what each rank would say is worked out first, as a gather of the real thing does it at once
+        said: list[dict[int, list]] = []
+        streams = []
+        for rank in range(world_size):
+            told: list = []
+            said.append({0: told})
+            streams.append(
+                make(
+                    files,
+                    rank=rank,
+                    world_size=world_size,
+                    ranks=lambda value, told=told: told.append(value) or [value],
+                )
+            )
+        parts = [[seen(step) for step in islice(stream.steps(StreamPosition()), 12)] for stream in streams]
+        joined = [sorted(number for part in parts for number in part[index]) for index in range(12)]
+        assert joined == alone
+
+
+def test_weights_draw_one_source_more_often(files):
+    steps = make(files, weights=[1.0, 9.0], buffer=20).steps(StreamPosition())
+    first = [number for step in islice(steps, 3) for number in seen(step)]
+    assert sum(number >= 100 for number in first) > 12
+
+
+def test_rows_without_targets_are_left_out_and_too_many_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n}-{'x' if n % 4 == 0 else 'y'}"}) + "\n" for n in range(3000)))
+    steps = make([path], max_empty=0.5, shuffle=False).steps(StreamPosition())
+    assert sorted(seen(next(steps))) == [1, 2, 3, 5]
+    with pytest.raises(UserError, match=r"data.max_empty = 1.0%"):
+        list(islice(make([path], max_empty=0.01).steps(StreamPosition()), 400))
+
+
+def test_an_empty_stream_is_an_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("")
+    with pytest.raises(UserError, match="no rows|empty"):
+        next(make([path]).steps(StreamPosition()))

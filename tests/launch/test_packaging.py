@@ -1,0 +1,159 @@
+"""What is installed: the wheel's files, the scripts, and versions that agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "slurm").glob("*.sbatch")), ROOT / ".ci" / "run"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    return next(folder.glob("ftscale-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def files(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_holds_launch_files_deepspeed_configs_and_slurm_templates(files: set[str]):
+    shipped = {
+        f"ftscale/_resources/{path.relative_to(ROOT).as_posix()}"
+        for folder in ("launch", "ds_configs", "slurm")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+    }
+    assert len(shipped) > 15
+    assert shipped <= files
+
+
+def test_the_wheel_holds_every_file_of_the_package(files: set[str]):
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "ftscale").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {"ftscale/demo/help_desk/train.csv", "ftscale/config/schema.py"} <= package
+    assert package <= files
+
+
+def test_the_wheel_holds_nothing_else(files: set[str]):
+    assert {name.split("/")[0] for name in files} == {"ftscale", "ftscale-0.1.0.dist-info"}
+
+
+def test_an_installed_wheel_finds_its_resources(wheel: Path, tmp_path: Path):
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    program = "from ftscale.resources import resource, strategies; print(resource('ds_configs')); print(*strategies())"
+    # -c puts the current folder first on the path, before an editable install
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    folder, names = done.stdout.splitlines()
+    assert Path(folder) == tmp_path / "ftscale" / "_resources" / "ds_configs"
+    assert names == "ddp single zero1 zero2 zero2_offload zero3 zero3_nvme zero3_offload"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_each_script_parses_and_stops_at_the_first_error(script: Path):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    pins = _pins()
+    wrong = [
+        f"{requirement} is pinned to {pins.get(name)}"
+        for name, requirement in _requirements().items()
+        if name not in pins or not requirement.specifier.contains(pins[name])
+    ]
+    assert wrong == []
+
+
+def test_this_environment_has_the_pinned_versions():
+    different = {}
+    for name, version in _pins().items():
+        try:
+            installed = distribution(name).version.partition("+")[0]  # torch 2.13.0+cpu is 2.13.0
+        except PackageNotFoundError:
+            continue
+        if installed != version:
+            different[name] = (installed, version)
+    assert different == {}
+
+
+def test_everything_that_a_requirement_brings_along_is_pinned():
+    pins, missing, todo = _pins(), [], list(_requirements().values())
+    seen: set[str] = set()
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if str(requirement) in seen or name == "ftscale" or not _applies(requirement):
+            continue
+        seen.add(str(requirement))
+        if name not in pins:
+            missing.append(name)
+            continue
+        for text in distribution(name).requires or []:
+            inner = Requirement(text)
+            if _applies(inner, requirement.extras):
+                inner.marker = None
+                todo.append(inner)
+    assert sorted(set(missing)) == []
+
+
+def test_pre_commit_has_the_pinned_linters():
+    pins = _pins()
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    named = {dependency for hook in hooks for dependency in hook["additional_dependencies"]}
+    assert {name.partition("==")[0] for name in named} >= {"ruff", "mypy", "codespell"}
+    different = {}
+    for dependency in named:
+        name, _, version = dependency.partition("==")
+        if pins.get(canonicalize_name(name), version) != version:
+            different[name] = version
+    assert different == {}
+
+
+def _pins() -> dict[str, str]:
+    """Pinned versions that apply to this Python."""
+    lines = (ROOT / "launch" / "constraints.txt").read_text().splitlines()
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for requirement in parsed:
+        assert re.fullmatch(r"==[0-9][0-9.]*", str(requirement.specifier)), requirement
+    applying = [requirement for requirement in parsed if _applies(requirement)]
+    pins = {canonicalize_name(item.name): str(item.specifier).removeprefix("==") for item in applying}
+    assert len(pins) == len(applying), "a name is pinned twice for this Python"
+    return pins
+
+
+def _requirements() -> dict[str, Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    parsed = [Requirement(line) for line in lines]
+    return {canonicalize_name(item.name): item for item in parsed if item.name != "ftscale"}
+
+
+def _applies(requirement: Requirement, extras: set[str] = frozenset()) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in {"", *extras})

@@ -1,0 +1,193 @@
+"""Models and processors by name, and what is said when the name is wrong."""
+
+import logging
+
+import pytest
+import torch
+
+from ftscale.config.schema import ModelConfig
+from ftscale.errors import UserError
+from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
+
+LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+
+
+def load(name, *, auto_class="AutoModelForCausalLM", settings=None, dtype=torch.float32, seed=0, **fields):
+    return load_model(
+        ModelConfig(name=str(name), **fields), auto_class=auto_class, settings=settings or {}, dtype=dtype, seed=seed
+    )
+
+
+def test_pretrained_weights_are_those_of_the_file(shared):
+    from safetensors.torch import load_file
+
+    model = load(shared / "weights/stories260K")
+    file = load_file(shared / "weights/stories260K/model.safetensors")
+    torch.testing.assert_close(model.model.embed_tokens.weight.data, file["model.embed_tokens.weight"])
+    assert model.config.use_cache is False
+
+
+def test_dtype_and_attention_are_as_asked(shared):
+    model = load(shared / "weights/stories260K", dtype=torch.bfloat16, attention="eager")
+    assert model.dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+
+
+def test_random_weights_depend_on_the_seed_alone(shared):
+    place = shared / "weights/stories260K"
+    torch.manual_seed(1)
+    first = load(place, init="random")
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = load(place, init="random")
+    assert torch.equal(torch.get_rng_state(), state)
+    other = load(place, init="random", seed=1)
+    pretrained = load(place)
+    weight = first.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(weight, second.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(weight, other.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(weight, pretrained.model.layers[0].mlp.up_proj.weight)
+
+
+def test_a_new_classification_head_is_seeded_and_named_in_the_log(minilm, caplog):
+    with caplog.at_level(logging.INFO, logger="ftscale"):
+        torch.manual_seed(1)
+        first = load(minilm, auto_class="AutoModelForSequenceClassification", settings=LABELS)
+    torch.manual_seed(2)
+    second = load(minilm, auto_class="AutoModelForSequenceClassification", settings=LABELS)
+    assert "new weights: classifier.bias, classifier.weight" in caplog.text
+    assert first.classifier.weight.shape == (3, 384)
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+    assert first.config.id2label == LABELS["id2label"]
+
+
+def test_an_image_head_of_another_size_is_replaced_and_the_body_kept(shared, caplog):
+    from safetensors.torch import load_file
+
+    place = shared / "weights/mobilenet_v1_0.25_224"
+    with caplog.at_level(logging.INFO, logger="ftscale"):
+        model = load(place, auto_class="AutoModelForImageClassification", settings=LABELS)
+    assert "new weights: classifier.bias, classifier.weight" in caplog.text
+    assert model.classifier.weight.shape == (3, 256)
+    body = load_file(place / "model.safetensors")
+    name = "mobilenet_v1.conv_stem.convolution.weight"
+    assert torch.equal(model.state_dict()[name], body[name])
+
+
+def test_overrides_change_the_models_config(shared):
+    model = load(shared / "weights/stories260K", overrides={"num_hidden_layers": 2})
+    assert len(model.model.layers) == 2
+
+
+def test_an_override_that_changes_pretrained_shapes_is_refused(shared):
+    with pytest.raises(UserError, match=r"changes the shape of \d+ pretrained weights.*init: random"):
+        load(shared / "weights/stories260K", overrides={"intermediate_size": 64})
+    model = load(shared / "weights/stories260K", overrides={"intermediate_size": 64}, init="random")
+    assert model.model.layers[0].mlp.up_proj.weight.shape == (64, 64)
+
+
+def test_wrong_overrides_and_attention_are_reported_together_with_the_nearest_names(shared):
+    config = ModelConfig(
+        name=str(shared / "weights/stories260K"), overrides={"num_hiden_layers": 2}, attention="flash_attention2"
+    )
+    with pytest.raises(UserError) as error:
+        load_model_config(config, settings={})
+    assert len(error.value.problems) == 2
+    assert "did you mean 'num_hidden_layers'?" in error.value.problems[0]
+    assert "did you mean 'flash_attention_2'?" in error.value.problems[1]
+
+
+def test_an_unknown_folder_comes_with_the_nearest_sibling(shared):
+    config = ModelConfig(name=str(shared / "weights/stories26K"))
+    with pytest.raises(UserError, match=r"^model.name = 'stories26K' is not known; did you mean 'stories260K'\?"):
+        load_model_config(config, settings={})
+
+
+def test_an_unknown_hub_id_offline_says_where_it_looked():
+    with pytest.raises(UserError, match=r"model.name = 'nobody/nothing' is neither a folder here nor to be had"):
+        load_model_config(ModelConfig(name="nobody/nothing"), settings={})
+
+
+def test_a_folder_without_weights_asks_for_pickle_or_random(shared, tmp_path):
+    (tmp_path / "config.json").write_text((shared / "weights/stories260K/config.json").read_text())
+    with pytest.raises(UserError, match="no weights as safetensors; set model.allow_pickle: true"):
+        load(tmp_path)
+
+
+def test_pickled_weights_load_only_when_asked(shared, tmp_path):
+    place = shared / "weights/stories260K"
+    (tmp_path / "config.json").write_text((place / "config.json").read_text())
+    expected = load(place)
+    torch.save(expected.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="allow_pickle"):
+        load(tmp_path)
+    model = load(tmp_path, allow_pickle=True)
+    assert torch.equal(model.model.norm.weight, expected.model.norm.weight)
+
+
+def test_a_model_that_has_no_form_for_the_task_is_refused(shared):
+    with pytest.raises(UserError, match="has no ImageClassification form"):
+        load(shared / "weights/stories260K", auto_class="AutoModelForImageClassification", settings=LABELS)
+
+
+def test_an_attention_that_is_not_installed_is_refused_with_the_reason(shared):
+    with pytest.raises(UserError, match=r"model.attention = 'flash_attention_2' does not work here .*FlashAttention2"):
+        load(shared / "weights/stories260K", attention="flash_attention_2")
+
+
+def test_modelling_code_of_the_folder_runs_only_when_trusted(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}'
+    )
+    (tmp_path / "configuration_own.py").write_text(
+        "from transformers import PreTrainedConfig\n\n\nclass OwnConfig(PreTrainedConfig):\n    model_type = 'own'\n"
+    )
+    with pytest.raises(UserError, match="model.trust_remote_code = false"):
+        load_model_config(ModelConfig(name=str(tmp_path)), settings={})
+    trusted = load_model_config(ModelConfig(name=str(tmp_path), trust_remote_code=True), settings={})
+    assert trusted.model_type == "own"
+
+
+def test_a_tokenizer_without_pad_token_pads_with_its_end_token(shared, caplog):
+    with caplog.at_level(logging.INFO, logger="ftscale"):
+        tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert "no pad token" in caplog.text
+
+
+def test_the_image_processor_needs_pillow_alone(shared):
+    config = ModelConfig(name="ignored", processor=str(shared / "weights/mobilenet_v1_0.25_224"))
+    processor = load_processor(config, kind="image_processor")
+    assert type(processor).__name__ == "MobileNetV1ImageProcessorPil"
+
+
+def test_a_folder_without_tokenizer_is_refused(shared):
+    config = ModelConfig(name=str(shared / "weights/mobilenet_v1_0.25_224"))
+    with pytest.raises(UserError, match="gives no tokenizer.*set model.processor"):
+        load_processor(config, kind="tokenizer")
+
+
+def test_a_larger_tokenizer_enlarges_the_embedding_with_seeded_rows(shared, caplog):
+    place = shared / "weights/stories260K"
+    tokenizer = load_processor(ModelConfig(name=str(place)), kind="tokenizer")
+    tokenizer.add_tokens(["<one>", "<two>"])
+    models = [load(place), load(place)]
+    before = models[0].get_input_embeddings().weight.clone()
+    with caplog.at_level(logging.INFO, logger="ftscale"):
+        for number, model in enumerate(models):
+            torch.manual_seed(number)
+            fit_vocabulary(model, tokenizer, seed=0)
+    first, second = (model.get_input_embeddings().weight for model in models)
+    assert "enlarged from 512 to 514 rows" in caplog.text
+    assert first.shape == (514, 64)
+    assert torch.equal(first, second)
+    assert torch.equal(first[:512], before)
+    assert models[0].lm_head.weight is first
+
+
+def test_a_quantised_embedding_cannot_be_enlarged(shared):
+    place = shared / "weights/stories260K"
+    tokenizer = load_processor(ModelConfig(name=str(place)), kind="tokenizer")
+    tokenizer.add_tokens(["<one>"])
+    with pytest.raises(UserError, match="has 513 tokens and the model 512 embeddings"):
+        fit_vocabulary(load(place, quantization="nf4"), tokenizer, seed=0)

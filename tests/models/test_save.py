@@ -1,0 +1,208 @@
+"""What is saved loads again, answers the same, and loads without ftscale."""
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
+from ftscale.errors import UserError
+from ftscale.models.adapt import apply_adapter
+from ftscale.models.head import replace_head
+from ftscale.models.load import load_model, load_processor
+from ftscale.models.save import export_model, load_saved, load_saved_processor, save_model
+
+CAUSAL = "AutoModelForCausalLM"
+CLASSIFIER = "AutoModelForSequenceClassification"
+IDS = torch.arange(5, 17)[None]
+
+
+def stories(shared, *, method=None, dtype=torch.float32, **fields):
+    config = ModelConfig(name=str(shared / "weights/stories260K"), **fields)
+    model = load_model(config, auto_class=CAUSAL, settings={}, dtype=dtype, seed=0)
+    if method is not None:
+        options = {"init_lora_weights": False} if method == "lora" else {"num_virtual_tokens": 3}
+        model = apply_adapter(model, AdapterConfig(method=method, **options), task_type="CAUSAL_LM")
+    return model.eval()
+
+
+def classifier(minilm, *, hidden_sizes=()):
+    settings = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    model = load_model(
+        ModelConfig(name=str(minilm)), auto_class=CLASSIFIER, settings=settings, dtype=torch.float32, seed=0
+    )
+    model = replace_head(model, HeadConfig(hidden_sizes=hidden_sizes), seed=0)
+    lora = AdapterConfig(method="lora", init_lora_weights=False)
+    return apply_adapter(model, lora, task_type="SEQ_CLS", new_modules=["classifier"]).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def test_a_whole_model_and_its_tokenizer_load_by_transformers_alone(shared, tmp_path):
+    model = stories(shared)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    save_model(model, tokenizer, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(plain), logits(model))
+    assert plain.config.use_cache is True
+    assert AutoTokenizer.from_pretrained(tmp_path)("Once")["input_ids"] == tokenizer("Once")["input_ids"]
+    assert load_saved_processor(tmp_path).pad_token == tokenizer.pad_token
+    assert (tmp_path / "model.safetensors").is_file()
+    assert torch.equal(logits(load_saved(tmp_path, auto_class=CAUSAL)), logits(model))
+
+
+def test_a_gathered_state_dict_is_saved_in_place_of_the_models_own(shared, tmp_path):
+    model = stories(shared)
+    gathered = {name: value * 2 for name, value in model.state_dict().items()}
+    save_model(model, None, tmp_path, state_dict=gathered)
+    norm = load_saved(tmp_path, auto_class=CAUSAL).model.norm.weight
+    assert torch.equal(norm, model.model.norm.weight * 2)
+
+
+def test_a_gathered_state_dict_of_an_adapter_is_saved_too(shared, tmp_path):
+    model = stories(shared, method="lora")
+    gathered = {name: value * 2 for name, value in model.state_dict().items()}
+    save_model(model, None, tmp_path, state_dict=gathered)
+    again = dict(load_saved(tmp_path, auto_class=CAUSAL).named_parameters())
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert torch.equal(again[name], dict(model.named_parameters())[name] * 2)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix_tuning"])
+def test_an_adapter_folder_loads_by_peft_alone(shared, tmp_path, method):
+    model = stories(shared, method=method)
+    save_model(model, None, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(shared / "weights/stories260K")
+    plain = PeftModel.from_pretrained(base, tmp_path).eval()
+    torch.testing.assert_close(logits(plain), logits(model))
+    torch.testing.assert_close(logits(load_saved(tmp_path, auto_class=CAUSAL)), logits(model))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_classifier_adapter_comes_back_with_its_head_and_labels(minilm, tmp_path):
+    model = classifier(minilm)
+    save_model(model, None, tmp_path)
+    again = load_saved(tmp_path, auto_class=CLASSIFIER)
+    torch.testing.assert_close(logits(again), logits(model))
+    assert again.config.id2label == {0: "a", 1: "b", 2: "c"}
+    base = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=3)
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(base, tmp_path).eval()), logits(model))
+
+
+def test_an_adapter_with_an_mlp_head_comes_back(minilm, tmp_path):
+    model = classifier(minilm, hidden_sizes=(32,))
+    save_model(model, None, tmp_path)
+    torch.testing.assert_close(logits(load_saved(tmp_path, auto_class=CLASSIFIER)), logits(model))
+
+
+def test_an_adapter_with_an_mlp_head_merges_into_a_plain_folder(minilm, tmp_path):
+    model = classifier(minilm, hidden_sizes=(32,))
+    save_model(model, None, tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CLASSIFIER, merge=True)
+    assert report["largest_logit_change"] < 1e-4
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_on_random_weights_keeps_them_even_when_moved(shared, tmp_path):
+    model = stories(shared, method="lora", init="random")
+    save_model(model, None, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    torch.testing.assert_close(logits(load_saved(tmp_path / "there", auto_class=CAUSAL)), logits(model))
+
+
+def test_a_bf16_model_keeps_its_dtype_and_its_float32_adapter(shared, tmp_path):
+    model = stories(shared, method="lora", dtype=torch.bfloat16)
+    save_model(model, None, tmp_path)
+    again = load_saved(tmp_path, auto_class=CAUSAL)
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_an_adapter_on_a_quantised_base_answers_as_it_did(shared, tmp_path, quantization):
+    model = stories(shared, method="lora", quantization=quantization)
+    save_model(model, None, tmp_path)
+    again = load_saved(tmp_path, auto_class=CAUSAL)
+    assert any(weight.dtype in (torch.uint8, torch.int8) for weight in again.parameters())
+    torch.testing.assert_close(logits(again), logits(model))
+
+
+def test_merging_folds_the_adapter_in(shared, tmp_path):
+    model = stories(shared, method="lora")
+    save_model(model, None, tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(plain), logits(stories(shared)), atol=0.1)
+    assert report["merged"] is True
+    assert report["parameters"] == 260_032
+    assert report["largest_logit_change"] < 1e-3
+
+
+def test_merging_into_a_quantised_base_goes_through_its_dequantised_weights(shared, tmp_path):
+    model = stories(shared, method="lora", quantization="nf4")
+    save_model(model, None, tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
+    assert "quantization_config" not in plain.config.to_dict()
+    unquantised = load_saved_on_full_base(shared, tmp_path / "run")
+    change = (logits(plain) - logits(model)).abs().max()
+    assert change < 1e-2 < (logits(unquantised) - logits(model)).abs().max()
+    assert report["largest_logit_change"] < 1e-2
+
+
+def load_saved_on_full_base(shared, folder):
+    base = AutoModelForCausalLM.from_pretrained(shared / "weights/stories260K")
+    return PeftModel.from_pretrained(base, folder).eval()
+
+
+def test_export_in_bf16_reports_what_it_costs(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, dtype="bf16")
+    assert report["dtype"] == "bfloat16"
+    assert 1e-4 < report["largest_logit_change"] < 0.5
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+def test_an_image_model_exports(shared, tmp_path):
+    auto = "AutoModelForImageClassification"
+    config = ModelConfig(name=str(shared / "weights/mobilenet_v1_0.25_224"))
+    model = load_model(config, auto_class=auto, settings={"num_labels": 4}, dtype=torch.float32, seed=0)
+    save_model(model, load_processor(config, kind="image_processor"), tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=auto)
+    assert report["largest_logit_change"] == 0.0
+    assert type(load_saved_processor(tmp_path / "out")).__name__ == "MobileNetV1ImageProcessorPil"
+
+
+def test_wrong_exports_are_reported_together(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        export_model(tmp_path / "run", tmp_path, auto_class=CAUSAL, merge=True, dtype="bf17")
+    assert [problem.split(" ")[0] for problem in error.value.problems] == ["--dtype", "--merge", "OUT"]
+    assert "did you mean 'bf16'?" in error.value.problems[0]
+
+
+def test_a_prompt_cannot_be_merged(shared, tmp_path):
+    save_model(stories(shared, method="prompt_tuning"), None, tmp_path / "run")
+    with pytest.raises(UserError, match="--merge does not go with an adapter that learns a prompt"):
+        export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+
+
+def test_a_missing_base_model_names_the_place_to_mend(shared, tmp_path):
+    save_model(stories(shared, method="lora"), None, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(path.read_text().replace("stories260K", "gone"))
+    with pytest.raises(UserError, match="the base model .*gone.* cannot be loaded"):
+        load_saved(tmp_path, auto_class=CAUSAL)
+
+
+def test_a_folder_without_a_model_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="holds neither config.json nor adapter_config.json"):
+        load_saved(tmp_path, auto_class=CAUSAL)

@@ -1,0 +1,173 @@
+"""Sequence to sequence: targets, losses, generation and its scores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoTokenizer,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from ftscale.config.schema import Seq2SeqSettings
+from ftscale.errors import UserError
+from ftscale.tasks.seq2seq import Seq2Seq, _decoder_input_ids
+
+ROWS = [
+    {"source": "Ein Hund läuft.", "target": "A dog is running."},
+    {"source": "Zwei Männer stehen am Herd und bereiten Essen zu.", "target": "Two men cook."},
+    {"source": "Nein", "target": "No"},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared: Path):
+    return AutoTokenizer.from_pretrained(shared / "weights/tokenizers/t5")
+
+
+@pytest.fixture(scope="module")
+def model() -> T5ForConditionalGeneration:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=32128, decoder_start_token_id=0, **sizes)).eval()
+
+
+def build(**settings) -> Seq2Seq:
+    return Seq2Seq(Seq2SeqSettings(**settings))
+
+
+def batch_of(task: Seq2Seq, rows: list[dict], tokenizer, *, train=False, labelled=True) -> dict:
+    samples = [
+        {**sample, "row": row} for row, sample in enumerate(task.prepare(rows, tokenizer, labelled=labelled))
+    ]
+    return task.collator(tokenizer, layout="padded", train=train)(samples)
+
+
+def test_a_sample_has_the_prefixed_source_and_the_target_with_its_end(tokenizer):
+    [sample] = build(source_prefix="translate German to English: ").prepare(ROWS[:1], tokenizer)
+    assert tokenizer.decode(sample["input_ids"]) == "translate German to English: Ein Hund läuft.</s>"
+    assert tokenizer.decode(sample["labels"]) == "A dog is running.</s>"
+    assert sample["targets"] == len(sample["labels"])
+    assert sample["length"] == len(sample["input_ids"]) + len(sample["labels"])
+    assert sample["reference"] == "A dog is running."
+
+
+def test_without_generation_a_sample_holds_no_text(tokenizer):
+    assert "reference" not in build(generate=None).prepare(ROWS[:1], tokenizer)[0]
+
+
+def test_long_sources_and_targets_are_noted_and_empty_targets_have_nothing_to_learn(tokenizer):
+    rows = [{"source": "a " * 20, "target": "b"}, {"source": "a", "target": "b " * 20}, {"source": "a", "target": " "}]
+    notes = [sample["note"] for sample in build(max_length=8).prepare(rows, tokenizer)]
+    assert notes == ["truncated", "truncated", "no_target"]
+    notes = [sample["note"] for sample in build(max_length=8, max_target_length=100).prepare(rows, tokenizer)]
+    assert notes == ["truncated", "", "no_target"]
+    dropped = build(max_length=8, too_long="drop").prepare(rows, tokenizer)
+    assert [sample["note"] for sample in dropped] == ["too_long", "too_long", "no_target"]
+    with pytest.raises(UserError, match=r"task\.max_target_length = 4"):
+        build(max_target_length=4, too_long="raise").prepare(rows[1:], tokenizer)
+
+
+def test_the_loss_is_the_sum_of_what_the_model_itself_would_mean(model, tokenizer):
+    task = build()
+    batch = batch_of(task, ROWS, tokenizer, train=True)
+    theirs = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+    ).loss
+    targets = int(task.count(batch))
+    assert targets == sum(sample["targets"] for sample in task.prepare(ROWS, tokenizer))
+    torch.testing.assert_close(task.loss(model, batch), theirs * targets, rtol=1e-5, atol=0)
+    assert "references" not in batch
+
+
+def test_the_loss_goes_through_an_adapter(model, tokenizer):
+    import copy
+
+    task = build()
+    batch = batch_of(task, ROWS, tokenizer, train=True)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"]))
+    plain = task.loss(model, batch)
+    loss = task.loss(adapted, batch)
+    torch.testing.assert_close(loss, plain)  # a fresh LoRA adds nothing
+    loss.backward()
+    gradients = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert gradients
+    assert all("lora_" in name for name in gradients)
+
+
+def test_a_model_without_a_way_of_its_own_gets_the_target_moved_by_one():
+    config = M2M100Config(
+        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+    )  # fmt: skip
+    model = M2M100ForConditionalGeneration(config).eval()
+    labels = torch.tensor([[7, 8, 2], [9, 2, -100]])
+    assert _decoder_input_ids(model, labels).tolist() == [[2, 7, 8], [2, 9, 2]]
+    source = torch.tensor([[5, 6, 2], [7, 8, 2]])
+    theirs = model(input_ids=source, labels=labels).loss
+    batch = {"input_ids": source, "labels": labels, "attention_mask": torch.ones_like(source), "row": torch.arange(2)}
+    torch.testing.assert_close(build().loss(model, batch), theirs * 5)
+
+
+def test_evaluation_scores_losses_and_generated_texts(model, tokenizer):
+    task = build(generate={"max_new_tokens": 5})
+    batch = batch_of(task, ROWS, tokenizer)
+    outputs = task.outputs(model, batch, tokenizer)
+    alone = task.outputs(model, batch_of(task, ROWS[1:2], tokenizer), tokenizer)
+    assert outputs["losses"][1].item() == pytest.approx(alone["losses"][0].item(), rel=1e-5)
+    assert outputs["counts"].tolist() == [sample["targets"] for sample in task.prepare(ROWS, tokenizer)]
+    torch.testing.assert_close(outputs["loss"], task.loss(model, batch), rtol=1e-5, atol=0)
+    evaluator = task.evaluator()
+    evaluator.update({**outputs, "predictions": [row["target"] for row in ROWS]}, batch)
+    scores = evaluator.compute()
+    assert scores["bleu"] == pytest.approx(100.0)
+    assert scores["rougeL"] == pytest.approx(1.0)
+    assert scores["loss"] == pytest.approx(outputs["loss"].item() / sum(outputs["counts"].tolist()), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert scores["token_accuracy"] == sum(outputs["correct"].tolist()) / sum(outputs["counts"].tolist())
+
+
+def test_a_cut_target_is_scored_against_the_whole_reference(model, tokenizer):
+    batch = batch_of(build(max_target_length=3), ROWS, tokenizer)
+    assert batch["references"] == [row["target"] for row in ROWS]
+
+
+def test_without_generation_the_loss_chooses_and_nothing_is_generated(model, tokenizer):
+    task = build(generate=None)
+    outputs = task.outputs(model, batch_of(task, ROWS, tokenizer), tokenizer)
+    assert "predictions" not in outputs
+    evaluator = task.evaluator()
+    evaluator.update(outputs, batch_of(task, ROWS, tokenizer))
+    assert set(evaluator.compute()) == {"loss", "perplexity", "token_accuracy"}
+    assert task.best_metric == ("loss", False)
+    assert build().best_metric == ("bleu", True)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_predictions_are_the_generated_texts_with_their_log_probability(model, tokenizer, num_beams):
+    task = build(generate={"max_new_tokens": 4, "num_beams": num_beams})
+    batch = batch_of(task, ROWS, tokenizer, labelled=False)
+    rows = task.predictions(task.outputs(model, batch, tokenizer), batch, tokenizer)
+    written = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=4,
+        num_beams=num_beams,
+        do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    assert [row["prediction"] for row in rows] == tokenizer.batch_decode(written.sequences, skip_special_tokens=True)
+    beams = {"beam_indices": written.beam_indices} if num_beams > 1 else {}
+    scores = model.compute_transition_scores(
+        written.sequences, written.scores, normalize_logits=num_beams == 1, **beams
+    )
+    theirs = scores.nan_to_num(neginf=0.0).sum(dim=1) / (scores.isfinite() & (scores != 0)).sum(dim=1)
+    assert [row["score"] for row in rows] == pytest.approx(theirs.tolist(), rel=1e-4)

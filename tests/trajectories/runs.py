@@ -1,0 +1,96 @@
+"""Runs whose losses and gradient norms must not depend on how the work was cut up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, HALF = 20, 10
+
+Trajectory = list[tuple[float, float]]
+"""Loss and gradient norm of each optimizer step."""
+
+
+def causal_lm(shared: Path, work: Path) -> dict[str, Any]:
+    """A real pretrained Llama on English captions: flat rows."""
+    return {
+        "task": {"name": "causal_lm"},
+        "model": {"name": str(shared / "weights/stories260K")},
+        "data": {
+            "cache_dir": str(work / "cache"),
+            "train": {
+                "path": str(shared / "data/translation/multi30k_de-en/train.en.gz"),
+                "format": "text",
+                "limit": 300,
+            },
+        },
+        **_common(),
+    }
+
+
+def text_classification(shared: Path, work: Path) -> dict[str, Any]:
+    """A small BERT from random weights, without dropout, with the real vocabulary, on film reviews."""
+    model = work / "tiny-bert"
+    if not model.exists():
+        from transformers import BertConfig
+
+        shutil.copytree(shared / "weights/tokenizers/bert-base-uncased", model)
+        BertConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ).save_pretrained(model)  # fmt: skip
+    return {
+        "task": {"name": "text_classification", "max_length": 64},
+        "model": {"name": str(model), "init": "random"},
+        "data": {
+            "cache_dir": str(work / "cache"),
+            "train": {
+                "path": str(shared / "data/text_classification/sst2/train.tsv"), "header": False, "limit": 300,
+                "columns": {"text": 0, "label": 1},
+            }
+        },
+        **_common(),
+    }  # fmt: skip
+
+
+TASKS = {"causal_lm": causal_lm, "text_classification": text_classification}
+OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 1e-3}}
+
+
+def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path, timeout_s: int = 1200) -> None:
+    """Run the jobs one after another in the same processes; each is also resumed from its middle."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"jobs-{processes}.json"
+    file.write_text(json.dumps(jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command = [sys.executable, *launcher, "--standalone", str(Path(__file__).with_name("worker.py")), str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+
+
+def trajectory(run_folder: Path) -> Trajectory:
+    """What metrics.jsonl says of each step."""
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["grad_norm"]) for line in lines if line["kind"] == "train"]
+
+
+def largest_difference(one: Trajectory, other: Trajectory) -> float:
+    """Largest relative difference of a loss or a gradient norm."""
+    assert len(one) == len(other) == STEPS, (len(one), len(other))
+    return max(abs(a - b) / abs(b) for pair in zip(one, other, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "batch": {"global_size": 8},
+        "train": {"max_steps": STEPS},
+        "schedule": {"name": "cosine", "warmup_steps": 3},
+        "checkpoint": {"every": HALF, "keep": 9},
+    }

@@ -1,0 +1,77 @@
+"""One number: loss and gradient do not depend on micro-batches, ranks, strategy, or stops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trajectories import runs
+
+MICRO_SIZES = (1, 2, 8)  # 8, 4 and 1 micro-batches of a global batch of 8 on one rank
+STRATEGIES = {1: ("single", "zero1", "zero2", "zero3"), 2: ("ddp", "zero1", "zero2", "zero3")}
+TOLERANCE = {"sgd": 1e-5, "adamw": 1e-4}  # AdamW's first steps divide by gradients near zero and magnify rounding
+OTHER_MACHINES = 1e-3  # committed trajectories come from one CPU; others round otherwise
+
+Done = dict[tuple[str, str, int, str, int], Path]
+
+
+@pytest.fixture(scope="module")
+def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Every run, made in two launches: one process, and two."""
+    work = tmp_path_factory.mktemp("trajectories")
+    folders: Done = {}
+    for processes, strategies in STRATEGIES.items():
+        jobs: list[dict[str, Any]] = []
+        for task, optimizer, strategy, micro in itertools.product(runs.TASKS, runs.OPTIMIZERS, strategies, MICRO_SIZES):
+            folder = work / f"{task}-{optimizer}-{processes}-{strategy}-{micro}"
+            config = runs.TASKS[task](shared, work)
+            config |= {
+                "run_folder": str(folder),
+                "optimizer": runs.OPTIMIZERS[optimizer],
+                "distributed": {"strategy": strategy},
+                "batch": {"global_size": 8, "micro_size": micro},
+            }
+            jobs.append(config)
+            folders[task, optimizer, processes, strategy, micro] = folder
+        runs.launch(jobs, processes=processes, work=work)
+    return folders
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("optimizer", runs.OPTIMIZERS)
+@pytest.mark.parametrize("task", runs.TASKS)
+def test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut_up(done: Done, task: str, optimizer: str):
+    reference = runs.trajectory(done[task, optimizer, 1, "single", 8])
+    differences = {
+        key: runs.largest_difference(runs.trajectory(folder), reference)
+        for key, folder in done.items()
+        if key[:2] == (task, optimizer)
+    }
+    assert len(differences) == 24
+    assert max(differences.values()) <= TOLERANCE[optimizer], differences
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("optimizer", runs.OPTIMIZERS)
+@pytest.mark.parametrize("task", runs.TASKS)
+def test_a_stopped_and_resumed_run_goes_the_same_way(done: Done, task: str, optimizer: str):
+    for key, folder in done.items():
+        if key[:2] == (task, optimizer):
+            whole, resumed = runs.trajectory(folder), runs.trajectory(folder.with_name(folder.name + "-resumed"))
+            assert runs.largest_difference(resumed, whole) <= 1e-6, key
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("optimizer", runs.OPTIMIZERS)
+@pytest.mark.parametrize("task", runs.TASKS)
+def test_trajectories_are_the_committed_ones(done: Done, task: str, optimizer: str):
+    path = Path(__file__).parent / f"{task}-{optimizer}.json"
+    made = runs.trajectory(done[task, optimizer, 1, "single", 8])
+    committed = [tuple(step) for step in json.loads(path.read_text())]
+    assert runs.largest_difference(made, committed) <= OTHER_MACHINES
