@@ -66,6 +66,8 @@ class Distributed:
         group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.timeout_s))
         mixed = precision if plugin is not None and precision != "fp32" else ("fp16" if precision == "fp16" else "no")
         self.accelerator = Accelerator(
+            # facts: without cpu=True Accelerate leaves DDP out on a CPU, with it it leaves DeepSpeed out
+            cpu=not cuda and plugin is None,
             mixed_precision=mixed,
             deepspeed_plugin=plugin,
             kwargs_handlers=[self._ddp, group],
@@ -107,6 +109,8 @@ class Distributed:
                 "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
             )
         else:
+            wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
+            assert wrapped == (self.world_size > 1), f"{self.world_size} processes, but {type(self.module).__name__}"
             log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
 
     @property

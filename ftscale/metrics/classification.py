@@ -80,9 +80,7 @@ def _averages(truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray) -> d
     return scores
 
 
-def _per_class(
-    truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray, labels: Sequence[str]
-) -> dict[str, float]:
+def _per_class(truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
     from sklearn.metrics import precision_recall_fscore_support
 
     if not len(present):

@@ -30,7 +30,11 @@ class EntityScores(MemoryMetric):
         scores = _named(report["micro avg"], suffix="")
         for entity_type in sorted(set(report) - set(SUMMARIES)):
             scores.update(_named(report[entity_type], suffix=f"/{entity_type}"))
-        pairs = [pair for guess, truth in zip(predictions, references, strict=True) for pair in zip(guess, truth, strict=True)]
+        pairs = [
+            pair
+            for guess, truth in zip(predictions, references, strict=True)
+            for pair in zip(guess, truth, strict=True)
+        ]
         scores["token_accuracy"] = sum(guess == truth for guess, truth in pairs) / len(pairs) if pairs else 0.0
         return scores
 

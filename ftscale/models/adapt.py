@@ -40,7 +40,11 @@ def apply_adapter(
         return model
     peft_config = build_peft_config(config, task_type=task_type, num_steps=num_steps)
     names = {field.name for field in fields(peft_config)}
-    if "target_modules" in names and peft_config.target_modules is None and not _has_default_targets(peft_config, model):
+    if (
+        "target_modules" in names
+        and peft_config.target_modules is None
+        and not _has_default_targets(peft_config, model)
+    ):
         peft_config.target_modules = "all-linear"
     if "modules_to_save" in names and new_modules:
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
@@ -48,9 +52,7 @@ def apply_adapter(
         with seeded_weights(seed, "adapter"):
             wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
-        raise UserError(
-            f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}"
-        ) from error
+        raise UserError(f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}") from error
     _check_new_modules_train(wrapped, config, new_modules)
     if dtype is not None:
         _cast_trained(wrapped, dtype)

@@ -202,9 +202,13 @@ _whole_heads: WeakSet[nn.Module] = WeakSet()
 def _known_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[nn.Module | None, _Finish | None]:
     inner = transformers_model(model)
     head = inner.get_output_embeddings()
-    if head is None or any(parameter.numel() == 0 for parameter in head.parameters()):
-        return head, None  # a weight partitioned over ranks is whole only inside the model's own forward
-    if head not in _finishes:
+    if head is None:
+        return None, None
+    if any(parameter.numel() == 0 for parameter in head.parameters()):
+        # a weight partitioned over ranks is whole only inside the model's own forward; so it stays for this head, even
+        # if the weight turns up whole between two steps
+        _finishes[head] = None
+    elif head not in _finishes:
         _finishes[head] = _find_finish(model, inner, head, inputs)
     return head, _finishes[head]
 

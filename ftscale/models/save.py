@@ -161,7 +161,9 @@ def _load_whole(
     folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool
 ) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
-        raise UserError(f"{str(folder)!r} holds neither config.json nor {ADAPTER_FILE}; name the folder of a saved model.")
+        raise UserError(
+            f"{str(folder)!r} holds neither config.json nor {ADAPTER_FILE}; name the folder of a saved model."
+        )
     model_config = _read_config(folder, trust_remote_code=trust_remote_code)
     model, info = _model_class(model_config, auto_class).from_pretrained(
         folder,
@@ -172,13 +174,13 @@ def _load_whole(
         **({"trust_remote_code": True} if trust_remote_code else {}),
     )
     if info["missing_keys"]:
-        raise UserError(f"{str(folder)!r} lacks weights: {', '.join(sorted(info['missing_keys']))}; save the model again.")
+        raise UserError(
+            f"{str(folder)!r} lacks weights: {', '.join(sorted(info['missing_keys']))}; save the model again."
+        )
     return model.eval()
 
 
-def _load_base(
-    folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool
-) -> PreTrainedModel:
+def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
     adapter = PeftConfig.from_pretrained(str(folder))
     model_config = _read_config(folder / BASE_CONFIG, trust_remote_code=trust_remote_code)
     quantization = model_config.to_dict().get("quantization_config")

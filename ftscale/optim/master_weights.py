@@ -45,7 +45,10 @@ class MasterWeights(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The inner optimizer's state, and the float32 weights, which the model's rounded ones cannot bring back."""
         self._settings_to_inner()
-        return {"inner": self.inner.state_dict(), "masters": [[master.data for master in group] for group in self.masters]}
+        return {
+            "inner": self.inner.state_dict(),
+            "masters": [[master.data for master in group] for group in self.masters],
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

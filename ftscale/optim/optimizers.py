@@ -113,7 +113,9 @@ def check_optimizer(config: OptimizerConfig) -> None:
                 f"{', '.join(takers)})."
             )
     if "betas" in entry.settings and config.betas is not None and len(config.betas) != entry.num_betas:
-        problems.append(f"optimizer.betas = {list(config.betas)} must have {entry.num_betas} numbers for {config.name}.")
+        problems.append(
+            f"optimizer.betas = {list(config.betas)} must have {entry.num_betas} numbers for {config.name}."
+        )
     if config.name == "sgd_8bit" and config.momentum == 0:
         problems.append(
             "optimizer.momentum = 0 must be positive for sgd_8bit, whose 8-bit state is the momentum; use sgd instead."

@@ -32,7 +32,7 @@ def length_limit(max_length: int | None, tokenizer: Any) -> int:
 
 def encode(
     tokenizer: Any,
-    texts: Sequence[str] | Sequence[list[str]],
+    texts: Sequence[str | list[str]],
     *,
     limit: int,
     pairs: Sequence[str] | None = None,
@@ -70,7 +70,7 @@ def overlong_note(
 
 def _call(
     tokenizer: Any,
-    texts: Sequence[str] | Sequence[list[str]],
+    texts: Sequence[str | list[str]],
     pairs: Sequence[str] | None,
     *,
     kind: Literal["text", "words", "target"],

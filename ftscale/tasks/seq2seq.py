@@ -49,7 +49,8 @@ class Seq2Seq:
         limit = length_limit(self.settings.max_length, processor)
         texts = [self.settings.source_prefix + text_of(row, "source") for row in rows]
         samples = [
-            self._sample(row, item, limit) for row, item in zip(rows, encode(processor, texts, limit=limit), strict=True)
+            self._sample(row, item, limit)
+            for row, item in zip(rows, encode(processor, texts, limit=limit), strict=True)
         ]
         if not labelled:
             return samples
@@ -144,7 +145,7 @@ def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def _decoder_input_ids(model: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """The model's own way (mBART's differs), or for one without (M2M100) the start token and all labels but the last."""
+    """The model's own way (mBART's differs); for one without (M2M100) the start token, then all labels but the last."""
     inner = transformers_model(model)
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
         return inner.prepare_decoder_input_ids_from_labels(labels=labels)

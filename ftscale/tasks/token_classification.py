@@ -65,7 +65,7 @@ class TokenClassification:
             )
         limit = length_limit(self.settings.max_length, processor)
         words = [words_of(row, "words") for row in rows]
-        encoded = encode(processor, words, kind="words", limit=limit)
+        encoded = encode(processor, _spaced(words, processor), kind="words", limit=limit)
         samples = []
         for row, row_words, item in zip(rows, words, encoded, strict=True):
             sample = self._sample(row, item, num_words=len(row_words), limit=limit)
@@ -154,10 +154,19 @@ class TokenClassification:
         return [[self.labels[number] for number in row] for row in rows]
 
 
+def _spaced(rows: Sequence[list[str]], tokenizer: Any) -> list[list[str]]:
+    """Words as they stand in running text: byte-level tokenizers (GPT-2, Qwen2) have the space before a word in it."""
+    if tokenizer.tokenize("a") == tokenizer.tokenize(" a"):
+        return list(rows)
+    return [[word if index == 0 else f" {word}" for index, word in enumerate(words)] for words in rows]
+
+
 def _collate(samples: Sequence[Sample], *, fill: dict[str, int], layout: Layout, references: bool) -> Batch:
     batch = collate_tokens(samples, fill=fill, layout=layout)
     if references:
-        batch["references"] = [{name: sample[name] for name in ("places", "tags") if name in sample} for sample in samples]
+        batch["references"] = [
+            {name: sample[name] for name in ("places", "tags") if name in sample} for sample in samples
+        ]
     return batch
 
 

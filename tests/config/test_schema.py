@@ -105,16 +105,29 @@ def _is_section(annotation: object) -> bool:
 
 
 def _attribute_reads() -> dict[str, set[str]]:
-    """Attribute name -> names of what it is read from (`config.optimizer.lr`: lr from optimizer), outside config/."""
+    """Attribute name -> names of what it is read from (`config.optimizer.lr`: lr from optimizer), outside config/.
+
+    In a file that reads by a name in a variable (`getattr(config, name)`), the texts of the file are such names.
+    """
     reads: dict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name == "config":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        by_name = {_name_of(node.args[0]) for node in nodes if isinstance(node, ast.Call) and _is_getattr(node)}
+        for node in nodes:
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                owner = node.value
-                if isinstance(owner, ast.Name):
-                    reads[node.attr].add(owner.id)
-                elif isinstance(owner, ast.Attribute):
-                    reads[node.attr].add(owner.attr.lstrip("_"))
+                reads[node.attr].add(_name_of(node.value))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                reads[node.value] |= by_name
     return reads
+
+
+def _is_getattr(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == "getattr" and not isinstance(call.args[1], ast.Constant)
+
+
+def _name_of(node: ast.expr) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    return node.attr.lstrip("_") if isinstance(node, ast.Attribute) else ""

@@ -216,8 +216,8 @@ def test_a_turn_without_content_is_no_target(qwen2):
 
 
 def test_unicode_content_is_learned_whole(qwen2, shared):
-    content = "Grüße 👩‍🚀 — 你好, مرحبا"
-    chat = [{"role": "user", "content": "é 😀"}, {"role": "assistant", "content": content}]
+    content = "Gr\u00fc\u00dfe \U0001f469\u200d\U0001f680 \u2014 \u4f60\u597d, \u0645\u0631\u062d\u0628\u0627"
+    chat = [{"role": "user", "content": "\u00e9 \U0001f600"}, {"role": "assistant", "content": content}]
     assert learned(qwen2, chat) == [content + "<|im_end|>"]
     gpt2 = gpt2_with(shared)
     assert learned(gpt2, chat, template=read_template("alpaca")) == [content + "<|endoftext|>"]

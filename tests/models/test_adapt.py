@@ -169,7 +169,9 @@ def test_checkpointing_recomputes_blocks_and_gives_the_same_gradients():
             enable_checkpointing(model)
         set_training_mode(model)
         count = []
-        model.get_base_model().model.layers[0].input_layernorm.register_forward_hook(lambda *_, count=count: count.append(1))
+        model.get_base_model().model.layers[0].input_layernorm.register_forward_hook(
+            lambda *_, count=count: count.append(1)
+        )
         ids = torch.arange(12)[None]
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append([weight.grad for weight in model.parameters() if weight.requires_grad])

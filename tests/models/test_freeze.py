@@ -21,7 +21,12 @@ from ftscale.models.load import load_model
 def bert():
     return BertForSequenceClassification(
         BertConfig(
-            vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, num_labels=4
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=32,
+            num_labels=4,
         )
     )
 
@@ -57,7 +62,12 @@ def test_more_blocks_than_there_are_is_an_error():
 
 def test_frozen_embeddings_freeze_a_tied_output_too():
     config = LlamaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, tie_word_embeddings=True
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
     freeze(model, TrainableConfig(freeze_embeddings=True))

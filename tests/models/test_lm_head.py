@@ -144,13 +144,17 @@ def test_losses_and_hits_of_each_target_come_in_row_major_order(small_chunks: No
 
 
 def test_a_frozen_head_gets_no_gradient_and_adapters_the_plain_one(small_chunks: None) -> None:
-    model = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        build("llama"), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
     assert_as_plain(model)
     assert model.get_base_model().lm_head.weight.grad is None
 
 
 def test_lora_on_the_head_equals_the_plain_way(small_chunks: None) -> None:
-    model = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        build("llama"), LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    )
     assert lm_head.head_is_known(model, batch(model)[0])
     assert_as_plain(model)
     assert any("lm_head" in name and p.grad is not None for name, p in model.named_parameters())
@@ -285,12 +289,11 @@ def test_autocast_around_the_model_holds_for_the_head_too(dtype: torch.dtype, sm
             return forward(**arguments)
 
     model.forward = under_autocast  # as Accelerate does it
-    products = []
-    model.lm_head.register_forward_hook(lambda module, args, output: products.append(output.dtype))
     got = gradients(model, lm_head.lm_loss(model, inputs, labels))
-    assert products == [dtype, dtype]  # the probe, and the forward without rows
     assert got["lm_head.weight"].dtype == torch.float32
     assert_same_gradients(got, wanted, tolerance=0.02)
+    error = (got["lm_head.weight"] - wanted["lm_head.weight"]).norm() / wanted["lm_head.weight"].norm()
+    assert error > 1e-4  # it did run in 16 bits
 
 
 def test_a_second_backward_is_refused() -> None:

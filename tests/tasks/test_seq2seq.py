@@ -21,8 +21,8 @@ from ftscale.errors import UserError
 from ftscale.tasks.seq2seq import Seq2Seq, _decoder_input_ids
 
 ROWS = [
-    {"source": "Ein Hund läuft.", "target": "A dog is running."},
-    {"source": "Zwei Männer stehen am Herd und bereiten Essen zu.", "target": "Two men cook."},
+    {"source": "Ein Hund l\u00e4uft.", "target": "A dog is running."},
+    {"source": "Zwei M\u00e4nner stehen am Herd und bereiten Essen zu.", "target": "Two men cook."},
     {"source": "Nein", "target": "No"},
 ]
 
@@ -44,15 +44,13 @@ def build(**settings) -> Seq2Seq:
 
 
 def batch_of(task: Seq2Seq, rows: list[dict], tokenizer, *, train=False, labelled=True) -> dict:
-    samples = [
-        {**sample, "row": row} for row, sample in enumerate(task.prepare(rows, tokenizer, labelled=labelled))
-    ]
+    samples = [{**sample, "row": row} for row, sample in enumerate(task.prepare(rows, tokenizer, labelled=labelled))]
     return task.collator(tokenizer, layout="padded", train=train)(samples)
 
 
 def test_a_sample_has_the_prefixed_source_and_the_target_with_its_end(tokenizer):
     [sample] = build(source_prefix="translate German to English: ").prepare(ROWS[:1], tokenizer)
-    assert tokenizer.decode(sample["input_ids"]) == "translate German to English: Ein Hund läuft.</s>"
+    assert tokenizer.decode(sample["input_ids"]) == "translate German to English: Ein Hund l\u00e4uft.</s>"
     assert tokenizer.decode(sample["labels"]) == "A dog is running.</s>"
     assert sample["targets"] == len(sample["labels"])
     assert sample["length"] == len(sample["input_ids"]) + len(sample["labels"])
@@ -78,9 +76,7 @@ def test_long_sources_and_targets_are_noted_and_empty_targets_have_nothing_to_le
 def test_the_loss_is_the_sum_of_what_the_model_itself_would_mean(model, tokenizer):
     task = build()
     batch = batch_of(task, ROWS, tokenizer, train=True)
-    theirs = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
-    ).loss
+    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
     targets = int(task.count(batch))
     assert targets == sum(sample["targets"] for sample in task.prepare(ROWS, tokenizer))
     torch.testing.assert_close(task.loss(model, batch), theirs * targets, rtol=1e-5, atol=0)

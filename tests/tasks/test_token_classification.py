@@ -14,7 +14,11 @@ from ftscale.tasks.token_classification import TokenClassification
 
 LABELS = ("B-Disease", "I-Disease", "O")
 ROWS = [
-    {"words": ["the", "adenomatous", "polyposis", "gene"], "tags": ["O", "B-Disease", "I-Disease", "O"], "_where": "a:1"},
+    {
+        "words": ["the", "adenomatous", "polyposis", "gene"],
+        "tags": ["O", "B-Disease", "I-Disease", "O"],
+        "_where": "a:1",
+    },
     {"words": ["no", "\u200b", "cancer"], "tags": ["O", "O", "B-Disease"], "_where": "a:6"},
 ]
 
@@ -34,7 +38,9 @@ def tiny_bert(task: TokenClassification) -> BertForTokenClassification:
     return BertForTokenClassification(BertConfig(vocab_size=30522, **sizes, **task.model_settings())).eval()
 
 
-def batch_of(task: TokenClassification, rows: list[dict], tokenizer, *, layout="padded", train=False, **options) -> dict:
+def batch_of(
+    task: TokenClassification, rows: list[dict], tokenizer, *, layout="padded", train=False, **options
+) -> dict:
     samples = [{**sample, "row": row} for row, sample in enumerate(task.prepare(rows, tokenizer, **options))]
     return task.collator(tokenizer, layout=layout, train=train)(samples)
 
@@ -49,6 +55,15 @@ def test_the_first_piece_of_each_word_has_the_label(tokenizer):
     assert second["places"] == [1, -1, 2]
     assert second["targets"] == 2
     assert second["tags"] == [2, 2, 0]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2"])
+def test_byte_level_tokenizers_see_words_as_in_running_text(shared: Path, name: str):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers" / name)
+    [sample] = build().prepare([{"words": ["the", "adenomatous", "gene"], "tags": ["O", "O", "O"]}], tokenizer)
+    assert tokenizer.decode(sample["input_ids"]) == "the adenomatous gene"
+    assert sample["input_ids"] == tokenizer("the adenomatous gene")["input_ids"]
+    assert sample["places"][:2] == [0, 1]
 
 
 def test_fitting_recognises_the_scheme_and_completes_the_tags():
@@ -85,7 +100,9 @@ def test_the_loss_is_the_sum_over_first_pieces_in_both_layouts(tokenizer):
     torch.testing.assert_close(task.loss(model, batch), theirs * 6)
     assert "references" not in batch
     flat = batch_of(task, ROWS, tokenizer, layout="flat", train=True)
-    assert flat["labels"].tolist()[0] == [label for sample in task.prepare(ROWS, tokenizer) for label in sample["labels"]]
+    assert flat["labels"].tolist()[0] == [
+        label for sample in task.prepare(ROWS, tokenizer) for label in sample["labels"]
+    ]
 
 
 def test_a_batch_without_any_target_has_a_loss_of_zero_that_can_go_backward(tokenizer):

@@ -1,0 +1,194 @@
+"""Which settings go together: a table, each row with its reason and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ftscale.config.schema import Config, TrainableConfig
+
+OFFLOADING = ("zero2_offload", "zero3_offload", "zero3_nvme")
+ZERO3 = ("zero3", "zero3_offload", "zero3_nvme")
+ZERO = ("zero1", "zero2", *OFFLOADING, "zero3")
+CPU_OPTIMIZERS = ("adam", "adamw")
+PROMPT_METHODS = ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "cartridge")
+HEADLESS_TASKS = ("causal_lm", "seq2seq")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A combination of settings, and what is known of it."""
+
+    name: str
+    when: Callable[[Config, str | None], bool]
+    """Whether a config under a strategy (None = the launcher has not said) has this combination."""
+    verdict: Literal["works", "refused"]
+    text: str
+    """Refused: the problem as a sentence, with the nearest combination that works. Works: what was seen."""
+    source: str
+    """Where this is known from: a page of a library's documentation, or a measurement."""
+
+
+def check_combination(config: Config, *, strategy: str | None = None) -> list[str]:
+    """A sentence for each combination in `config` that is refused; empty = all of it goes together.
+
+    `strategy`: as the launcher says it, where `config.distributed.strategy` leaves it open.
+    """
+    strategy = config.distributed.strategy or strategy
+    return [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
+
+
+def _has_adapter(config: Config) -> bool:
+    return config.adapter.method != "none"
+
+
+def _quantised(config: Config) -> bool:
+    return config.model.quantization != "none"
+
+
+TABLE: tuple[Row, ...] = (
+    # ------------------------------------------------------------ quantised bases
+    Row(
+        "quantised base without an adapter",
+        lambda config, _: _quantised(config) and not _has_adapter(config),
+        "refused",
+        "model.quantization needs an adapter: weights in 4 or 8 bits have no gradient; set adapter.method: lora, or "
+        "model.quantization: none.",
+        "transformers documentation, page bitsandbytes: only extra parameters can be trained on 4-bit and 8-bit models",
+    ),
+    Row(
+        "quantised base, random weights",
+        lambda config, _: _quantised(config) and config.model.init == "random",
+        "refused",
+        "model.quantization does not go with model.init = random: weights are quantised while a checkpoint is read; set "
+        "model.init: pretrained, or model.quantization: none.",
+        "transformers documentation, page bitsandbytes: the quantisation config is an argument of from_pretrained",
+    ),
+    Row(
+        "quantised base, ZeRO-3",
+        lambda config, strategy: _quantised(config) and strategy in ZERO3,
+        "refused",
+        "model.quantization does not go with ZeRO-3, which would cut packed 4-bit and 8-bit weights apart from the scales "
+        "that they are read with; use distributed.strategy: zero2, which keeps the small quantised base whole.",
+        "PEFT documentation, page DeepSpeed: ZeRO-3 wants 4-bit weights stored in the dtype of the others "
+        "(bnb_4bit_quant_storage); ours are in uint8, bitsandbytes' default",
+    ),
+    Row(
+        "quantised base with an adapter, DDP or up to ZeRO-2",
+        lambda config, strategy: _quantised(config) and _has_adapter(config) and strategy not in ZERO3,
+        "works",
+        "the quantised base is bit-identical after training, on CPU and GPU",
+        "PEFT documentation, page DeepSpeed; tests/models/test_quantize.py",
+    ),
+    Row(
+        "quantised base, activation checkpointing",
+        lambda config, _: _quantised(config) and config.train.activation_checkpointing,
+        "works",
+        "blocks are recomputed from the same frozen weights, in the mode that is not reentrant",
+        "PEFT documentation, page Quantization; torch documentation, page torch.utils.checkpoint",
+    ),
+    # ------------------------------------------------------------ adapters
+    Row(
+        "adapter and trainable",
+        lambda config, _: _has_adapter(config) and config.trainable != TrainableConfig(),
+        "refused",
+        "trainable says which base weights train, and with adapter.method set none do; leave out trainable, or set "
+        "adapter.method: none.",
+        "schema: trainable holds where there is no adapter",
+    ),
+    Row(
+        "adalora under ZeRO",
+        lambda config, strategy: config.adapter.method == "adalora" and strategy in ZERO,
+        "refused",
+        "adapter.method = adalora does not go with ZeRO: it moves ranks by gradients that DeepSpeed does not leave on the "
+        "weights; use adapter.method: lora, or distributed.strategy: ddp.",
+        "PEFT documentation, page AdaLoRA (update_and_allocate before zero_grad); DeepSpeed documentation, page ZeRO",
+    ),
+    Row(
+        "random base with an adapter, ZeRO-3",
+        lambda config, strategy: _has_adapter(config) and config.model.init == "random" and strategy in ZERO3,
+        "refused",
+        "model.init = random with an adapter does not go with ZeRO-3: the random base must be saved beside the adapter, "
+        "and no rank holds it whole; use distributed.strategy: zero2, or name a base that is on disk.",
+        "DeepSpeed documentation, page ZeRO: stage 3 partitions the weights",
+    ),
+    Row(
+        "prefix tuning, activation checkpointing",
+        lambda config, _: config.adapter.method == "prefix_tuning" and config.train.activation_checkpointing,
+        "refused",
+        "adapter.method = prefix_tuning does not go with train.activation_checkpointing: transformers drops the past keys "
+        "and values, which the prefix is, from blocks that it recomputes; set train.activation_checkpointing: false.",
+        "transformers 5.23, GradientCheckpointingLayer: past_key_values=None under gradient checkpointing",
+    ),
+    Row(
+        "learned prompt, flat layout",
+        lambda config, _: config.adapter.method in PROMPT_METHODS and config.batch.layout == "flat",
+        "refused",
+        "batch.layout = flat does not go with an adapter that puts a learned prompt before each sample: in a flat row only "
+        "the first sample would get it; set batch.layout: padded.",
+        "PEFT documentation, page Soft prompts: the prompt is put before the whole row",
+    ),
+    # ------------------------------------------------------------ heads and frozen parts
+    Row(
+        "MLP head, no classification",
+        lambda config, _: bool(config.head.hidden_sizes) and config.task.name in HEADLESS_TASKS,
+        "refused",
+        "head.hidden_sizes needs a task with a classifier, and this task's head is the vocabulary; leave out head.",
+        "schema: head is a classification head",
+    ),
+    Row(
+        "last_blocks scope without a number",
+        lambda config, _: config.trainable.scope == "last_blocks" and config.trainable.last_blocks == 0,
+        "refused",
+        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use trainable.scope: head.",
+        "schema: last_blocks is the number of blocks",
+    ),
+    Row(
+        "a number of last blocks in another scope",
+        lambda config, _: config.trainable.scope != "last_blocks" and config.trainable.last_blocks > 0,
+        "refused",
+        "trainable.last_blocks is read for trainable.scope: last_blocks alone; set the scope, or leave it out.",
+        "schema: last_blocks is for that scope",
+    ),
+    # ------------------------------------------------------------ optimizers
+    Row(
+        "offloaded optimizer other than Adam",
+        lambda config, strategy: strategy in OFFLOADING and config.optimizer.name not in CPU_OPTIMIZERS,
+        "refused",
+        "optimizer.name must be adam or adamw where the optimizer is offloaded: its state lies in CPU memory, where "
+        "DeepSpeed steps it by its own Adam; 8-bit and paged optimizers need a strategy without offload, e.g. zero2.",
+        "DeepSpeed documentation, page ZeRO-Offload: DeepSpeedCPUAdam",
+    ),
+    Row(
+        "8-bit optimizer under ZeRO without offload",
+        lambda config, strategy: strategy in ("zero1", "zero2", "zero3") and "8bit" in config.optimizer.name,
+        "works",
+        "AdamW8bit, Adam8bit, Lion8bit and AdEMAMix8bit step with uint8 state (zero_allow_untested_optimizer)",
+        "measured with deepspeed 0.19.8 and bitsandbytes 0.50.2 on 2 processes",
+    ),
+    Row(
+        "SGD8bit without momentum",
+        lambda config, _: config.optimizer.name == "sgd_8bit" and config.optimizer.momentum == 0,
+        "refused",
+        "optimizer.momentum = 0 must be positive for sgd_8bit, whose 8-bit state is the momentum; use optimizer.name: sgd.",
+        "bitsandbytes 0.50.2, SGD8bit: SGD without momentum is not supported",
+    ),
+    # ------------------------------------------------------------ data
+    Row(
+        "stream without a number of steps",
+        lambda config, _: config.data.streaming and config.train.max_steps == 0,
+        "refused",
+        "train.max_steps = 0 must be positive with data.streaming: a stream has no length to count epochs in; set "
+        "train.max_steps, or data.streaming: false.",
+        "datasets documentation, page Stream: an IterableDataset has no length",
+    ),
+    # ------------------------------------------------------------ strategies
+    Row(
+        "nvme without a folder",
+        lambda config, strategy: strategy == "zero3_nvme" and config.distributed.offload_dir is None,
+        "refused",
+        "distributed.offload_dir = null must name a fast local folder for zero3_nvme; set it, or use zero3_offload.",
+        "DeepSpeed documentation, page ZeRO-Infinity: nvme_path",
+    ),
+)

@@ -1,0 +1,164 @@
+"""The contract battery over every task, with real rows, real processors and tiny random models."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import tarfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from ftscale.config.schema import Config
+from ftscale.tasks import TASKS, build_task
+from ftscale.tasks.base import Task
+from tests.contract import CHECKS, Case
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+PAIR_COLUMNS = ("sentence_A", "sentence_B")
+
+
+def text_single_label(shared: Path) -> Case:
+    with open(shared / "data/text_classification/banking77/train.csv", newline="") as file:
+        rows = [{"text": row["text"], "label": row["category"]} for row in islice(csv.DictReader(file), 0, 1500, 250)]
+    return text_case(shared, rows, {})
+
+
+def text_pair_regression(shared: Path) -> Case:
+    with open(shared / "data/text_pair/sick/SICK_train.txt", newline="") as file:
+        rows = [
+            {"text": row["sentence_A"], "text_pair": row["sentence_B"], "label": row["relatedness_score"]}
+            for row in islice(csv.DictReader(file, delimiter="\t"), 6)
+        ]
+    return text_case(shared, rows, {"problem": "regression"})
+
+
+def text_multi_label(shared: Path) -> Case:
+    with open(shared / "data/text_classification/banking77/train.csv", newline="") as file:
+        rows = [
+            {"text": row["text"], "label": row["category"].split("_")}
+            for row in islice(csv.DictReader(file), 0, 1500, 250)
+        ]
+    rows[1]["label"] = []
+    return text_case(shared, rows, {"problem": "multi_label"})
+
+
+def text_case(shared: Path, rows: list[dict], settings: dict[str, Any]) -> Case:
+    task = fitted({"name": "text_classification", **settings}, rows)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=30522, **SIZES, **task.model_settings())).eval()
+    return Case(task, rows, tokenizer, model, without(rows, "label"), flat=True, pooled=True)
+
+
+def token_classification(shared: Path) -> Case:
+    text = (shared / "data/ner/ncbi_disease/train.tsv").read_text()
+    rows = []
+    for sentence in text.split("\n\n")[:6]:
+        words, tags = zip(*(line.split("\t") for line in sentence.splitlines()), strict=True)
+        rows.append({"words": list(words), "tags": list(tags)})
+    task = fitted({"name": "token_classification", "max_length": 40}, rows)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    torch.manual_seed(0)
+    model = BertForTokenClassification(BertConfig(vocab_size=30522, **SIZES, **task.model_settings())).eval()
+    return Case(task, rows, tokenizer, model, without(rows, "tags"), flat=True)
+
+
+def causal_lm(shared: Path) -> Case:
+    with open(shared / "data/math/gsm8k/train.jsonl") as file:
+        rows = [{"prompt": row["question"], "completion": row["answer"]} for row in map(json.loads, islice(file, 5))]
+    task = fitted({"name": "causal_lm", "max_length": 128, "generate": {"max_new_tokens": 4}}, rows)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/qwen2")
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, **SIZES)
+    model = LlamaForCausalLM(config).eval()
+    return Case(task, rows, tokenizer, model, without(rows, "completion"), flat=True)
+
+
+def seq2seq(shared: Path) -> Case:
+    folder = shared / "data/translation/multi30k_de-en"
+    with gzip.open(folder / "val.de.gz", "rt") as german, gzip.open(folder / "val.en.gz", "rt") as english:
+        rows = [
+            {"source": source.strip(), "target": target.strip()}
+            for source, target in islice(zip(german, english, strict=True), 5)
+        ]
+    task = fitted({"name": "seq2seq", "max_target_length": 12, "generate": {"max_new_tokens": 4}}, rows)
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/t5")
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=32128, decoder_start_token_id=0, **sizes)).eval()
+    return Case(task, rows, tokenizer, model, without(rows, "target"))
+
+
+def image_classification(shared: Path) -> Case:
+    with tarfile.open(shared / "data/image_classification/cifar10_subset.tar.gz") as archive:
+        members = [member for member in islice(archive, 0, 1000, 150) if member.isfile()]
+        rows = [
+            {"image": archive.extractfile(member).read(), "label": Path(member.name).parent.name} for member in members
+        ]
+    task = fitted({"name": "image_classification"}, rows)
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **SIZES, **task.model_settings())).eval()
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    return Case(task, rows, processor, model, without(rows, "label"))
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    "text_classification": text_single_label,
+    "text_classification-pair-regression": text_pair_regression,
+    "text_classification-multi_label": text_multi_label,
+    "token_classification": token_classification,
+    "causal_lm": causal_lm,
+    "seq2seq": seq2seq,
+    "image_classification": image_classification,
+}
+
+
+def fitted(settings: dict[str, Any], rows: list[dict]) -> Task:
+    """The task, with what the rows told written into its settings."""
+    config = Config(task=settings, run_folder="run", model="model", data={"train": "rows.csv"})
+    learned = build_task(config.task).fit(rows)
+    return build_task(config.task.model_copy(update=learned))
+
+
+def without(rows: list[dict], column: str) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != column} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def cases(shared: Path) -> dict[str, Case]:
+    """Made on demand, once each."""
+
+    class Made(dict[str, Case]):
+        def __missing__(self, name: str) -> Case:
+            return self.setdefault(name, CASES[name](shared))
+
+    return Made()
+
+
+def test_every_task_has_a_case():
+    assert {name.split("-")[0] for name in CASES} == set(TASKS)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name", CASES)
+def test_contract(name: str, check: Callable[[Case], None], cases: dict[str, Case]):
+    check(cases[name])
