@@ -310,8 +310,9 @@ def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: st
                     f"distributed.strategy = {strategy} needs distributed.offload_dir: a folder on a fast local disk."
                 )
             offload["nvme_path"] = config.offload_dir
-    # the launcher's own variables must not add to what is written here
+    # the launcher's own variables must not add to what is written here; torchrun and srun set none
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")

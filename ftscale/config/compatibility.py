@@ -61,16 +61,16 @@ TABLE: tuple[Row, ...] = (
         "quantised base, random weights",
         lambda config, _: _quantised(config) and config.model.init == "random",
         "refused",
-        "model.quantization does not go with model.init = random: weights are quantised while a checkpoint is read; set "
-        "model.init: pretrained, or model.quantization: none.",
+        "model.quantization does not go with model.init = random: weights are quantised while a checkpoint is read; "
+        "set model.init: pretrained, or model.quantization: none.",
         "transformers documentation, page bitsandbytes: the quantisation config is an argument of from_pretrained",
     ),
     Row(
         "quantised base, ZeRO-3",
         lambda config, strategy: _quantised(config) and strategy in ZERO3,
         "refused",
-        "model.quantization does not go with ZeRO-3, which would cut packed 4-bit and 8-bit weights apart from the scales "
-        "that they are read with; use distributed.strategy: zero2, which keeps the small quantised base whole.",
+        "model.quantization does not go with ZeRO-3, which would cut packed 4-bit and 8-bit weights apart from the "
+        "scales that they are read with; use distributed.strategy: zero2, which keeps the small quantised base whole.",
         "PEFT documentation, page DeepSpeed: ZeRO-3 wants 4-bit weights stored in the dtype of the others "
         "(bnb_4bit_quant_storage); ours are in uint8, bitsandbytes' default",
     ),
@@ -78,7 +78,7 @@ TABLE: tuple[Row, ...] = (
         "quantised base with an adapter, DDP or up to ZeRO-2",
         lambda config, strategy: _quantised(config) and _has_adapter(config) and strategy not in ZERO3,
         "works",
-        "the quantised base is bit-identical after training, on CPU and GPU",
+        "the quantised base is bit-identical after training",
         "PEFT documentation, page DeepSpeed; tests/models/test_quantize.py",
     ),
     Row(
@@ -101,32 +101,32 @@ TABLE: tuple[Row, ...] = (
         "adalora under ZeRO",
         lambda config, strategy: config.adapter.method == "adalora" and strategy in ZERO,
         "refused",
-        "adapter.method = adalora does not go with ZeRO: it moves ranks by gradients that DeepSpeed does not leave on the "
-        "weights; use adapter.method: lora, or distributed.strategy: ddp.",
+        "adapter.method = adalora does not go with ZeRO: it moves ranks by gradients that DeepSpeed does not leave on "
+        "the weights; use adapter.method: lora, or distributed.strategy: ddp.",
         "PEFT documentation, page AdaLoRA (update_and_allocate before zero_grad); DeepSpeed documentation, page ZeRO",
     ),
     Row(
         "random base with an adapter, ZeRO-3",
         lambda config, strategy: _has_adapter(config) and config.model.init == "random" and strategy in ZERO3,
         "refused",
-        "model.init = random with an adapter does not go with ZeRO-3: the random base must be saved beside the adapter, "
-        "and no rank holds it whole; use distributed.strategy: zero2, or name a base that is on disk.",
+        "model.init = random with an adapter does not go with ZeRO-3: the random base must be saved beside the "
+        "adapter, and no rank holds it whole; use distributed.strategy: zero2, or name a base that is on disk.",
         "DeepSpeed documentation, page ZeRO: stage 3 partitions the weights",
     ),
     Row(
         "prefix tuning, activation checkpointing",
         lambda config, _: config.adapter.method == "prefix_tuning" and config.train.activation_checkpointing,
         "refused",
-        "adapter.method = prefix_tuning does not go with train.activation_checkpointing: transformers drops the past keys "
-        "and values, which the prefix is, from blocks that it recomputes; set train.activation_checkpointing: false.",
+        "adapter.method = prefix_tuning does not go with train.activation_checkpointing: transformers drops the past "
+        "keys and values, which the prefix is, from blocks that it recomputes; set it to false.",
         "transformers 5.23, GradientCheckpointingLayer: past_key_values=None under gradient checkpointing",
     ),
     Row(
         "learned prompt, flat layout",
         lambda config, _: config.adapter.method in PROMPT_METHODS and config.batch.layout == "flat",
         "refused",
-        "batch.layout = flat does not go with an adapter that puts a learned prompt before each sample: in a flat row only "
-        "the first sample would get it; set batch.layout: padded.",
+        "batch.layout = flat does not go with an adapter that puts a learned prompt before each sample: in a flat row "
+        "only the first sample would get it; set batch.layout: padded.",
         "PEFT documentation, page Soft prompts: the prompt is put before the whole row",
     ),
     # ------------------------------------------------------------ heads and frozen parts
@@ -141,7 +141,7 @@ TABLE: tuple[Row, ...] = (
         "last_blocks scope without a number",
         lambda config, _: config.trainable.scope == "last_blocks" and config.trainable.last_blocks == 0,
         "refused",
-        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use trainable.scope: head.",
+        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use scope: head.",
         "schema: last_blocks is the number of blocks",
     ),
     Row(
@@ -157,8 +157,8 @@ TABLE: tuple[Row, ...] = (
         lambda config, strategy: strategy in OFFLOADING and config.optimizer.name not in CPU_OPTIMIZERS,
         "refused",
         "optimizer.name must be adam or adamw where the optimizer is offloaded: its state lies in CPU memory, where "
-        "DeepSpeed steps it by its own Adam; 8-bit and paged optimizers need a strategy without offload, e.g. zero2.",
-        "DeepSpeed documentation, page ZeRO-Offload: DeepSpeedCPUAdam",
+        "DeepSpeed steps it by its own Adam; use one of the two, or a strategy without offload (zero2) for others.",
+        "DeepSpeed documentation, tutorial ZeRO-Offload: DeepSpeedCPUAdam",
     ),
     Row(
         "8-bit optimizer under ZeRO without offload",
@@ -171,7 +171,7 @@ TABLE: tuple[Row, ...] = (
         "SGD8bit without momentum",
         lambda config, _: config.optimizer.name == "sgd_8bit" and config.optimizer.momentum == 0,
         "refused",
-        "optimizer.momentum = 0 must be positive for sgd_8bit, whose 8-bit state is the momentum; use optimizer.name: sgd.",
+        "optimizer.momentum = 0 must be positive for sgd_8bit, whose 8-bit state is the momentum; use sgd instead.",
         "bitsandbytes 0.50.2, SGD8bit: SGD without momentum is not supported",
     ),
     # ------------------------------------------------------------ data
@@ -189,6 +189,6 @@ TABLE: tuple[Row, ...] = (
         lambda config, strategy: strategy == "zero3_nvme" and config.distributed.offload_dir is None,
         "refused",
         "distributed.offload_dir = null must name a fast local folder for zero3_nvme; set it, or use zero3_offload.",
-        "DeepSpeed documentation, page ZeRO-Infinity: nvme_path",
+        "DeepSpeed documentation, page DeepSpeed Configuration JSON: nvme_path",
     ),
 )

@@ -63,8 +63,8 @@ def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps
     """peft's config of the method with the section's other keys as its fields; needs no model, so it checks early."""
     method = next((kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value.lower() == config.method), None)
     if method is None:
-        known = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-        raise UserError(unknown_name("adapter.method", config.method, ["none", *known]))
+        methods = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+        raise UserError(unknown_name("adapter.method", config.method, ["none", *methods]))
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
     known = {field.name for field in fields(config_class)} - OWN_FIELDS
     options: dict[str, Any] = dict(config.model_extra or {})

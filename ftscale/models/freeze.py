@@ -69,8 +69,8 @@ def _scope(model: PreTrainedModel, config: TrainableConfig, weights: dict[str, n
         blocks = find_blocks(model)
         if not 0 < config.last_blocks <= len(blocks):
             raise UserError(
-                f"trainable.last_blocks = {config.last_blocks} must be from 1 to {len(blocks)}, the number of blocks of "
-                f"{type(model).__name__}."
+                f"trainable.last_blocks = {config.last_blocks} must be from 1 to {len(blocks)}, the number of blocks "
+                f"of {type(model).__name__}."
             )
         parts = [*heads, *list(blocks)[-config.last_blocks :]]
     chosen = {id(weight) for part in parts for weight in part.parameters()}

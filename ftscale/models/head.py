@@ -41,6 +41,11 @@ def replace_head(model: PreTrainedModel, config: HeadConfig, *, seed: int) -> Pr
         return model
     if config.activation not in ACT2FN:
         raise UserError(unknown_name("head.activation", config.activation, ACT2FN))
+    if "mlp_head" in model.config.to_dict():
+        raise UserError(
+            f"head.hidden_sizes = {list(config.hidden_sizes)} asks for an MLP head, and the model has one already; set "
+            "head.hidden_sizes: [] to train it further."
+        )
     if not type(model).__module__.startswith("transformers.models."):
         raise UserError(
             f"head.hidden_sizes = {list(config.hidden_sizes)} needs a model class of transformers, and "

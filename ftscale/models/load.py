@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BitsAndBytesConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ftscale.config.schema import ModelConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
-from ftscale.models.head import head_module_names
+from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
 
@@ -75,35 +76,23 @@ def load_model(
     model_config = load_model_config(config, settings=settings)
     if "use_cache" in model_config.to_dict():
         model_config.use_cache = False  # keys and values kept for generation; training has no use for them
-    if config.init == "random":
-        model_config.name_or_path = ""  # these weights are nowhere to be found again: save_model must keep them
     build = getattr(transformers, auto_class)
-    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
+    new_head = bool(LABEL_SETTINGS & settings.keys())
     try:
         with seeded_weights(seed, "model"), _quiet():
             if config.init == "random":
-                model = build.from_config(
-                    model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **attention
-                )
-                info = {}
+                model = _random_model(config, build, model_config, dtype=dtype)
             else:
-                model, info = build.from_pretrained(
-                    _locate("model.name", config.name),
-                    config=model_config,
-                    dtype=dtype,
-                    revision=config.revision,
-                    trust_remote_code=config.trust_remote_code,
-                    use_safetensors=None if config.allow_pickle else True,
-                    quantization_config=_quantization(config, build, model_config, dtype=dtype, settings=settings),
-                    ignore_mismatched_sizes=True,  # judged below, where the head is known
-                    output_loading_info=True,
-                    **attention,
-                )
+                quantization = _quantization(config, build, model_config, dtype=dtype, new_head=new_head)
+                model, info = _pretrained_model(config, build, model_config, dtype=dtype, quantization=quantization)
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load(config, error, auto_class=auto_class) from error
+    if config.init == "random":
+        log.info("all weights are random: %s for the config of %s", type(model).__name__, config.name)
+    else:
+        _report_new_weights(model, config, info, new_head=new_head)
     if config.quantization != "none":
         keep_gradients(model)
-    _report_new_weights(model, config, info, new_head=bool(LABEL_SETTINGS & settings.keys()))
     return model
 
 
@@ -172,13 +161,48 @@ def _attention_problems(name: str) -> list[str]:
 # ---------------------------------------------------------------- the weights
 
 
+def _random_model(
+    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype
+) -> PreTrainedModel:
+    model_config.name_or_path = ""  # these weights are nowhere to be found again: save_model must keep them
+    if "mlp_head" in model_config.to_dict():
+        del model_config.mlp_head  # of an earlier run; the head section says which head this one has
+    return build.from_config(
+        model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **_attention_argument(config)
+    )
+
+
+def _pretrained_model(
+    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, quantization: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' account of the keys that were missing or of another shape."""
+    if "mlp_head" in model_config.to_dict():  # saved by ftscale: the head's code is here, none of the folder's is run
+        build = model_class_with_head(model_config)
+    return build.from_pretrained(
+        _locate("model.name", config.name),
+        config=model_config,
+        dtype=dtype,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=None if config.allow_pickle else True,
+        quantization_config=quantization,
+        ignore_mismatched_sizes=True,  # judged afterwards, when the head is known
+        output_loading_info=True,
+        **_attention_argument(config),
+    )
+
+
+def _attention_argument(config: ModelConfig) -> dict[str, str]:
+    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+
+
 def _quantization(
-    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, settings: dict[str, Any]
-) -> Any:
+    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, new_head: bool
+) -> BitsAndBytesConfig | None:
     if config.quantization == "none":
         return None
     keep: list[str] = []
-    if LABEL_SETTINGS & settings.keys():  # a new head is trained, so it must not be quantised
+    if new_head:  # it is trained, so it must not be quantised
         with torch.device("meta"):
             keep = head_module_names(build.from_config(model_config, trust_remote_code=config.trust_remote_code))
     return quantization_config(config.quantization, compute_dtype=dtype, keep=keep)
@@ -186,9 +210,6 @@ def _quantization(
 
 def _report_new_weights(model: PreTrainedModel, config: ModelConfig, info: dict[str, Any], *, new_head: bool) -> None:
     """Say which weights are not those of `config.name`; only a new head may differ from them in shape."""
-    if config.init == "random":
-        log.info("all weights are random: %s for the config of %s", type(model).__name__, config.name)
-        return
     head = set(head_module_names(model)) if new_head else set()
     mismatched = {name: (tuple(old), tuple(new)) for name, old, new in sorted(info["mismatched_keys"])}
     wrong = [name for name in mismatched if name.split(".")[0] not in head]
@@ -231,7 +252,8 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
         )
     if "Attention" in text or "attn_implementation" in text:
         return UserError(
-            f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); use model.attention: auto."
+            f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); "
+            "use model.attention: auto."
         )
     if "safetensors" in text:
         return UserError(
@@ -243,10 +265,15 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
             f"model.name = {name!r} has no {auto_class.removeprefix('AutoModelFor')} form in transformers, which the "
             "task needs; choose another model or task."
         )
+    if (Path(name).expanduser() / "adapter_config.json").is_file():
+        return UserError(
+            f"model.name = {name!r} is an adapter; merge it into its base (ftscale export --merge) and name "
+            "that folder."
+        )
     if Path(name).expanduser().is_dir():
         return UserError(
-            f"model.name = {name!r} holds no model that transformers can load ({_first_sentence(error)}); name a folder "
-            "with a config.json."
+            f"model.name = {name!r} holds no model that transformers can load ({_first_sentence(error)}); name a "
+            "folder with a config.json."
         )
     return UserError(
         f"model.name = {name!r} is neither a folder here nor to be had from the Hugging Face hub or its local cache "

@@ -40,8 +40,8 @@ def save_model(
     """Write the model and its processor so that transformers (and peft for an adapter) load them without ftscale.
 
     A whole model: config.json, safetensors. An adapter: adapter_config.json with the base model's name, safetensors,
-    `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights. `state_dict`:
-    the weights, where the model's own are sharded; None = the model's own.
+    `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights.
+    `state_dict`: the weights, where the model's own are sharded; None = the model's own.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,14 +95,13 @@ def export_model(
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
-    options = {"auto_class": auto_class, "trust_remote_code": trust_remote_code}
-    before = load_saved(folder, **options)
+    before = load_saved(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
     probe = _probe_inputs(before.config)
     expected = _logits(before, probe)
     processor = load_saved_processor(folder)
     if merge:
         del before
-        model: PreTrainedModel | PeftModel = _merge(folder, **options)
+        model: PreTrainedModel | PeftModel = _merge(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
     else:
         model = before
     if dtype is not None:
@@ -110,7 +109,7 @@ def export_model(
     save_model(model, processor, out)
     parameters = sum(weight.numel() for weight in model.parameters())
     del model
-    exported = load_saved(out, **options)
+    exported = load_saved(out, auto_class=auto_class, trust_remote_code=trust_remote_code)
     return {
         "merged": merge,
         "dtype": str(exported.dtype).removeprefix("torch."),
@@ -135,10 +134,7 @@ def _save_adapter(model: PeftModel, folder: Path, *, state_dict: dict[str, torch
 
 def _save_random_base(model: PeftModel, folder: Path) -> None:
     assert all(weight.numel() for weight in model.parameters()), "a sharded random base cannot be saved"
-    if model.active_peft_config.is_prompt_learning:
-        base = model.get_base_model()
-    else:
-        base = copy.deepcopy(model).unload()
+    base = model.get_base_model() if model.active_peft_config.is_prompt_learning else copy.deepcopy(model).unload()
     base.save_pretrained(folder)
     _finish_config(base.config, folder)
 

@@ -127,3 +127,14 @@ def test_ftscale_reads_its_own_folder_without_running_code_from_it(minilm, tmp_p
     again = load_saved(tmp_path, auto_class=AUTO)
     ids = torch.arange(5, 15)[None]
     torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_saved_head_trains_further_and_is_not_put_twice(minilm, tmp_path):
+    model = minilm_with_head(minilm, hidden_sizes=(64,)).eval()
+    save_model(model, None, tmp_path)
+    config = ModelConfig(name=str(tmp_path))
+    again = load_model(config, auto_class=AUTO, settings={"num_labels": 8}, dtype=torch.float32, seed=1).eval()
+    ids = torch.arange(5, 15)[None]
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    with pytest.raises(UserError, match="the model has one already"):
+        replace_head(again, HeadConfig(hidden_sizes=(8,)), seed=0)

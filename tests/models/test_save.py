@@ -9,7 +9,7 @@ from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
 from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import replace_head
-from ftscale.models.load import load_model, load_processor
+from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
 from ftscale.models.save import export_model, load_saved, load_saved_processor, save_model
 
 CAUSAL = "AutoModelForCausalLM"
@@ -114,6 +114,27 @@ def test_an_adapter_on_random_weights_keeps_them_even_when_moved(shared, tmp_pat
     save_model(model, None, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     torch.testing.assert_close(logits(load_saved(tmp_path / "there", auto_class=CAUSAL)), logits(model))
+
+
+def test_an_adapter_with_a_larger_vocabulary_brings_the_embeddings_along(shared, tmp_path):
+    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer.add_tokens(["<one>", "<two>"])
+    model = stories(shared)
+    fit_vocabulary(model, tokenizer, seed=0)
+    lora = AdapterConfig(method="lora", init_lora_weights=False)
+    model = apply_adapter(model, lora, task_type="CAUSAL_LM").eval()
+    save_model(model, tokenizer, tmp_path)
+    again = load_saved(tmp_path, auto_class=CAUSAL)
+    ids = torch.tensor([[5, 512, 6, 513]])
+    assert again(input_ids=ids).logits.shape == (1, 4, 514)
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert len(load_processor(ModelConfig(name=str(tmp_path)), kind="tokenizer")) == 514
+
+
+def test_an_adapter_folder_as_base_model_is_refused_with_the_way_out(shared, tmp_path):
+    save_model(stories(shared, method="lora"), None, tmp_path)
+    with pytest.raises(UserError, match="is an adapter; merge it into its base"):
+        load_model_config(ModelConfig(name=str(tmp_path)), settings={})
 
 
 def test_a_bf16_model_keeps_its_dtype_and_its_float32_adapter(shared, tmp_path):
