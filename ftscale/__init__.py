@@ -1,9 +1,9 @@
 """Fine-tune Hugging Face models on any number of processes.
 
-    from ftscale import load_config, train
+from ftscale import load_config, train
 
-    result = train(load_config("run.yaml", ["optimizer.lr=1e-4"]))
-    print(result.metrics, result.model)
+result = train(load_config("run.yaml", ["optimizer.lr=1e-4"]))
+print(result.metrics, result.model)
 """
 
 from __future__ import annotations

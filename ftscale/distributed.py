@@ -118,6 +118,20 @@ class Distributed:
         """The module as it was before `prepare`."""
         return self.accelerator.unwrap_model(self.module)
 
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Models made inside have all their weights on each rank; under ZeRO-3 they would else be made in shards."""
+        if self.zero_stage != 3:
+            yield
+            return
+        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
     # ------------------------------------------------------------ a step
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -181,8 +195,8 @@ class Distributed:
         """Leave the process group in order, so that another run can follow in the same process."""
         from accelerate.state import AcceleratorState, GradientState
 
-        self.accelerator.end_training()
         self.accelerator.free_memory()
+        self.accelerator.end_training()
         # Accelerate keeps its state for the life of a process; the next run may have another strategy
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -43,7 +43,7 @@ def evaluate_run(run_folder: Path, *, data: str | None = None) -> dict[str, floa
     try:
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
-        layout = batch_layout(model, config, task)
+        layout = batch_layout(model, config, task, distributed)
         return run_evaluation(config, task, processor, rows, distributed, layout=layout)()
     finally:
         distributed.close()
@@ -60,10 +60,11 @@ def predict_file(run_folder: Path, input_path: str, *, out: Path | None = None, 
     if out is not None and out.suffix not in FORMATS_OUT:
         raise UserError(f"--out = {out} must end in {', '.join(FORMATS_OUT)}.")
     config, task, processor = _open_run(run_folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    distributed = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0)
+    device = distributed.device
     model = _load(run_folder, config, task).to(device).eval()
     module = TaskModule(model, task).eval()
-    collate = task.collator(processor, layout=batch_layout(model, config, task), train=False)
+    collate = task.collator(processor, layout=batch_layout(model, config, task, distributed), train=False)
     prepare = Preparer(task, processor, labelled=False)
 
     def predict(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -116,11 +116,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     distributed = Distributed(
         config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
     )
-    try:
-        with listen() as stop_request:
-            return _train(inputs, distributed, stop_request, overwrite=overwrite)
-    finally:
-        distributed.close()
+    with listen() as stop_request:
+        result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+    distributed.close()  # not after an error on this rank alone: the others may never come to it
+    return result
 
 
 def prepare_inputs(config: Config) -> Inputs:
@@ -264,9 +263,7 @@ def _build(
     config, task = inputs.config, inputs.task
     order = _global_order(inputs)
     num_steps = config.train.max_steps or (order.num_steps(config.train.epochs) if order else 0)
-    model, head_names, layout = build_model(
-        config, task, inputs.processor, device=distributed.device, num_steps=num_steps
-    )
+    model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     from ftscale.optim.schedules import build_schedule
@@ -320,7 +317,7 @@ def _build(
 
 
 def build_model(
-    config: Config, task: Task, processor: Any, *, device: Any, num_steps: int
+    config: Config, task: Task, processor: Any, distributed: Distributed, *, num_steps: int
 ) -> tuple[Any, list[str], Any]:
     """The model that trains, the modules that are its new head, and the layout of its batches.
 
@@ -354,8 +351,8 @@ def build_model(
     else:
         freeze(model, config.trainable)
     if config.model.quantization == "none":
-        model.to(device)
-    layout = batch_layout(model, config, task)
+        model.to(distributed.device)
+    layout = batch_layout(model, config, task, distributed)
     if config.train.activation_checkpointing:
         enable_checkpointing(model)
     trained, total = count_parameters(model)
@@ -364,18 +361,24 @@ def build_model(
     return model, head_names, layout
 
 
-def batch_layout(model: Any, config: Config, task: Task) -> Any:
+def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Any:
     """flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
     from ftscale.models.layout import choose_layout
+    from ftscale.models.load import load_small_twin
 
     if task.processor_class != "tokenizer":
         return "padded"
+    twin = None
+    if distributed.zero_stage == 3 and config.batch.layout != "padded":
+        with distributed.whole_weights():  # sharded weights cannot be tried out before training
+            twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
     return choose_layout(
         model,
         wanted=config.batch.layout,
         attention=config.model.attention,
         pooled=task.auto_class == "AutoModelForSequenceClassification",
         encoder_decoder=bool(model.config.is_encoder_decoder),
+        probed=twin,
     )
 
 

@@ -9,7 +9,7 @@ block and the number of rows used of it: to go on, at most one block is read aga
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -94,29 +94,34 @@ class StreamSteps:
 
     def _rows(self, position: StreamPosition) -> Iterator[tuple[dict[str, Any], StreamPosition]]:
         """Rows in the global order, each with the position after it."""
+        readers = self._open(position)
         while True:
-            block, files, ended = self._block(position)
+            block, files, ended = self._block(position, readers)
             if not block and position.block == 0 and not position.used:
                 raise UserError("data.train: the stream has no rows.")
             for used in range(position.used, len(block)):
-                position = StreamPosition(
-                    position.epoch, position.block, used + 1, position.rows + 1, position.files, position.ended
-                )
+                position = replace(position, used=used + 1, rows=position.rows + 1)
                 yield block[used], position
             if len(ended) == len(self.sources):
-                position = StreamPosition(position.epoch + 1, 0, 0, position.rows)
+                position = StreamPosition(position.epoch + 1, rows=position.rows)
+                readers = self._open(position)
             else:
                 position = StreamPosition(position.epoch, position.block + 1, 0, position.rows, files, ended)
 
-    def _block(self, position: StreamPosition) -> tuple[list[dict[str, Any]], list[Any], list[int]]:
+    def _open(self, position: StreamPosition) -> list[Iterator[tuple[dict[str, Any], Any]]]:
+        files = position.files or [None] * len(self.sources)
+        return [
+            open_stream(source, roles=self.roles, position=files[index], setting=f"data.train[{index}]")
+            for index, source in enumerate(self.sources)
+        ]
+
+    def _block(
+        self, position: StreamPosition, readers: list[Iterator[tuple[dict[str, Any], Any]]]
+    ) -> tuple[list[dict[str, Any]], list[Any], list[int]]:
         """The rows of a block in their order, and the state of the sources behind it."""
         rng = np.random.default_rng(derive_seed(self.seed, "stream", position.epoch, position.block))
         files = list(position.files) or [None] * len(self.sources)
         ended = list(position.ended)
-        readers = [
-            open_stream(source, roles=self.roles, position=files[index], setting=f"data.train[{index}]")
-            for index, source in enumerate(self.sources)
-        ]
         rows: list[dict[str, Any]] = []
         while len(rows) < self.buffer and len(ended) < len(self.sources):
             open_sources = [index for index in range(len(self.sources)) if index not in ended]

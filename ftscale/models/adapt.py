@@ -92,7 +92,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Weights that train, and all weights, with those of a 4-bit base counted one by one."""
     if isinstance(model, PeftModel):
         return model.get_nb_trainable_parameters()
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    # ZeRO-3 keeps a piece of each weight, its true size in ds_numel
+    sizes = [
+        (weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel(), weight.requires_grad)
+        for weight in model.parameters()
+    ]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 

@@ -28,17 +28,21 @@ def choose_layout(
     attention: str,
     pooled: bool,
     encoder_decoder: bool,
+    probed: nn.Module | None = None,
 ) -> Literal["flat", "padded"]:
     """Settle the layout of batches, and prepare the model for flat ones.
 
     Call it on the bare or PEFT-wrapped model, before it is distributed. `wanted` is `batch.layout`, `attention` is
     `model.attention`; `pooled`: the head makes one vector a sample out of the hidden states (see `attach_unflatten`).
+    `probed`: a model of the same architecture to try out instead, where this one's weights are sharded.
 
     Raises UserError where flat rows are asked for and impossible.
     """
     if wanted == "padded":
         return "padded"
-    problem = _needs_padding(attention, encoder_decoder=encoder_decoder) or why_not_flat(model, pooled=pooled)
+    problem = _needs_padding(attention, encoder_decoder=encoder_decoder) or why_not_flat(
+        model if probed is None else probed, pooled=pooled
+    )
     if problem and wanted == "flat":
         raise UserError(f"batch.layout = flat cannot be used: {problem}; set batch.layout: auto or padded.")
     if problem:

@@ -9,8 +9,14 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BitsAndBytesConfig
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ftscale.config.schema import ModelConfig
@@ -96,9 +102,26 @@ def load_model(
     return model
 
 
+def load_small_twin(config: ModelConfig, *, auto_class: str, settings: dict[str, Any]) -> PreTrainedModel:
+    """The same architecture with two layers of random weights, to try things out on; float32."""
+    model_config = load_model_config(config, settings=settings)
+    model_config.num_hidden_layers = min(2, model_config.num_hidden_layers)
+    if "layer_types" in model_config.to_dict() and model_config.layer_types is not None:
+        model_config.layer_types = sorted(set(model_config.layer_types))[:2] * (
+            2 // len(set(model_config.layer_types)) or 1
+        )
+        model_config.num_hidden_layers = len(model_config.layer_types)
+    with seeded_weights(0, "twin"):
+        return getattr(transformers, auto_class).from_config(
+            model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+
+
 def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None:
     """Give the model an embedding for every token: a tokenizer with more tokens than rows enlarges the embedding."""
-    rows, tokens = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    weight = model.get_input_embeddings().weight
+    # ZeRO-3 keeps a piece of each weight, its true shape in ds_shape
+    rows, tokens = (weight.ds_shape if hasattr(weight, "ds_shape") else weight.shape)[0], len(tokenizer)
     if tokens <= rows:
         return
     if model.config.to_dict().get("quantization_config") is not None:

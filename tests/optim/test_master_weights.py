@@ -118,3 +118,16 @@ def test_gradients_are_cleared_by_zero_grad():
     steps(model, optimizer, [0])
     assert all(weight.grad is None for weight in model.parameters())
     assert all(master.grad is None for group in optimizer.masters for master in group)
+
+
+def test_accelerate_prepares_it_like_any_other_optimizer():
+    from accelerate import Accelerator
+
+    plain, prepared = net(), net()
+    optimizer = build(plain)
+    accelerator = Accelerator(cpu=True)
+    model, wrapped = accelerator.prepare(prepared, build(prepared))
+    steps(plain, optimizer, range(3))
+    steps(model, wrapped, range(3))
+    for expected, weight in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, expected)
