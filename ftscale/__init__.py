@@ -29,6 +29,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     Raises:
         UserError: a mistake in the configuration, the data or the run folder; nothing has been written then.
     """
+    from ftscale.logs import quiet_libraries
+
+    quiet_libraries()
     from ftscale import run  # torch is imported with it, which takes seconds
 
     return run.train(config, resume=resume, overwrite=overwrite)

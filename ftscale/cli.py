@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ftscale.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from ftscale.logs import launched_rank, quiet_libraries
 
 app = typer.Typer(
     add_completion=False,
@@ -31,6 +32,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 
 def main() -> None:
     """Run a command; the user's mistakes end in one message and exit code 2, without a traceback."""
+    quiet_libraries()
     try:
         app()
     except UserError as error:
@@ -40,8 +42,6 @@ def main() -> None:
 
 def report(error: UserError) -> None:
     """Print a user's mistakes, once for a launch: before a process group exists all ranks find the same."""
-    from ftscale.logs import launched_rank
-
     if launched_rank() == 0:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 
 log = logging.getLogger("ftscale")
 
@@ -18,7 +19,6 @@ def setup_logging(*, rank: int = 0, level: str = "INFO") -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level if rank == 0 else logging.WARNING)
-    _quiet_libraries()
 
 
 def launched_rank() -> int:
@@ -26,10 +26,12 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
-def _quiet_libraries() -> None:
-    """No bars and notes of libraries between ftscale's own lines; their warnings stay."""
+def quiet_libraries() -> None:
+    """No bars and notes of libraries between ftscale's own lines. Call it before they are imported."""
     # bitsandbytes tells at import that an optional CPU kernel package is not installed
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # peft 0.21 asks transformers 5.23 by an older name of a property
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")

@@ -266,7 +266,7 @@ def _build(
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
-    from ftscale.optim.schedules import build_schedule
+    from ftscale.optim.schedules import advance_schedule, build_schedule
 
     schedule = build_schedule(optimizer, config.schedule, num_steps=num_steps)
     module = TaskModule(model, task)
@@ -306,6 +306,7 @@ def _build(
         evaluation_steps=_evaluation_steps(config, order, num_steps),
         evaluate=evaluation,
         set_training_mode=lambda: set_training_mode(distributed.module),
+        advance_schedule=lambda loss: advance_schedule(schedule, loss=loss),
         after_update=lambda step: advance_adapter(model, step=step),
         save=save,
         checkpoints=folder / "checkpoints",

@@ -48,9 +48,12 @@ def read_rows(
     roles: Sequence[Sequence[str]],
     setting: str = DEFAULT_SETTING,
     labelled: bool = True,
+    keep_columns: bool = False,
 ) -> Iterator[Row]:
     """Every row of a source (the first `source.limit`), in file order. See `open_stream`."""
-    stream = open_stream(source, roles=roles, position=None, setting=setting, labelled=labelled)
+    stream = open_stream(
+        source, roles=roles, position=None, setting=setting, labelled=labelled, keep_columns=keep_columns
+    )
     return (row for row, _ in stream)
 
 
@@ -61,11 +64,13 @@ def open_stream(
     position: Position | None,
     setting: str = DEFAULT_SETTING,
     labelled: bool = True,
+    keep_columns: bool = False,
 ) -> Iterator[tuple[Row, Position]]:
     """Rows after a position (None = from the start), each with the position after it.
 
     roles: the task's alternatives of column names; the first that is there whole is given, and every column that
     `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
+    keep_columns: every column of the row stands under `_columns` too, by the file's own name for it.
     An `image` that is a relative path is given relative to the folder of its file.
 
     Finding a position takes constant time in uncompressed CSV, TSV, JSON lines, text, CoNLL, parallel and IDX files
@@ -82,7 +87,7 @@ def open_stream(
         return
     for number, file in enumerate(files[start:], start):
         place = position["place"] if position and number == start else None
-        for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled):
+        for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled, keep_columns=keep_columns):
             count += 1
             yield row, {"file": number, "row": count, "place": here}
             if count == source.limit:
@@ -156,11 +161,14 @@ def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> 
 
 
 def _file_rows(
-    file: DataFile, *, place: Place | None, roles: Sequence[Sequence[str]], labelled: bool
+    file: DataFile, *, place: Place | None, roles: Sequence[Sequence[str]], labelled: bool, keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
     columns = load_format(file.format).columns(file)
     choose = partial(select, file, roles=roles, labelled=labelled)
-    rows = _object_rows(file, place, choose) if columns is None else _table_rows(file, place, *choose(columns))
+    if columns is None:
+        rows = _object_rows(file, place, choose, keep_columns=keep_columns)
+    else:
+        rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
     for row, here in rows:
         if "image" in row:
@@ -169,15 +177,25 @@ def _file_rows(
 
 
 def _table_rows(
-    file: DataFile, place: Place | None, names: tuple[str, ...], wanted: tuple[int, ...]
+    file: DataFile,
+    place: Place | None,
+    names: tuple[str, ...],
+    wanted: tuple[int, ...],
+    *,
+    kept: tuple[str | int, ...],
 ) -> Iterator[tuple[Row, Place]]:
-    for values, where, here in load_format(file.format).records(file, place=place, wanted=wanted):
-        row = dict(zip(names, values, strict=True))
+    read = (*wanted, *range(len(kept)))
+    for values, where, here in load_format(file.format).records(file, place=place, wanted=read):
+        row = dict(zip(names, values, strict=False))
         row["_where"] = where
+        if kept:
+            row["_columns"] = dict(zip(map(str, kept), values[len(wanted) :], strict=True))
         yield row, here
 
 
-def _object_rows(file: DataFile, place: Place | None, choose: partial) -> Iterator[tuple[Row, Place]]:
+def _object_rows(
+    file: DataFile, place: Place | None, choose: partial, *, keep_columns: bool
+) -> Iterator[tuple[Row, Place]]:
     keys_of: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # each set of keys is looked at once
     for value, where, here in load_format(file.format).records(file, place=place, wanted=()):
         available = tuple(value)
@@ -189,6 +207,8 @@ def _object_rows(file: DataFile, place: Place | None, choose: partial) -> Iterat
             keys = keys_of[available] = [(name, available[column]) for name, column in zip(names, wanted, strict=True)]
         row = {name: value[key] for name, key in keys}
         row["_where"] = where
+        if keep_columns:
+            row["_columns"] = value
         yield row, here
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ftscale.errors import UserError
 from ftscale.launcher import launch_training
+from ftscale.logs import quiet_libraries
 from ftscale.resources import resource
 
 DATA = Path(__file__).parent / "help_desk"
@@ -24,6 +25,7 @@ RESAMPLES = 1000
 
 def main() -> int:
     """Train, score three ways on the test split, say how to go on; returns the exit code."""
+    quiet_libraries()
     try:
         encoder = encoder_folder()
         overrides = [

@@ -84,6 +84,8 @@ class Loop:
     """Steps after which to evaluate (and, where the config does not say, to save)."""
     evaluate: Callable[[], dict[str, float]] | None
     set_training_mode: Callable[[], None]
+    advance_schedule: Callable[[float], None]
+    """Called with each step's loss."""
     after_update: Callable[[int], None]
     """Called with the number of the step when weights are new and gradients still there."""
     save: Callable[[Progress], Checkpoint]
@@ -147,7 +149,7 @@ def _train_step(loop: Loop, progress: Progress, data: Step) -> dict[str, float]:
     grad_norm = distributed.step(after_update=lambda: loop.after_update(progress.step + 1))
     if not math.isfinite(grad_norm) and distributed.precision != "fp16":  # fp16 skips such a step and lowers its scale
         raise NotFiniteError(_not_finite(loop, progress, "gradient norm", grad_norm))
-    loop.schedule.step()
+    loop.advance_schedule(agreed["loss"] / max(targets, 1))
     progress.tokens += data.tokens
     progress.targets += targets
     progress.step += 1

@@ -83,11 +83,7 @@ def test_no_two_texts_share_more_than_60_percent_of_their_word_five_grams() -> N
         for i, first in enumerate(numbers):
             for second in numbers[i + 1 :]:
                 shared[first, second] += 1
-    near = [
-        pair
-        for pair, n in shared.items()
-        if n > 0.6 * min(len(grams[pair[0]]), len(grams[pair[1]]))
-    ]
+    near = [pair for pair, n in shared.items() if n > 0.6 * min(len(grams[pair[0]]), len(grams[pair[1]]))]
     assert near == []
 
 
