@@ -66,40 +66,63 @@ def entries() -> dict[str, Entry]:
     return {
         "ag_news": Entry(
             "ag_news",
-            (minilm, "data.eval_ratio=0", "data.stratify=null",
-             *parts(news, train=text / "ag_news_7k/train.csv", eval=text / "ag_news_7k/dev.csv",
-                    test=text / "ag_news_7k/test.csv")),
-            "test/accuracy", at_least=0.88,
+            (
+                minilm,
+                "data.eval_ratio=0",
+                "data.stratify=null",
+                *parts(
+                    news,
+                    train=text / "ag_news_7k/train.csv",
+                    eval=text / "ag_news_7k/dev.csv",
+                    test=text / "ag_news_7k/test.csv",
+                ),
+            ),
+            "test/accuracy",
+            at_least=0.88,
         ),
         "sst2": Entry(
             "sst2",
-            (minilm, *parts(news, train=text / "sst2/train.tsv", eval=text / "sst2/dev.tsv", test=text / "sst2/test.tsv")),
-            "test/accuracy", at_least=0.85,
+            (
+                minilm,
+                *parts(news, train=text / "sst2/train.tsv", eval=text / "sst2/dev.tsv", test=text / "sst2/test.tsv"),
+            ),
+            "test/accuracy",
+            at_least=0.85,
         ),
         "banking77": Entry(
             "banking77",
-            (minilm, *parts("columns: {label: category}", train=text / "banking77/train.csv",
-                            test=text / "banking77/test.csv")),
-            "test/accuracy", at_least=0.88,
+            (
+                minilm,
+                *parts(
+                    "columns: {label: category}", train=text / "banking77/train.csv", test=text / "banking77/test.csv"
+                ),
+            ),
+            "test/accuracy",
+            at_least=0.88,
         ),
         "sick_entailment": Entry(
-            "sick_entailment", (minilm, *parts(pairs % "entailment_judgment", **sick_files)), "test/accuracy",
+            "sick_entailment",
+            (minilm, *parts(pairs % "entailment_judgment", **sick_files)),
+            "test/accuracy",
             at_least=0.78,
         ),
         "sick_relatedness": Entry(
-            "sick_relatedness", (minilm, *parts(pairs % "relatedness_score", **sick_files)), "test/pearson",
+            "sick_relatedness",
+            (minilm, *parts(pairs % "relatedness_score", **sick_files)),
+            "test/pearson",
             at_least=0.80,
         ),
         "ncbi_disease": Entry(
             "ncbi_disease",
             (minilm, *parts(words, train=ncbi / "train.tsv", eval=ncbi / "devel.tsv", test=ncbi / "test.tsv")),
-            "test/f1", at_least=0.70,
+            "test/f1",
+            at_least=0.70,
         ),
         "captions_pretrained": Entry("captions", (llama, *captioned), "loss", at_most=1.85),
         "captions_random": Entry("captions", (llama, "model.init=random", *captioned), "loss", at_least=2.2),
         "cifar10_frozen": Entry("cifar10_frozen", cifar, "test/accuracy"),
         "cifar10_full": Entry("cifar10_full", cifar, "test/accuracy"),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:
@@ -143,14 +166,21 @@ def measure(name: str, entry: Entry, *, threads: int) -> bool:
         "steps": result["steps"],
         "wall_s": round(time.perf_counter() - start),
         "evaluations": [
-            {"step": line["step"], **{key: round(float(line[key]), 4) for key in ("loss", entry.metric.removeprefix("test/")) if key in line}}
+            {
+                "step": line["step"],
+                **{
+                    key: round(float(line[key]), 4)
+                    for key in ("loss", entry.metric.removeprefix("test/"))
+                    if key in line
+                },
+            }
             for line in curve
             if line["kind"] == "eval" and "loss" in line
         ],
         "command": shlex.join(relative(part) for part in command),
         "hardware": f"{platform.processor() or platform.machine()}, CPU, {threads} thread(s)",
         "versions": versions(),
-    }  # fmt: skip
+    }
     add_result(name, record)
     print(f"{name}: {entry.metric} {value:.4f}", "as promised" if good else "BELOW WHAT IS PROMISED", flush=True)
     return good

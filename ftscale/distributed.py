@@ -238,10 +238,8 @@ class Distributed:
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """All weights on the CPU of rank 0, None elsewhere. Collective under ZeRO-3."""
-        if self.zero_stage == 3:
-            state = self.accelerator.get_state_dict(self.module)
-        else:
-            state = self.unwrapped.state_dict()
+        sharded = self.zero_stage == 3
+        state = self.accelerator.get_state_dict(self.module) if sharded else self.unwrapped.state_dict()
         return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
 
 
@@ -297,8 +295,8 @@ def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     if missing or result.unexpected_keys:
         raise UserError(
             f"the checkpoint does not fit the model: {len(missing)} trained weights are missing in it and "
-            f"{len(result.unexpected_keys)} are unknown, e.g. {sorted([*missing, *result.unexpected_keys])[0]}; resume with "
-            "the configuration it was made with."
+            f"{len(result.unexpected_keys)} are unknown, e.g. "
+            f"{sorted([*missing, *result.unexpected_keys])[0]}; resume with the configuration it was made with."
         )
 
 

@@ -84,8 +84,11 @@ def predict_file(run_folder: Path, input_path: str, *, out: Path | None = None, 
             yield {**row["_columns"], **answer}
 
     with _input(input_path) as path:
-        rows = iter(read_rows(_input_source(path, config), roles=task.columns, setting="INPUT", labelled=False,
-                              keep_columns=True))  # fmt: skip
+        rows = iter(
+            read_rows(
+                _input_source(path, config), roles=task.columns, setting="INPUT", labelled=False, keep_columns=True
+            )
+        )
         chunks = iter(lambda: list(islice(rows, 8 * batch_size)), [])
         with _writer(out) as write:
             count = 0

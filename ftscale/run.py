@@ -32,7 +32,7 @@ from ftscale.errors import UserError
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.tasks import build_task
-from ftscale.tasks.base import Task
+from ftscale.tasks.base import Layout, Task
 from ftscale.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from ftscale.train.evaluate import evaluate
 from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
@@ -136,6 +136,8 @@ def prepare_inputs(config: Config) -> Inputs:
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
     prepare = Preparer(task, processor)
+    train_rows: Prepared | None
+    evaluation: Prepared | None
     if held is not None:
         train_rows = _prepare(config, prepare, "train", keep=lambda source, row: row not in held[source])
         evaluation = _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
@@ -249,8 +251,11 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     progress = Progress()
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
-    log.info("%d optimizer steps; %s", loop.num_steps, describe_batch(
-        config.batch, world_size=distributed.world_size, flat=layout == "flat"))  # fmt: skip
+    log.info(
+        "%d optimizer steps; %s",
+        loop.num_steps,
+        describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
+    )
     status = run_loop(loop, progress)
     result = _finish(inputs, loop, progress, status, layout=layout)
     loop.metrics.close()
@@ -259,7 +264,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
 
 def _build(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, folder: Path, started: float
-) -> tuple[Loop, str, StreamSteps | None]:
+) -> tuple[Loop, Layout, StreamSteps | None]:
     config, task = inputs.config, inputs.task
     order = _global_order(inputs)
     num_steps = config.train.max_steps or (order.num_steps(config.train.epochs) if order else 0)
@@ -286,13 +291,17 @@ def _build(
             "stream": vars(stream.position) if stream else None,
         }
         return save_checkpoint(
-            folder / "checkpoints", distributed, step=progress.step, progress=state, digest=config_digest(config),
+            folder / "checkpoints",
+            distributed,
+            step=progress.step,
+            progress=state,
+            digest=config_digest(config),
             versions=versions(),
-        )  # fmt: skip
+        )
 
-    evaluation = inputs.evaluation and run_evaluation(
-        config, task, inputs.processor, inputs.evaluation, distributed, layout=layout
-    )
+    evaluation = None
+    if inputs.evaluation is not None:
+        evaluation = run_evaluation(config, task, inputs.processor, inputs.evaluation, distributed, layout=layout)
     metric, higher = _best_metric(config, task)
     loop = Loop(
         task=task,
@@ -319,7 +328,7 @@ def _build(
 
 def build_model(
     config: Config, task: Task, processor: Any, distributed: Distributed, *, num_steps: int
-) -> tuple[Any, list[str], Any]:
+) -> tuple[Any, list[str], Layout]:
     """The model that trains, the modules that are its new head, and the layout of its batches.
 
     Loaded, then its head, adapter or frozen parts, then the layout of its batches, in which it is tried out.
@@ -357,12 +366,17 @@ def build_model(
     if config.train.activation_checkpointing:
         enable_checkpointing(model)
     trained, total = count_parameters(model)
-    log.info("%s: %s of %s parameters train (%.2f %%)", type(model).__name__, f"{trained:,}", f"{total:,}",
-             100 * trained / total)  # fmt: skip
+    log.info(
+        "%s: %s of %s parameters train (%.2f %%)",
+        type(model).__name__,
+        f"{trained:,}",
+        f"{total:,}",
+        100 * trained / total,
+    )
     return model, head_names, layout
 
 
-def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Any:
+def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
     """flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
     from ftscale.models.layout import choose_layout
     from ftscale.models.load import load_small_twin
@@ -411,7 +425,7 @@ def _global_order(inputs: Inputs) -> GlobalOrder | None:
 
 
 def _build_steps(
-    inputs: Inputs, order: GlobalOrder | None, distributed: Distributed, *, layout: str, num_steps: int
+    inputs: Inputs, order: GlobalOrder | None, distributed: Distributed, *, layout: Layout, num_steps: int
 ) -> tuple[Steps, StreamSteps | None]:
     """Optimizer steps from a given one on, and the stream that they come from where there is one."""
     config, task, processor = inputs.config, inputs.task, inputs.processor
@@ -468,7 +482,7 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
 
 
 def run_evaluation(
-    config: Config, task: Task, processor: Any, rows: Prepared, distributed: Distributed, *, layout: Any
+    config: Config, task: Task, processor: Any, rows: Prepared, distributed: Distributed, *, layout: Layout
 ) -> Callable[[], dict[str, float]]:
     """A function that scores the rows with the model as it stands. Collective."""
     collate = task.collator(processor, layout=layout, train=False)
@@ -480,9 +494,15 @@ def run_evaluation(
 
     def run() -> dict[str, float]:
         batches = evaluation_batches(
-            samples, lengths, collate, batch=batch, flat=layout == "flat", rank=distributed.rank,
-            world_size=distributed.world_size, seed=config.seed,
-        )  # fmt: skip
+            samples,
+            lengths,
+            collate,
+            batch=batch,
+            flat=layout == "flat",
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+            seed=config.seed,
+        )
         return evaluate(task, distributed, batches, processor=processor)
 
     return run
@@ -516,7 +536,7 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
     return progress
 
 
-def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: str) -> Result:
+def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
     """Best weights, test rows, the saved model and result.json."""
     config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
     metrics, model = dict(progress.best_metrics), ""
@@ -531,8 +551,11 @@ def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layo
             loop.metrics.write("eval", progress.step, **{f"test/{name}": value for name, value in scores.items()})
         model = str(folder / "model")
         _save_model(inputs, distributed, Path(model))
-    found = None if progress.best_step is None else {
-        "step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}  # fmt: skip
+    found = (
+        None
+        if progress.best_step is None
+        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
+    )
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
     if distributed.is_main:
         _write_json(folder / "result.json", asdict(result))
@@ -562,17 +585,20 @@ def _open_run_folder(folder: Path, config: Config, distributed: Distributed, *, 
     write_config(config, folder / "config.yaml")
     checkpoint = latest_checkpoint(folder / "checkpoints")
     cut_metrics(folder / "metrics.jsonl", after_step=checkpoint.step if checkpoint else -1)
-    _write_json(folder / "run.json", {
-        "versions": versions(),
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "device": _device_name(),
-        "world_size": distributed.world_size,
-        "strategy": distributed.strategy,
-        "git": _git_commit(),
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    })  # fmt: skip
+    _write_json(
+        folder / "run.json",
+        {
+            "versions": versions(),
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "device": _device_name(),
+            "world_size": distributed.world_size,
+            "strategy": distributed.strategy,
+            "git": _git_commit(),
+            "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 def _finished(folder: Path) -> Result | None:

@@ -82,7 +82,7 @@ class GlobalOrder:
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         size = self.batch.global_size
         if self.batch.unit == "samples":
-            edges = np.arange(size, len(rows), size)
+            edges = list(range(size, len(rows), size))
         else:  # a batch closes with the row that reaches the wanted number of targets
             filled = np.cumsum(self.targets[rows])
             edges, start = [], 0

@@ -256,8 +256,8 @@ def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:
         if name == "train" and report.read and empty / report.read > data.max_empty:
             problems.append(
                 f"data.{name}[{index}]: {empty} of {report.read} rows of {report.path} have no target left "
-                f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the columns and "
-                "task.max_length, or raise data.max_empty."
+                f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the "
+                "columns and task.max_length, or raise data.max_empty."
             )
     if not len(prepared):
         problems.append(f"data.{name}: no row is left to use; see the counts in the log lines above.")

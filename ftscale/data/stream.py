@@ -169,6 +169,6 @@ class StreamSteps:
     def _check(self, read: list[int], empty: list[int]) -> None:
         if sum(read) >= ENOUGH_ROWS and sum(empty) / sum(read) > self.max_empty:
             raise UserError(
-                f"data.train: {sum(empty)} of the first {sum(read)} rows have no target left, more than data.max_empty = "
-                f"{self.max_empty:.1%}; look at the columns and task.max_length, or raise data.max_empty."
+                f"data.train: {sum(empty)} of the first {sum(read)} rows have no target left, more than "
+                f"data.max_empty = {self.max_empty:.1%}; look at the columns and task.max_length, or raise it."
             )

@@ -37,9 +37,13 @@ def main() -> int:
         processes = min(2, os.cpu_count() or 1)
         recipe = resource("launch", "recipes", "help_desk.yaml")
         code = launch_training(
-            recipe, overrides, processes=processes, strategy="ddp" if processes > 1 else "single", resume=False,
+            recipe,
+            overrides,
+            processes=processes,
+            strategy="ddp" if processes > 1 else "single",
+            resume=False,
             overwrite=True,
-        )  # fmt: skip
+        )
         if code:
             return code
         show(encoder)
@@ -113,8 +117,9 @@ def embed(encoder: Path, texts: Sequence[str]) -> np.ndarray:
     vectors = []
     with torch.no_grad():
         for start in range(0, len(texts), 32):
-            batch = tokenizer(texts[start : start + 32], padding=True, truncation=True, max_length=128,
-                              return_tensors="pt")  # fmt: skip
+            batch = tokenizer(
+                texts[start : start + 32], padding=True, truncation=True, max_length=128, return_tensors="pt"
+            )
             mask = batch["attention_mask"][..., None]
             vectors.append((model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1))
     return torch.cat(vectors).numpy()

@@ -22,11 +22,11 @@ IGNORED = -100
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 """Size of a chunk's float32 logits. One CPU thread, 4096 rows of 512, a vocabulary of 32k, bfloat16, a frozen head:
-1.53 s with 64 rows in a chunk, 1.20 with 128 (these 16 MiB), 1.18 with 256, 1.20 with 512. All logits at once: 3.4 s, and
-1522 MiB against 64."""
+1.53 s with 64 rows in a chunk, 1.20 with 128 (these 16 MiB), 1.18 with 256, 1.20 with 512. All logits at once: 3.4 s,
+and 1522 MiB against 64."""
 LEAST_ROWS = 128
-"""Fewest rows of a chunk, however large the vocabulary, for the head's weight is read anew for each: 512 rows of 896 and
-a vocabulary of 151k took 3.5 s with 16 rows in a chunk, 2.4 with 32, 1.8 with 64, 1.5 with 128."""
+"""Fewest rows of a chunk, however large the vocabulary, for the head's weight is read anew for each: 512 rows of 896
+and a vocabulary of 151k took 3.5 s with 16 rows in a chunk, 2.4 with 32, 1.8 with 64, 1.5 with 128."""
 
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 """Config fields that multiply or divide logits: Cohere, Granite and HyperCLOVA X, Falcon-H1, Muse."""

@@ -46,7 +46,7 @@ def put_head(model, settings):
 def with_mlp_head(base):
     """A subclass of the transformers model class `base` whose config says in `mlp_head` which head to put."""
 
-    class WithMLPHead(base):
+    class WithMLPHead(base):  # type: ignore[valid-type,misc]
         def __init__(self, config, *args, **kwargs):
             super().__init__(config, *args, **kwargs)
             put_head(self, config.mlp_head)

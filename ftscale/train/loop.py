@@ -172,9 +172,15 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
             "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.1f GiB  %s left",
-            progress.step, loop.num_steps, figures["loss"], figures["grad_norm"], figures["lr"], rate,
-            memory / 2**30, duration(left),
-        )  # fmt: skip
+            progress.step,
+            loop.num_steps,
+            figures["loss"],
+            figures["grad_norm"],
+            figures["lr"],
+            rate,
+            memory / 2**30,
+            duration(left),
+        )
 
 
 def _after_step(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
@@ -246,6 +252,6 @@ def duration(seconds: float) -> str:
 def _not_finite(loop: Loop, progress: Progress, what: str, value: float) -> str:
     loop.metrics.write("event", progress.step, event="not_finite", what=what, value=value)
     return (
-        f"the {what} of optimizer step {progress.step + 1} is {value}; the run stops. Its last checkpoint is as good as "
-        "it was: lower optimizer.lr or train in fp32 or bf16, then resume."
+        f"the {what} of optimizer step {progress.step + 1} is {value}; the run stops. Its last checkpoint is as good "
+        "as it was: lower optimizer.lr or train in fp32 or bf16, then resume."
     )

@@ -174,22 +174,39 @@ def test_several_mistakes_are_reported_together(run: Path):
         ("task.too_long=cut", "task.too_long = 'cut' is not known; known: drop, raise, truncate."),
         ("train.max_steps=true", "train.max_steps = true must be a number; set one."),
         ("optimizer.lr=.nan", "optimizer.lr = nan must be a finite number; set one (Peak learning rate)."),
-        ("model={revision: main}", "model.name is missing; set it (Hub id, or a local folder (weights, or a "
-         "config.json alone with `init: random`))."),
-        ("task={max_length: 8}", "task.name is missing; set one of: text_classification, token_classification, "
-         "causal_lm, seq2seq, image_classification."),
-        ("data.train=[]", "data.train = [] must not be empty; name at least one (Training sources: a path, a "
-         "source, or a list of them)."),
-        ("task.labels=[1, a]", "task.labels.0 = 1 must be text; put it in quotes (Class names in the order of their "
-         "ids; null = those of the training data, sorted)."),
-        ("evaluation.before=maybe", "evaluation.before = 'maybe' must be true or false; set one of them (Also evaluate "
-         "before the first step)."),
+        (
+            "model={revision: main}",
+            "model.name is missing; set it (Hub id, or a local folder (weights, or a "
+            "config.json alone with `init: random`)).",
+        ),
+        (
+            "task={max_length: 8}",
+            "task.name is missing; set one of: text_classification, token_classification, "
+            "causal_lm, seq2seq, image_classification.",
+        ),
+        (
+            "data.train=[]",
+            "data.train = [] must not be empty; name at least one (Training sources: a path, a "
+            "source, or a list of them).",
+        ),
+        (
+            "task.labels=[1, a]",
+            "task.labels.0 = 1 must be text; put it in quotes (Class names in the order of their "
+            "ids; null = those of the training data, sorted).",
+        ),
+        (
+            "evaluation.before=maybe",
+            "evaluation.before = 'maybe' must be true or false; set one of them (Also evaluate before the first step).",
+        ),
         ("optimizer.lr", "'optimizer.lr' must be section.key=value; write e.g. optimizer.lr=2e-4."),
         ("=3", "'=3' must be section.key=value; write e.g. optimizer.lr=2e-4."),
-        ("data.train.5=x", "'data.train.5=x': data.train is a list of 1, so '5' must be a place in it; write "
-         "data.train.0 for the first."),
+        (
+            "data.train.5=x",
+            "'data.train.5=x': data.train is a list of 1, so '5' must be a place in it; write "
+            "data.train.0 for the first.",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_override_is_one_sentence(run: Path, override: str, said: str):
     assert problems(run, override) == [said]
 

@@ -369,7 +369,7 @@ def test_roles_of_sharegpt_tool_use():
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [{"role": "assistent", "content": "x"}]}, "did you mean 'assistant'"),
+        ({"messages": [{"role": "assistan", "content": "x"}]}, "did you mean 'assistant'"),
         ({"messages": [{"role": "user"}]}, "must have a role and a text"),
         ({"messages": [{"role": "user", "content": 3}]}, "must have a role and a text"),
         ({"conversations": "Hi"}, "must be a list of turns"),

@@ -10,9 +10,12 @@ def order(
     *, rows: int = 10, size: int = 4, unit: str = "samples", weight: float = 1.0, shuffle: bool = True, seed: int = 0
 ):
     return GlobalOrder(
-        np.full(rows, 3), [SourceRows(0, rows, weight)], batch=BatchConfig(global_size=size, unit=unit), shuffle=shuffle,
+        np.full(rows, 3),
+        [SourceRows(0, rows, weight)],
+        batch=BatchConfig(global_size=size, unit=unit),
+        shuffle=shuffle,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def test_every_row_is_read_once_an_epoch():

@@ -17,10 +17,14 @@ ROLES = (("text",),)
 def prepare(rows):
     """One token a character; the row's number is its first token."""
     return [
-        {"ids": [int(row["text"].split("-")[0])], "length": 1 + len(row["text"]) % 5, "targets": int("x" not in row["text"]),
-         "note": "no_target" if "x" in row["text"] else ""}
+        {
+            "ids": [int(row["text"].split("-")[0])],
+            "length": 1 + len(row["text"]) % 5,
+            "targets": int("x" not in row["text"]),
+            "note": "no_target" if "x" in row["text"] else "",
+        }
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def collate(samples):
@@ -33,9 +37,20 @@ def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, we
         for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)
     ]
     return StreamSteps(
-        sources, prepare, collate, roles=ROLES, batch=BatchConfig(global_size=6, micro_size=2), flat=False, buffer=buffer,
-        shuffle=shuffle, max_empty=max_empty, rank=rank, world_size=world_size, seed=7, gather=ranks or (lambda value: [value]),
-    )  # fmt: skip
+        sources,
+        prepare,
+        collate,
+        roles=ROLES,
+        batch=BatchConfig(global_size=6, micro_size=2),
+        flat=False,
+        buffer=buffer,
+        shuffle=shuffle,
+        max_empty=max_empty,
+        rank=rank,
+        world_size=world_size,
+        seed=7,
+        gather=ranks or (lambda value: [value]),
+    )
 
 
 def seen(step):

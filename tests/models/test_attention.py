@@ -150,8 +150,11 @@ def test_it_equals_dense_attention_under_a_block_mask(
     got, weights = flat_attention(module, query, key, value, None, scaling=0.3, sliding_window=window, **boxes())
     assert weights is None
     assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), wanted, **({"rtol": 0.02, "atol": 0.02} if dtype != torch.float32 else
-                                                       {"rtol": 1e-5, "atol": 1e-5}))  # fmt: skip
+    torch.testing.assert_close(
+        got.float(),
+        wanted,
+        **({"rtol": 0.02, "atol": 0.02} if dtype != torch.float32 else {"rtol": 1e-5, "atol": 1e-5}),
+    )
 
 
 def test_the_call_may_say_causal_otherwise_than_the_module() -> None:

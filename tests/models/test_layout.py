@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], bool, str]] = {
         False,
         "not tokens",
     ),
-}  # fmt: skip
+}
 
 
 def build(model_class: str, config_class: str, fields: dict[str, Any]) -> transformers.PreTrainedModel:

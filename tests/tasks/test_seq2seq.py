@@ -100,9 +100,15 @@ def test_the_loss_goes_through_an_adapter(model, tokenizer):
 
 def test_a_model_without_a_way_of_its_own_gets_the_target_moved_by_one():
     config = M2M100Config(
-        vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
-    )  # fmt: skip
+        vocab_size=50,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
     model = M2M100ForConditionalGeneration(config).eval()
     labels = torch.tensor([[7, 8, 2], [9, 2, -100]])
     assert _decoder_input_ids(model, labels).tolist() == [[2, 7, 8], [2, 9, 2]]

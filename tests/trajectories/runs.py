@@ -42,21 +42,27 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
 
         shutil.copytree(shared / "weights/tokenizers/bert-base-uncased", model)
         BertConfig(
-            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=0.0,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-        ).save_pretrained(model)  # fmt: skip
+        ).save_pretrained(model)
     return {
         "task": {"name": "text_classification", "max_length": 64},
         "model": {"name": str(model), "init": "random"},
         "data": {
             "cache_dir": str(work / "cache"),
             "train": {
-                "path": str(shared / "data/text_classification/sst2/train.tsv"), "header": False, "limit": 300,
+                "path": str(shared / "data/text_classification/sst2/train.tsv"),
+                "header": False,
+                "limit": 300,
                 "columns": {"text": 0, "label": 1},
-            }
+            },
         },
         **_common(),
-    }  # fmt: skip
+    }
 
 
 TASKS = {"causal_lm": causal_lm, "text_classification": text_classification}

@@ -64,6 +64,15 @@ def test_the_real_cifar_folders_are_read(shared, tmp_path, read):
     rows = read(tmp_path / "cifar10/test", ROLES)
     assert len(rows) == 2000
     assert [row["label"] for row in rows[::200]] == [
-        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-    ]  # fmt: skip
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert Image.open(rows[-1]["image"]).size == (32, 32)
