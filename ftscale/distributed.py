@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
+import logging
 import math
 import os
 import subprocess
@@ -70,6 +72,7 @@ class Distributed:
             cpu=not cuda and plugin is None,
             mixed_precision=mixed,
             deepspeed_plugin=plugin,
+            gradient_accumulation_steps=NOMINAL_ACCUMULATION if plugin is not None else 1,
             kwargs_handlers=[self._ddp, group],
             step_scheduler_with_optimizer=False,
         )
@@ -110,7 +113,7 @@ class Distributed:
             )
         else:
             wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
-            assert wrapped == (self.world_size > 1), f"{self.world_size} processes, but {type(self.module).__name__}"
+            assert wrapped or self.world_size == 1, f"{self.world_size} processes, but {type(self.module).__name__}"
             log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
 
     @property
@@ -192,15 +195,21 @@ class Distributed:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the process group in order, so that another run can follow in the same process."""
+        """Finish trackers and free the engine, so that another run can follow in the same process.
+
+        The process group stays until the process ends: DeepSpeed keeps groups made of it for ever.
+        """
         from accelerate.state import AcceleratorState, GradientState
 
         self.accelerator.free_memory()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         # Accelerate keeps its state for the life of a process; the next run may have another strategy
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+        atexit.unregister(_leave_process_group)
+        atexit.register(_leave_process_group)
 
     # ------------------------------------------------------------ states
 
@@ -300,12 +309,19 @@ def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
         )
 
 
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> Any:
     name = STRATEGIES[strategy]
     if name is None:
         return None
     from accelerate import DeepSpeedPlugin
+    from deepspeed.utils import logger
 
+    logger.setLevel(logging.ERROR)  # it warns of settings that are meant, e.g. optimizers it did not make itself
     settings = json.loads(resource("ds_configs", name).read_text())
     # facts: "auto" would become 1.0 whatever was asked, and clip_grad_norm_ only reports
     settings["gradient_clipping"] = float(max_grad_norm)

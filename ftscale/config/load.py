@@ -32,6 +32,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: the file is missing, is not YAML or has a key twice; or all the problems of its settings together.
     """
+    return parse_config(read_settings(path, overrides), source=settings_source(path, overrides))
+
+
+def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a YAML file and the command line say, as nested dicts that nothing has checked yet.
+
+    Raises:
+        UserError: the file is missing, is not YAML, has a key twice or holds no sections; an override is not one.
+    """
     path = Path(path)
     data = read_yaml(_read_text(path), source=str(path))
     if data is None:
@@ -39,9 +48,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(data, dict):
         kind = type(data).__name__
         raise UserError(f"{path} must hold sections of keys and values, holds a {kind}; see `ftscale schema`.")
-    if not overrides:
-        return parse_config(data, source=str(path))
-    return parse_config(apply_overrides(data, overrides), source=f"{path} and the command line")
+    return apply_overrides(data, overrides) if overrides else data
+
+
+def settings_source(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """What errors call the place of the settings."""
+    return f"{path} and the command line" if overrides else str(path)
 
 
 def parse_config(data: dict[str, Any], *, source: str) -> Config:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import launching
+
 STEPS, HALF = 20, 10
 
 Trajectory = list[tuple[float, float]]
@@ -71,14 +69,7 @@ OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"na
 
 def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path, timeout_s: int = 1200) -> None:
     """Run the jobs one after another in the same processes; each is also resumed from its middle."""
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / f"jobs-{processes}.json"
-    file.write_text(json.dumps(jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
-    command = [sys.executable, *launcher, "--standalone", str(Path(__file__).with_name("worker.py")), str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+    launching.launch(Path(__file__).with_name("worker.py"), jobs, processes=processes, work=work, timeout_s=timeout_s)
 
 
 def trajectory(run_folder: Path) -> Trajectory:

@@ -1,0 +1,156 @@
+"""HF Trainer's side of benchmarks/speed.py: the same rows, model and steps, at its best setting.
+
+    python benchmarks/speed_hf_trainer.py RUN.yaml OUT_FOLDER
+
+Reads the samples that ftscale prepared. Writes OUT_FOLDER/first_step when the first step is done, and result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from datasets import load_from_disk
+from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+
+Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+MODELS = {
+    "text_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "image_classification": "AutoModelForImageClassification",
+}
+
+
+class Stopwatch(TrainerCallback):
+    """Time and memory of the training itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.train_s = 0.0
+        self.peak_bytes = 0
+        self.steps = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.global_step == 1:
+            (self.folder / "first_step").write_text("done")
+        self.train_s = time.perf_counter() - self.start
+        self.steps = state.global_step
+        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(run: dict[str, Any], folder: Path) -> None:
+    """Train as `run` says, then score the held-out rows."""
+    task, training = run["task"]["name"], run["train"]
+    rows, held_out = (load_from_disk(folder / part) for part in ("train", "eval"))
+    model = build_model(run, json.loads((folder / "model_settings.json").read_text()))
+    collate = build_collator(run, model)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "output"),
+        num_train_epochs=training["epochs"],
+        per_device_train_batch_size=run["batch"]["global_size"],
+        learning_rate=run["optimizer"]["lr"],
+        weight_decay=0.01,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="random" if task == "image_classification" else "group_by_length",
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=0,
+    )
+    stopwatch = Stopwatch(folder)
+    Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[stopwatch]).train()
+    result = {
+        "train_s": stopwatch.train_s,
+        "peak_bytes": stopwatch.peak_bytes,
+        "steps": stopwatch.steps,
+        "held_out_loss": score(model, held_out, collate, shifted=task == "causal_lm"),
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def build_model(run: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """The model in its fastest form: weights in the run's precision, fused attention, LoRA in the weights' type."""
+    dtype = torch.bfloat16 if run["train"]["precision"] == "bf16" else torch.float32
+    options = {} if run["task"]["name"] == "image_classification" else {"attn_implementation": "sdpa"}
+    if settings:
+        settings["id2label"] = {int(number): label for number, label in settings["id2label"].items()}
+    model = getattr(transformers, MODELS[run["task"]["name"]]).from_pretrained(
+        run["model"], dtype=dtype, ignore_mismatched_sizes=True, **settings, **options
+    )
+    if "adapter" not in run:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    adapter = {name: value for name, value in run["adapter"].items() if name != "method"}
+    # in float32, peft's default, each adapted layer converts its input: 8 % slower
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **adapter), autocast_adapter_dtype=False)
+
+
+def build_collator(run: dict[str, Any], model: Any) -> Collate:
+    """transformers' own collators, and its own image processor."""
+    if run["task"]["name"] == "image_classification":
+        return image_collator(transformers.AutoImageProcessor.from_pretrained(run["model"], backend="pil"))
+    tokenizer = AutoTokenizer.from_pretrained(run["model"])
+    by_task = {
+        "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
+        "token_classification": lambda: transformers.DataCollatorForTokenClassification(tokenizer),
+        "causal_lm": lambda: transformers.DataCollatorForSeq2Seq(tokenizer),
+        "seq2seq": lambda: transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
+    }
+    collate = by_task[run["task"]["name"]]()
+    names = ("input_ids", "token_type_ids", "labels")
+    return lambda rows: collate([{name: row[name] for name in names if name in row} for row in rows])
+
+
+def image_collator(processor: Any) -> Collate:
+    """Decodes, then one call of the processor."""
+    from PIL import Image
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        images = [Image.open(row["image_path"]).convert("RGB") for row in rows]
+        return {
+            **processor(images, return_tensors="pt"),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    return collate
+
+
+@torch.no_grad()
+def score(model: Any, rows: Any, collate: Collate, *, shifted: bool) -> float:
+    """Mean loss of a target of the held-out rows. `shifted`: the logits at a position are of the next token."""
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(rows), 8):
+        batch = collate([rows[number] for number in range(start, min(start + 8, len(rows)))])
+        logits, labels = model(**batch).logits.float(), batch["labels"]
+        if shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += int((labels != -100).sum())
+    return total / count
+
+
+if __name__ == "__main__":
+    transformers.set_seed(0)
+    main(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

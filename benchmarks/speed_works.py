@@ -1,0 +1,205 @@
+"""The works that benchmarks/speed.py times: for each, a run of ftscale and what the other side needs to do the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftscale.demo.__main__ import encoder_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+FOLDER = ROOT / "runs/speed"
+
+LORA = {"method": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained, and what ftscale promises of it beside HF Trainer's best setting."""
+
+    run: dict[str, Any]
+    """ftscale's configuration without `run_folder`; one epoch of `steps` whole global batches."""
+    steps: int
+    tokens_per_s_at_least: float = 1.0
+    """Least ratio of tokens/s to HF Trainer's."""
+    memory_at_most: float | None = None
+    """Greatest ratio of peak memory to HF Trainer's; None = not promised."""
+
+
+def works() -> dict[str, Work]:
+    """All works by name."""
+    text, words = SHARED / "data/text_classification/ag_news_7k", SHARED / "data/ner/ncbi_disease"
+    captions = SHARED / "data/translation/multi30k_de-en"
+    news = {"header": False, "columns": {"text": 0, "label": 1}}
+    minilm = str(encoder_folder())
+    encoder = _run(
+        {"name": "text_classification", "max_length": 128},
+        minilm,
+        train={"path": text / "train.csv", **news, "limit": 800},
+        held_out={"path": text / "dev.csv", **news, "limit": 200},
+        batch={"global_size": 32, "micro_size": 32},
+    )
+    return {
+        "lora": Work(
+            _run(
+                {"name": "causal_lm", "max_length": 1024, "chat_template": "alpaca"},
+                str(FOLDER / "llama"),
+                train={"path": FOLDER / "instructions.jsonl", "limit": 120},
+                held_out={"path": FOLDER / "held_out_instructions.jsonl"},
+                batch={"global_size": 8, "micro_size": 8},
+                lr=1e-3,
+            )
+            | {"adapter": LORA},
+            steps=15,
+            tokens_per_s_at_least=1.6,
+            memory_at_most=0.6,
+        ),
+        "text_classification": Work(encoder, steps=25, tokens_per_s_at_least=1.2),
+        "text_classification_fp32": Work(_fp32(encoder), steps=25, tokens_per_s_at_least=1.0),
+        "token_classification": Work(
+            _run(
+                {"name": "token_classification", "max_length": 128},
+                minilm,
+                train={"path": words / "train.tsv", "format": "conll", "limit": 800},
+                held_out={"path": words / "devel.tsv", "format": "conll", "limit": 200},
+                batch={"global_size": 32, "micro_size": 32},
+            ),
+            steps=25,
+        ),
+        "seq2seq": Work(
+            _run(
+                {"name": "seq2seq", "max_length": 128, "generate": None},
+                str(FOLDER / "t5"),
+                train=_parallel(captions, "train", limit=960),
+                held_out=_parallel(captions, "val", limit=200),
+                batch={"global_size": 32, "micro_size": 32},
+                lr=1e-3,
+            ),
+            steps=30,
+        ),
+        "image_classification": Work(
+            _fp32(
+                _run(
+                    {"name": "image_classification"},
+                    str(SHARED / "weights/mobilenet_v1_0.25_224"),
+                    train={"path": FOLDER / "images_train.csv"},
+                    held_out={"path": FOLDER / "images_test.csv"},
+                    batch={"global_size": 32, "micro_size": 32},
+                    lr=1e-3,
+                )
+            ),
+            steps=25,
+        ),
+    }
+
+
+def make_inputs() -> None:
+    """Write into FOLDER what does not lie in ../shared: models of random weights, rows, images."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    rows = json.loads((SHARED / "data/sft/llamafactory_demo/alpaca_en_demo.json").read_text())
+    for name, part in (("instructions", rows[:120]), ("held_out_instructions", rows[120:160])):
+        (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    _write_images("train", each=80)
+    _write_images("test", each=20)
+    if not (FOLDER / "t5/config.json").exists():
+        _write_models()
+
+
+def prepare(folder: Path) -> None:
+    """Prepare the rows of `folder`/run.yaml, for ftscale in its cache, and beside it for the other side."""
+    from ftscale.config import load_config
+    from ftscale.run import prepare_inputs
+
+    inputs = prepare_inputs(load_config(folder / "run.yaml"))
+    assert inputs.train is not None
+    assert inputs.evaluation is not None
+    inputs.train.dataset.save_to_disk(folder / "train")
+    inputs.evaluation.dataset.save_to_disk(folder / "eval")
+    (folder / "tokens.json").write_text(json.dumps(sum(inputs.train.dataset["length"])))
+    (folder / "model_settings.json").write_text(json.dumps(inputs.task.model_settings()))
+
+
+def _run(
+    task: dict[str, Any],
+    model: str,
+    *,
+    train: dict[str, Any],
+    held_out: dict[str, Any],
+    batch: dict[str, int],
+    lr: float = 5e-5,
+) -> dict[str, Any]:
+    return {
+        "task": task,
+        "model": model,
+        "data": {"train": _as_text(train), "eval": _as_text(held_out), "cache_dir": str(FOLDER / "prepared")},
+        "batch": batch,
+        "optimizer": {"lr": lr},
+        "train": {"epochs": 1, "precision": "bf16"},
+        "evaluation": {"micro_size": 8},
+    }
+
+
+def _fp32(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "train": {**run["train"], "precision": "fp32"}}
+
+
+def _as_text(source: dict[str, Any]) -> dict[str, Any]:
+    return {**source, "path": str(source["path"])}
+
+
+def _parallel(folder: Path, name: str, *, limit: int) -> dict[str, Any]:
+    return {"path": f"{folder / name}.de.gz,{folder / name}.en.gz", "format": "parallel", "limit": limit}
+
+
+def _write_images(part: str, *, each: int) -> None:
+    """A CSV of `each` images of every class."""
+    root = FOLDER / "cifar10"
+    if not root.exists():
+        with tarfile.open(SHARED / "data/image_classification/cifar10_subset.tar.gz") as archive:
+            archive.extractall(FOLDER, filter="data")
+    with (FOLDER / f"images_{part}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label"])
+        for folder in sorted((root / part).iterdir()):
+            writer.writerows([path, folder.name] for path in sorted(folder.iterdir())[:each])
+
+
+def _write_models() -> None:
+    """A Llama of 512 x 8 layers and a T5 of 256 x (4 + 4), of random weights, with T5's vocabulary of 32k."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "weights/tokenizers/t5")
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    llama = LlamaConfig(
+        vocab_size=32_128,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        **special,
+    )
+    t5 = T5Config(
+        vocab_size=32_128,
+        d_model=256,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=4,
+        num_decoder_layers=4,
+        num_heads=4,
+        decoder_start_token_id=0,
+        **special,
+    )
+    for name, model_class, config in (("llama", LlamaForCausalLM, llama), ("t5", T5ForConditionalGeneration, t5)):
+        torch.manual_seed(0)
+        model_class(config).to(torch.bfloat16).save_pretrained(FOLDER / name)
+        tokenizer.save_pretrained(FOLDER / name)

@@ -1,0 +1,52 @@
+"""Starts a test's worker script in one or more real processes, as torchrun does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(
+    worker: Path,
+    jobs: list[dict[str, Any]],
+    *,
+    processes: int,
+    work: Path,
+    timeout_s: int = 1200,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run the jobs one after another in the same processes; fails with their output where one fails."""
+    done = try_to_launch(worker, jobs, processes=processes, work=work, timeout_s=timeout_s, environment=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
+
+
+def try_to_launch(
+    worker: Path,
+    jobs: list[dict[str, Any]],
+    *,
+    processes: int,
+    work: Path,
+    timeout_s: int = 1200,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run the jobs one after another in the same processes, however that ends."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"jobs-{processes}.json"
+    file.write_text(json.dumps(jobs))
+    variables = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        **(environment or {}),
+    }
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
+    command = [sys.executable, *launcher, "--standalone", str(worker), str(file)]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)

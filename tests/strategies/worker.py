@@ -1,0 +1,91 @@
+"""One rank of a launch: trains each job, notes what became of its model, and goes on from its middle if asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftscale.config import parse_config
+from ftscale.distributed import Distributed
+from ftscale.logs import launched_rank
+from ftscale.run import train
+
+prepared: list[Distributed] = []
+
+
+class Watched(Distributed):
+    """Keeps what was prepared, to be looked at when the run is over."""
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, unused_weights: bool) -> None:
+        super().prepare(module, optimizer, unused_weights=unused_weights)
+        self.kind = type(self.module).__name__
+        self.root = module
+        self.before = digests(module)
+        prepared.append(self)
+
+
+def digests(module: nn.Module) -> dict[str, str]:
+    """A hash of each weight and buffer as it lies in memory."""
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        name: hashlib.sha256(value.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, value in state.items()
+        if value.ndim and value.numel()
+    }
+
+
+def note(folder: Path) -> None:
+    """seen.json: the class that wraps the model, and which weights, trained or not, the run changed."""
+    seen = prepared[-1]
+    trained = {name for name, weight in seen.root.named_parameters() if weight.requires_grad}
+    after = digests(seen.root)
+    changed = {name for name in seen.before.keys() & after.keys() if seen.before[name] != after[name]}
+    what = {
+        "kind": seen.kind,
+        "trained": sorted(trained),
+        "frozen": len(after.keys() - trained),
+        "changed_frozen": sorted(changed - trained),
+        "changed_trained": sorted(changed & trained),
+    }
+    if launched_rank() == 0:
+        (folder / "seen.json").write_text(json.dumps(what))
+
+
+def forget_second_half(whole: Path, half: Path, *, step: int) -> None:
+    """A copy of the run as a kill after the checkpoint of `step` would have left it."""
+    shutil.copytree(whole, half)
+    (half / "result.json").unlink()
+    shutil.rmtree(half / "model")
+    for folder in (half / "checkpoints").iterdir():
+        if folder.name != f"step-{step:08d}":
+            shutil.rmtree(folder)
+
+
+def run_job(config: dict[str, Any], *, resume_from: int) -> None:
+    whole = Path(config["run_folder"])
+    train(parse_config(config, source="job"))
+    note(whole)
+    if resume_from:
+        half = whole.with_name(whole.name + "-resumed")
+        if launched_rank() == 0:
+            forget_second_half(whole, half, step=resume_from)
+        train(parse_config({**config, "run_folder": str(half)}, source="job"), resume=True)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    import ftscale.run
+
+    ftscale.run.Distributed = Watched
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run_job(job["config"], resume_from=job["resume_from"])
+
+
+main()
