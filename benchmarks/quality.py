@@ -46,7 +46,7 @@ def entries() -> dict[str, Entry]:
     sick = SHARED / "data/text_pair/sick"
     ncbi = SHARED / "data/ner/ncbi_disease"
     captions = SHARED / "data/translation/multi30k_de-en"
-    images = WORK / "cifar10_subset"
+    images = WORK / "cifar10_subset/cifar10"
     llama = f"model.name={SHARED / 'weights/stories260K'}"
     mobilenet = f"model.name={SHARED / 'weights/mobilenet_v1_0.25_224'}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,40 +39,49 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(*error.problems, *more) from error
 
 
-def check_config(config: Config) -> None:
+def check_config(config: Config) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
-    Of each source the first row is read; no weights are loaded, and nothing is written.
+    Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
+    processor, which checking loads anyway.
     """
+    from ftscale.models.load import load_model_config, load_processor
     from ftscale.tasks import build_task
 
     task = build_task(config.task)
-    checks: tuple[Callable[[], Any], ...] = (
-        lambda: _check_strategy_and_combination(config),
-        lambda: _check_optimizer(config.optimizer),
-        lambda: check_steps(config, num_steps=None),
-        lambda: _check_trackers(config.train.trackers),
-        lambda: _check_model(config.model, processor_class=task.processor_class),
-        lambda: _check_sources(config, roles=task.columns),
-    )
-    _raise_all(checks)
+    problems = [
+        *_strategy_problems(config),
+        *_optimizer_problems(config.optimizer),
+        *steps_problems(config, num_steps=None),
+        *_tracker_problems(config.train.trackers),
+        *_problems(partial(load_model_config, config.model, settings={})),
+    ]
+    processor = None
+    try:
+        processor = load_processor(config.model, kind=task.processor_class)
+    except UserError as error:
+        problems += error.problems
+    problems += _source_problems(config, roles=task.columns)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer
+    return processor
 
 
-def check_steps(config: Config, *, num_steps: int | None) -> None:
-    """Raise UserError for a schedule or an adapter that does not fit the number of optimizer steps; None = unknown."""
+def steps_problems(config: Config, *, num_steps: int | None) -> list[str]:
+    """What is wrong with a schedule or an adapter for a run of so many optimizer steps; None = not known yet."""
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.schedules import check_schedule
     from ftscale.tasks import build_task
 
-    steps = num_steps or config.train.max_steps or max(MANY_STEPS, config.schedule.warmup_steps)
-    task_type = PEFT_TASK_TYPES.get(build_task(config.task).auto_class)
-    checks: list[Callable[[], Any]] = [lambda: check_schedule(config.schedule, num_steps=steps)]
+    steps = num_steps or config.train.max_steps or MANY_STEPS
+    problems = _problems(partial(check_schedule, config.schedule, num_steps=steps))
     if config.adapter.method != "none":
-        checks.append(lambda: build_peft_config(config.adapter, task_type=task_type, num_steps=steps))
-    _raise_all(checks)
+        task_type = PEFT_TASK_TYPES.get(build_task(config.task).auto_class)
+        problems += _problems(partial(build_peft_config, config.adapter, task_type=task_type, num_steps=steps))
+    return problems
 
 
-def problems_in(check: Callable[[], Any]) -> list[str]:
+def _problems(check: Callable[[], Any]) -> list[str]:
     """The sentences of the UserError that a call raises; none where it raises none."""
     try:
         check()
@@ -80,97 +90,79 @@ def problems_in(check: Callable[[], Any]) -> list[str]:
     return []
 
 
-def _raise_all(checks: Sequence[Callable[[], Any]]) -> None:
-    problems = dict.fromkeys(problem for check in checks for problem in problems_in(check))  # each sentence once
-    if problems:
-        raise UserError(*problems)
-
-
 def _section_problems(settings: dict[str, Any]) -> list[str]:
     """Unknown names in the sections that are right by themselves, of settings that are wrong elsewhere."""
     from ftscale.distributed import resolve_strategy
     from ftscale.models.adapt import build_peft_config
     from ftscale.models.load import load_model_config
+    from ftscale.optim.optimizers import check_optimizer
     from ftscale.optim.schedules import check_schedule
 
-    def check_adapter(section: AdapterConfig) -> None:
-        if section.method != "none":
-            build_peft_config(section, task_type=None, num_steps=MANY_STEPS)
-
     checks: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
-        ("model", ModelConfig, lambda section: load_model_config(section, settings={})),
-        ("adapter", AdapterConfig, check_adapter),
-        ("optimizer", OptimizerConfig, _check_optimizer),
-        ("schedule", ScheduleConfig, lambda section: check_schedule(section, num_steps=MANY_STEPS)),
+        ("model", ModelConfig, partial(load_model_config, settings={})),
+        ("adapter", AdapterConfig, partial(build_peft_config, task_type=None, num_steps=MANY_STEPS)),
+        ("optimizer", OptimizerConfig, check_optimizer),
+        ("schedule", ScheduleConfig, partial(check_schedule, num_steps=MANY_STEPS)),
         ("distributed", DistributedConfig, resolve_strategy),
     )
     problems: list[str] = []
     for name, section_class, check in checks:
-        written = settings.get(name, {})
+        written = settings.get(name)
+        if written is None:
+            continue
         try:
             section = section_class.model_validate({"name": written} if isinstance(written, str) else written)
-        except ValidationError:  # is in the report already
+        except ValidationError:  # in the report already
             continue
-        problems += problems_in(lambda check=check, section=section: check(section))  # type: ignore[misc]
+        if not (name == "adapter" and section.method == "none"):
+            problems += _problems(partial(check, section))
     return problems
 
 
-def _check_optimizer(config: OptimizerConfig) -> None:
-    from ftscale.optim.optimizers import check_optimizer
-
-    check_optimizer(config)
-
-
-def _check_strategy_and_combination(config: Config) -> None:
+def _strategy_problems(config: Config) -> list[str]:
     from ftscale.distributed import resolve_strategy
 
-    strategy = resolve_strategy(config.distributed)
-    if problems := check_combination(config, strategy=strategy):
-        raise UserError(*problems)
+    try:
+        strategy = resolve_strategy(config.distributed)
+    except UserError as error:
+        return [*error.problems, *check_combination(config)]
+    return check_combination(config, strategy=strategy)
 
 
-def _check_trackers(names: Sequence[str]) -> None:
+def _optimizer_problems(config: OptimizerConfig) -> list[str]:
+    from ftscale.optim.optimizers import check_optimizer
+
+    return _problems(partial(check_optimizer, config))
+
+
+def _tracker_problems(names: Sequence[str]) -> list[str]:
     if not names:
-        return
+        return []
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
-    known = [kind.value for kind in LoggerType if kind.value != "all"]
-    problems = [unknown_name("train.trackers", name, known) for name in names if name not in known]
-    installed = {str(getattr(kind, "value", kind)) for kind in get_available_trackers()}
-    problems += [
-        f"train.trackers = {name} is not installed; pip install {name}, or leave it out."
+    known = {kind.value for kind in LoggerType} - {"all"}
+    installed = {LoggerType(kind).value for kind in get_available_trackers()}
+    return [
+        unknown_name("train.trackers", name, known)
+        if name not in known
+        else f"train.trackers = {name} is not installed; pip install {name}, or leave it out."
         for name in names
-        if name in known and name not in installed
+        if name not in installed
     ]
-    if problems:
-        raise UserError(*problems)
 
 
-def _check_model(config: ModelConfig, *, processor_class: Any) -> None:
-    from ftscale.models.load import load_model_config, load_processor
-
-    problems = problems_in(lambda: load_model_config(config, settings={}))
-    if not problems or config.processor:  # else it would say once more that the model is not there
-        problems += problems_in(lambda: load_processor(config, kind=processor_class))
-    if problems:
-        raise UserError(*problems)
-
-
-def _check_sources(config: Config, *, roles: Sequence[Sequence[str]]) -> None:
-    """Files that are there, with columns for the task and a first row."""
+def _source_problems(config: Config, *, roles: Sequence[Sequence[str]]) -> list[str]:
+    """Files that are not there, lack columns of the task, or have no row."""
     from ftscale.data.sources import read_rows
 
-    data = config.data
-    problems = [
+    def first_row(part: str, index: int) -> None:
+        source = getattr(config.data, part)[index]
+        next(read_rows(source, roles=roles, setting=f"data.{part}[{index}]"))
+
+    return [
         problem
-        for part, sources in (("train", data.train), ("eval", data.eval), ("test", data.test))
-        for index, source in enumerate(sources)
-        for problem in problems_in(
-            lambda source=source, setting=f"data.{part}[{index}]": next(  # type: ignore[misc]
-                read_rows(source, roles=roles, setting=setting)
-            )
-        )
+        for part in ("train", "eval", "test")
+        for index in range(len(getattr(config.data, part)))
+        for problem in _problems(partial(first_row, part, index))
     ]
-    if problems:
-        raise UserError(*problems)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,7 @@ app = typer.Typer(
     help="Fine-tune Hugging Face models, from a laptop to many nodes.",
 )
 
+SILENCE_S = 10.0  # a launcher looks at its processes every second or more often, and srun not at all
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The configuration of the run.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Settings laid over the file's.")
@@ -41,17 +44,20 @@ def main() -> None:
 
 
 def report(error: UserError) -> None:
-    """Print a user's mistakes, once for a launch: before a process group exists all ranks find the same."""
-    if launched_rank() == 0:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+    """Print a user's mistakes; of several processes that find the same ones, the first alone does."""
+    rank, who = launched_rank(), ""
+    if rank:  # the launcher ends this process as soon as the first has ended, unless that one found nothing wrong
+        time.sleep(SILENCE_S)
+        who = f"[rank {rank} on {socket.gethostname()}] "
+    print("\n".join(f"{who}error: {problem}" for problem in error.problems), file=sys.stderr, flush=True)
 
 
 @app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")
 def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
     """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
-    from ftscale.config import load_config
+    from ftscale.checks import read_config
 
-    config = load_config(run, overrides or ())
+    config = read_config(run, overrides or ())
     from ftscale.run import train as run_training
 
     if run_training(config, resume=resume, overwrite=overwrite).status == "preempted":
@@ -80,30 +86,38 @@ def launch(
 @app.command(epilog="Example: ftscale evaluate runs/demo --data test.csv")
 def evaluate(
     run_folder: RunFolder,
+    overrides: Overrides = None,
     data: Annotated[str | None, typer.Option(help="Rows to score instead of the run's evaluation rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
 ) -> None:
-    """Score a finished run's model."""
+    """Score a finished run's model; settings such as data.eval.0.encoding=latin-1 are laid over the run's."""
     from ftscale.inference import evaluate_run
 
-    metrics = evaluate_run(run_folder, data=data)
-    text = json.dumps(metrics, indent=2)
-    print(text)
-    if out:
-        out.write_text(text + "\n")
+    metrics = evaluate_run(run_folder, data=data, overrides=overrides or ())
+    if launched_rank() == 0:
+        text = json.dumps(metrics, indent=2)
+        print(text)
+        if out:
+            out.write_text(text + "\n")
 
 
 @app.command(epilog="Example: ftscale predict runs/demo messages.csv --out answers.csv")
 def predict(
     run_folder: RunFolder,
     input_path: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, text, image folder; - = stdin.")],
+    reading: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[input.key=value ...]", help="How to read INPUT, e.g. input.columns.text=body, input.separator=;"
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV, TSV or JSONL file; printed as JSON lines without it.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,
 ) -> None:
     """Predict for new rows, in their order; adds prediction and score to the input's columns."""
     from ftscale.inference import predict_file
 
-    predict_file(run_folder, input_path, out=out, batch_size=batch_size)
+    predict_file(run_folder, input_path, reading=reading or (), out=out, batch_size=batch_size)
 
 
 @app.command(epilog="Example: ftscale export runs/demo exported --merge --dtype bf16")

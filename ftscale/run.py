@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ftscale.config import Config, load_config, write_config
-from ftscale.config.compatibility import check_combination
-from ftscale.config.load import config_digest, differences
+from ftscale.checks import PEFT_TASK_TYPES, check_config, steps_problems
+from ftscale.config import Config
+from ftscale.config.load import config_digest
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, evaluation_batches, iterate_steps
 from ftscale.data.order import GlobalOrder
@@ -28,64 +21,27 @@ from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split
 from ftscale.data.sources import read_rows
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, unknown_name
 from ftscale.logs import launched_rank, log, setup_logging
+from ftscale.run_folder import (
+    Result,
+    check_run_folder,
+    finished_result,
+    installed_version,
+    open_run_folder,
+    versions,
+    write_result,
+)
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Layout, Task
 from ftscale.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from ftscale.train.evaluate import evaluate
 from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
-from ftscale.train.meters import MetricsFile, cut_metrics
+from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import StopRequest, listen
 
-PEFT_TASK_TYPES = {
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-}
-"""What peft calls the tasks of transformers' Auto classes, where it has a name for them."""
-
-WRITTEN = ("config.yaml", "run.json", "metrics.jsonl", "result.json", "checkpoints", "model", "trackers")
-"""What a run writes into its folder."""
-
-FREE_TO_CHANGE = (
-    "run_folder",
-    "batch.micro_tokens",
-    "batch.micro_size",
-    "batch.layout",
-    "data.num_workers",
-    "data.prepare_workers",
-    "data.cache_dir",
-    "data.test",
-    "train.log_every",
-    "train.trackers",
-    "train.activation_checkpointing",
-    "evaluation",
-    "checkpoint",
-    "distributed",
-    "model.attention",
-)
-"""Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended, as in its result.json."""
-
-    status: str
-    """completed, stopped_early or preempted."""
-    steps: int
-    """Optimizer steps done."""
-    metrics: dict[str, float]
-    """Of the final weights on the evaluation rows; of the test rows with names `test/...`."""
-    best: dict[str, Any] | None
-    """Step and value of the best evaluation."""
-    duration_s: float
-    """Training time over all starts."""
-    model: str
-    """Folder of the saved model; "" while there is none."""
+SOME_ROWS = 8  # for trying out the evaluation
 
 
 @dataclass
@@ -124,13 +80,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
 
 def prepare_inputs(config: Config) -> Inputs:
     """Check the configuration and prepare its data: no process group, no weights."""
-    from ftscale.models.load import load_processor
-
-    if problems := check_combination(config):
-        raise UserError(*problems)
-    task = build_task(config.task)
-    processor = load_processor(config.model, kind=task.processor_class)
-    data = config.data
+    processor = check_config(config)
+    task, data = build_task(config.task), config.data
     held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
     learned = task.fit(_training_rows(config, task))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
@@ -145,7 +96,10 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
-    return Inputs(config, task, processor, train_rows, evaluation, test)
+    inputs = Inputs(config, task, processor, train_rows, evaluation, test)
+    if problems := steps_problems(config, num_steps=_num_steps(inputs)):
+        raise UserError(*problems)
+    return inputs
 
 
 def evaluation_rows(config: Config, task: Task, processor: Any, *, data: str | None) -> Prepared:
@@ -196,57 +150,22 @@ class Preparer:
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
-        return f"{_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
-
-
-def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to write over an earlier run, or to go on with another one.
-
-    Raises UserError: the folder holds a run and neither is asked; the settings of the run to resume differ.
-    """
-    folder = Path(config.run_folder)
-    there = [name for name in WRITTEN if (folder / name).exists()]
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"run_folder = {folder} is a file; name a folder.")
-    if not there:
-        return
-    if overwrite:
-        return
-    if not resume:
-        raise UserError(
-            f"run_folder = {folder} already holds a run; go on with it by --resume, replace it by --overwrite, or name "
-            "another folder."
-        )
-    if not (folder / "config.yaml").is_file():
-        return
-    before = load_config(folder / "config.yaml")
-    changed = [line for line in differences(before, _comparable(config, before)) if not line.startswith(FREE_TO_CHANGE)]
-    if changed:
-        raise UserError(
-            *(f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed)
-        )
-
-
-def _comparable(config: Config, before: Config) -> Config:
-    """The configuration with what the first start learned from the data filled in, where it leaves that open."""
-    learned = {
-        name: getattr(before.task, name)
-        for name in type(config.task).model_fields
-        if type(config.task) is type(before.task) and getattr(config.task, name) is None
-    }
-    return config.model_copy(update={"task": config.task.model_copy(update=learned)})
+        return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
     config, folder = inputs.config, Path(inputs.config.run_folder)
     started = time.time()
-    if distributed.is_main:
-        _open_run_folder(folder, config, distributed, overwrite=overwrite)
-    distributed.barrier()
-    if (finished := _finished(folder)) is not None:
+    if not overwrite and (finished := finished_result(folder)) is not None:
         log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
         return finished
     loop, layout, stream = _build(inputs, distributed, stop_request, folder=folder, started=started)
+    distributed.barrier()  # from here on an earlier run may be written over: every rank has come this far
+    if distributed.is_main:
+        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
+        open_run_folder(config, run=about, overwrite=overwrite)
+    if config.train.trackers:
+        _start_trackers(config, distributed)
     checkpoint = _agree_on_checkpoint(loop.checkpoints, distributed)
     progress = Progress()
     if checkpoint is not None:
@@ -266,8 +185,7 @@ def _build(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, folder: Path, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
     config, task = inputs.config, inputs.task
-    order = _global_order(inputs)
-    num_steps = config.train.max_steps or (order.num_steps(config.train.epochs) if order else 0)
+    order, num_steps = _global_order(inputs), _num_steps(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
@@ -279,8 +197,6 @@ def _build(
     distributed.prepare(module, optimizer, unused_weights=unused)
     # every rank draws its own dropout from here on
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
-    if config.train.trackers:
-        _start_trackers(config, distributed)
     from ftscale.models.adapt import advance_adapter
     from ftscale.models.freeze import set_training_mode
 
@@ -323,6 +239,8 @@ def _build(
         stop_request=stop_request,
         best_metric=(metric, higher),
     )
+    if config.evaluation.metric and inputs.evaluation is not None:
+        _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
     return loop, layout, stream
 
 
@@ -342,7 +260,12 @@ def build_model(
 
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     settings = task.model_settings()
-    model: Any = load_model(config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed)
+    # random weights must be the same under every strategy, and those made in shards draw other numbers
+    whole = distributed.whole_weights() if config.model.init == "random" else nullcontext()
+    with whole:
+        model: Any = load_model(
+            config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed
+        )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
     if config.head.hidden_sizes:
@@ -422,6 +345,15 @@ def _global_order(inputs: Inputs) -> GlobalOrder | None:
         shuffle=config.data.shuffle,
         seed=config.seed,
     )
+
+
+def _num_steps(inputs: Inputs) -> int:
+    """Optimizer steps of the run."""
+    if inputs.config.train.max_steps:
+        return inputs.config.train.max_steps
+    order = _global_order(inputs)
+    assert order is not None, "a stream has max_steps"
+    return order.num_steps(inputs.config.train.epochs)
 
 
 def _build_steps(
@@ -558,7 +490,7 @@ def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layo
     )
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
     if distributed.is_main:
-        _write_json(folder / "result.json", asdict(result))
+        write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
         log.info("%s after %d steps; model in %s", status, progress.step, model)
@@ -574,40 +506,6 @@ def _save_model(inputs: Inputs, distributed: Distributed, folder: Path) -> None:
         own = {name.removeprefix("model."): weight for name, weight in state.items()}
         save_model(module.model, inputs.processor, folder, state_dict=own)
     distributed.barrier()
-
-
-def _open_run_folder(folder: Path, config: Config, distributed: Distributed, *, overwrite: bool) -> None:
-    if overwrite:
-        for name in WRITTEN:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / "config.yaml")
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    cut_metrics(folder / "metrics.jsonl", after_step=checkpoint.step if checkpoint else -1)
-    _write_json(
-        folder / "run.json",
-        {
-            "versions": versions(),
-            "python": platform.python_version(),
-            "host": platform.node(),
-            "device": _device_name(),
-            "world_size": distributed.world_size,
-            "strategy": distributed.strategy,
-            "git": _git_commit(),
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
-
-
-def _finished(folder: Path) -> Result | None:
-    """The result of a run that needs no more steps."""
-    path = folder / "result.json"
-    if not path.is_file():
-        return None
-    result = Result(**json.loads(path.read_text()))
-    return result if result.status in ("completed", "stopped_early") else None
 
 
 def _splits(config: Config) -> bool:
@@ -629,47 +527,19 @@ def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
     )
 
 
+def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
+    """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
+    name = inputs.config.evaluation.metric
+    few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
+    known = run_evaluation(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
+        raise UserError(unknown_name("evaluation.metric", name, known))
+
+
 def _start_trackers(config: Config, distributed: Distributed) -> None:
+    from accelerate.utils import LoggerType
+
     accelerator = distributed.accelerator
     accelerator.project_configuration.set_directories(config.run_folder)
+    accelerator.log_with = [LoggerType(name) for name in config.train.trackers]
     accelerator.init_trackers("trackers")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
-    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
-    return {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _device_name() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Complete or not at all; numbers that are not finite become null, which JSON has."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(value), indent=2) + "\n")
-    os.replace(partial, path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,6 +20,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("distributed", "data", "models", "optim", "metrics"),
     ("tasks",),
     ("train",),
+    ("checks", "run_folder"),
     ("run",),
     ("inference", "launcher"),
     ("cli", "demo"),

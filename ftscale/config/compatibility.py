@@ -47,6 +47,10 @@ def _quantised(config: Config) -> bool:
     return config.model.quantization != "none"
 
 
+def _evaluates(config: Config) -> bool:
+    return bool(config.evaluation.metric or config.evaluation.patience or config.evaluation.before)
+
+
 TABLE: tuple[Row, ...] = (
     # ------------------------------------------------------------ quantised bases
     Row(
@@ -182,6 +186,14 @@ TABLE: tuple[Row, ...] = (
         "train.max_steps = 0 must be positive with data.streaming: a stream has no length to count epochs in; set "
         "train.max_steps, or data.streaming: false.",
         "datasets documentation, page Stream: an IterableDataset has no length",
+    ),
+    Row(
+        "evaluation settings without evaluation rows",
+        lambda config, _: not (config.data.eval or config.data.eval_ratio) and _evaluates(config),
+        "refused",
+        "evaluation.metric, evaluation.patience and evaluation.before need evaluation rows; set data.eval or "
+        "data.eval_ratio, or leave them out.",
+        "schema: they choose by the scores of the evaluation rows",
     ),
     # ------------------------------------------------------------ strategies
     Row(

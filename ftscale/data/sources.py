@@ -20,13 +20,23 @@ from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
 from ftscale.errors import UserError
 
-__all__ = ["Position", "Row", "detect_format", "open_stream", "read_rows", "source_files", "source_fingerprint"]
+__all__ = [
+    "Position",
+    "Row",
+    "detect_format",
+    "file_fingerprints",
+    "open_stream",
+    "read_rows",
+    "source_files",
+    "source_fingerprint",
+]
 
 Row = dict[str, Any]
 """The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
 
 HASHED_WHOLE_BYTES = 2**30
 """Sources up to this size are known by their contents, larger ones by path, size and time of change."""
+SAMPLE_BYTES = 2**20
 READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
 DEFAULT_SETTING = "data.train[0]"
 
@@ -126,6 +136,30 @@ def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) 
             _add_remote_file(digest, path)
         else:
             _add_file(digest, path, root=root, whole=hash_whole)
+    return digest.hexdigest()
+
+
+def file_fingerprints(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> dict[str, str]:
+    """A hash of each file of a source, by its path, that changes with the file's content; none for the hub.
+
+    Files of a source over 1 GiB are known by their sizes and by three MiB of each: at its start, middle and end.
+    """
+    paths = _all_paths(discover(source, setting=setting))
+    whole = sum(os.path.getsize(path) for path in paths if not is_url(path)) <= HASHED_WHOLE_BYTES
+    return {path: _file_fingerprint(path, whole=whole) for path in paths}
+
+
+def _file_fingerprint(path: str, *, whole: bool) -> str:
+    digest = xxhash.xxh3_128()
+    if is_url(path):
+        _add_remote_file(digest, path)
+        return digest.hexdigest()
+    size = os.path.getsize(path)
+    digest.update(str(size).encode())
+    with open(path, "rb") as stream:
+        for start in range(0, size, SAMPLE_BYTES) if whole else (0, size // 2, max(size - SAMPLE_BYTES, 0)):
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -17,15 +17,20 @@ from ftscale.logs import log
 
 
 class MetricsFile:
-    """Appends one JSON object a line to metrics.jsonl; on other ranks than 0 it does nothing."""
+    """Appends one JSON object a line to metrics.jsonl, which is there from the first line on.
+
+    On other ranks than 0 (`enabled` False) it does nothing.
+    """
 
     def __init__(self, path: Path, *, enabled: bool, start_time: float) -> None:
-        self._file = path.open("a", buffering=1) if enabled else None
+        self._path = path if enabled else None
+        self._file: TextIO | None = None
         self._start = start_time
 
     def write(self, kind: str, step: int, **figures: Any) -> None:
         """`kind`: train, eval or event; figures that are not finite are written as text, since JSON has none."""
-        if self._file is not None:
+        if self._path is not None:
+            self._file = self._file or self._path.open("a", buffering=1)
             line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
             self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
 

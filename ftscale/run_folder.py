@@ -1,0 +1,220 @@
+"""The run folder: what a run writes, and when its folder may be written over or gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ftscale.config import Config, load_config, write_config
+from ftscale.config.load import differences
+from ftscale.data.sources import file_fingerprints
+from ftscale.errors import UserError
+from ftscale.train.checkpoint import latest_checkpoint
+from ftscale.train.meters import cut_metrics
+
+WRITTEN = ("config.yaml", "run.json", "data.json", "metrics.jsonl", "result.json", "checkpoints", "model", "trackers")
+"""What a run writes into its folder."""
+
+FREE_TO_CHANGE = (
+    "run_folder",
+    "batch.micro_tokens",
+    "batch.micro_size",
+    "batch.layout",
+    "data.num_workers",
+    "data.prepare_workers",
+    "data.cache_dir",
+    "data.test",
+    "train.log_every",
+    "train.trackers",
+    "train.activation_checkpointing",
+    "evaluation",
+    "checkpoint",
+    "distributed",
+    "model.attention",
+)
+"""Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+NAMED_FILES = 3  # changed files named in a message, of each source
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as in its result.json."""
+
+    status: str
+    """completed, stopped_early or preempted."""
+    steps: int
+    """Optimizer steps done."""
+    metrics: dict[str, float]
+    """Of the final weights on the evaluation rows; of the test rows with names `test/...`."""
+    best: dict[str, Any] | None
+    """Step and value of the best evaluation."""
+    duration_s: float
+    """Training time over all starts."""
+    model: str
+    """Folder of the saved model; "" while there is none."""
+
+
+def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to write over an earlier run, or to go on with another one.
+
+    Raises UserError: the folder holds a run and neither is asked; settings of the run to resume differ, or the files
+    of its data.
+    """
+    folder = Path(config.run_folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run_folder = {folder} is a file; name a folder.")
+    if overwrite or not any((folder / name).exists() for name in WRITTEN):
+        return
+    if not resume:
+        raise UserError(
+            f"run_folder = {folder} already holds a run; go on with it by --resume, replace it by --overwrite, or name "
+            "another folder."
+        )
+    if not (folder / "config.yaml").is_file():
+        return
+    before = load_config(folder / "config.yaml")
+    changed = [line for line in differences(before, _comparable(config, before)) if not line.startswith(FREE_TO_CHANGE)]
+    problems = [f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed]
+    problems += _data_problems(folder, before, config)
+    if problems:
+        raise UserError(*problems)
+
+
+def open_run_folder(config: Config, *, run: dict[str, Any], overwrite: bool) -> None:
+    """Write config.yaml, data.json and run.json (versions, machine, command, and `run`); cut metrics.jsonl."""
+    folder = Path(config.run_folder)
+    if overwrite:
+        for name in WRITTEN:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.yaml")
+    write_json(folder / "data.json", _fingerprints(config))
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    cut_metrics(folder / "metrics.jsonl", after_step=checkpoint.step if checkpoint else -1)
+    about = {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "device": _device_name(),
+        **run,
+        "git": _git_commit(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(folder / "run.json", about)
+
+
+def finished_result(folder: Path) -> Result | None:
+    """The result of a run that needs no more steps; None where there is none."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = Result(**json.loads(path.read_text()))
+    return result if result.status in ("completed", "stopped_early") else None
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json."""
+    write_json(folder / "result.json", asdict(result))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Complete or not at all; numbers that are not finite become null, which JSON has."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(_finite(value), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on."""
+    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
+    return {name: installed_version(name) for name in names}
+
+
+def installed_version(name: str) -> str:
+    """The version of a library, or "not installed"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _comparable(config: Config, before: Config) -> Config:
+    """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    learned = {
+        name: getattr(before.task, name)
+        for name in type(config.task).model_fields
+        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+    }
+    return config.model_copy(update={"task": config.task.model_copy(update=learned)})
+
+
+def _data_problems(folder: Path, before: Config, config: Config) -> list[str]:
+    """Files whose content is not what it was when the run began; sources with other settings are named already."""
+    path = folder / "data.json"
+    if not path.is_file() or (before.data.train, before.data.eval) != (config.data.train, config.data.eval):
+        return []
+    recorded, now = json.loads(path.read_text()), _fingerprints(config)
+    problems = []
+    for setting, files in recorded.items():
+        changed = list(_changed_files(files, now[setting]))
+        more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
+        if changed:
+            problems.append(
+                f"cannot resume {folder}: {setting}.path: {', '.join(changed[:NAMED_FILES])}{more}; put the data back "
+                "as it was when the run began, or start another run folder."
+            )
+    return problems
+
+
+def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
+    for path in {**before, **now}:
+        if path not in now:
+            yield f"{path} is gone"
+        elif path not in before:
+            yield f"{path} is new"
+        elif before[path] != now[path]:
+            yield f"{path} has changed"
+
+
+def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    """A hash of each file that training and evaluation read, by setting and path."""
+    return {
+        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]")
+        for part, sources in (("train", config.data.train), ("eval", config.data.eval))
+        for index, source in enumerate(sources)
+    }
+
+
+def _device_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+
+
+def _git_commit() -> str | None:
+    """The commit of the repository in the working folder: the user's own, where there is one."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
