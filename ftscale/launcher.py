@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-import sys
+import signal
 from pathlib import Path
 
-from ftscale.config import load_config
-from ftscale.errors import EXIT_FAULT, UserError
-from ftscale.logs import setup_logging
+from ftscale.checks import read_config
+from ftscale.config import Config
+from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
+from ftscale.logs import log, setup_logging
 from ftscale.resources import strategy_file
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and the one that Slurm is asked to send
+STOP_TIMEOUT_S = 600  # for a checkpoint to be written after a signal; torchrun's own is 30 s
 
 
 def launch_training(
@@ -17,38 +23,56 @@ def launch_training(
 ) -> int:
     """Start `ftscale train` in several processes of this machine; returns the exit code of the first that failed.
 
-    Raises UserError: as `ftscale train`, and for a strategy without a file in launch/accelerate/.
+    A single process is this one. Raises UserError: as `ftscale train`, and for a strategy without a file in
+    launch/accelerate/.
     """
     strategy_file(strategy)
     if strategy == "single" and processes > 1:
         raise UserError(f"--strategy single is for one process, not {processes}; use ddp.")
     settings = [*overrides, f"distributed.strategy={strategy}"]
-    config = load_config(run, settings)
-    from ftscale.run import check_run_folder, prepare_inputs
+    config = read_config(run, settings)
+    from ftscale.run import check_run_folder, prepare_inputs, train
 
+    if processes == 1:
+        return EXIT_PREEMPTED if train(config, resume=resume, overwrite=overwrite).status == "preempted" else 0
     setup_logging()
     check_run_folder(config, resume=resume, overwrite=overwrite)
     prepare_inputs(config)
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
-    return _run_accelerate([str(run), *settings, *flags], processes=processes, strategy=strategy)
+    return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
 
 
-def _run_accelerate(arguments: list[str], *, processes: int, strategy: str) -> int:
+def _run_accelerate(arguments: list[str], *, config: Config, processes: int) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # DeepSpeed configs are named relative to the folder that holds ds_configs/; the strategy is in the arguments
-    file = strategy_file("single" if strategy == "single" else "ddp")
-    options = ["--config_file", str(file), "--num_processes", str(processes), "--num_machines", "1"]
+    # what torchrun says of its children is said below in a line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    command = [*options, "--main_process_port", "0", "-m", "ftscale", "train", *arguments]
+    # DeepSpeed configs are named relative to the folder that holds ds_configs/; the strategy is in the arguments
+    options = ["--config_file", str(strategy_file("ddp")), "--num_processes", str(processes), "--num_machines", "1"]
+    command = launch_command_parser().parse_args(
+        [*options, "--main_process_port", "0", "-m", "ftscale", "train", *arguments]
+    )
+    command.signals_to_handle, command.shutdown_timeout = SIGNALS, STOP_TIMEOUT_S  # torchrun's, not in the parser
     try:
-        launch_command(launch_command_parser().parse_args(command))
+        launch_command(command)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else EXIT_FAULT
-    except SystemExit as error:
-        return int(error.code or 0)
-    finally:
-        sys.stderr.flush()
+        rank, failure = error.get_first_failure()
+        return _exit_code(rank, failure.exitcode)
+    except SignalException as error:
+        return EXIT_PREEMPTED if _is_preempted(config) else 128 + error.sigval
     return 0
+
+
+def _exit_code(rank: int, code: int) -> int:
+    if code < 0:
+        log.error("the process of rank %d was ended by %s", rank, signal.Signals(-code).name)
+    return code if code > 0 else EXIT_FAULT
+
+
+def _is_preempted(config: Config) -> bool:
+    """Whether the processes wrote their checkpoint before they ended."""
+    path = Path(config.run_folder) / "result.json"
+    return path.is_file() and json.loads(path.read_text())["status"] == "preempted"

@@ -102,15 +102,8 @@ def prepare_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def evaluation_rows(config: Config, task: Task, processor: Any, *, data: str | None) -> Prepared:
-    """The prepared evaluation rows of a run's configuration, or those of the file or folder `data`.
-
-    Raises UserError where there are none.
-    """
-    if data is not None:
-        like = config.data.eval or config.data.train
-        source = like[0].model_copy(update={"path": data, "limit": 0})
-        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (source,)})})
+def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
+    """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
     prepare = Preparer(task, processor)
     if config.data.eval:
         return _prepare(config, prepare, "eval")
