@@ -110,6 +110,40 @@ def digits(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
     return config | sections
 
 
+def answers(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
+    """The Llama on instructions, writing answers in evaluation; every other evaluated chat ends with a question.
+
+    In batches of one sample some ranks then have nothing to write while others write.
+    """
+    rows = json.loads((shared / "data/sft/alpaca_1k/alpaca_1k.json").read_text())
+    short = sorted(rows, key=lambda row: len(row["instruction"]) + len(row["output"]))[:40]
+    chats = [
+        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        for row in short
+    ]
+    write_chats(work / "answers.jsonl", chats[:32])
+    questions = [[*chat, {"role": "user", "content": "Why?"}] if place % 2 else chat for place, chat in enumerate(chats)]
+    write_chats(work / "questions.jsonl", questions[32:])
+    config = captions(shared, work)
+    config["data"] = {
+        "cache_dir": str(work / "cache"),
+        "train": str(work / "answers.jsonl"),
+        "eval": str(work / "questions.jsonl"),
+    }
+    config["task"] = {
+        "name": "causal_lm",
+        "chat_template": "alpaca",
+        "max_length": 256,
+        "generate": {"max_new_tokens": 6},
+    }
+    config["train"] = {"max_steps": 2}
+    return config | sections
+
+
+def write_chats(path: Path, chats: list[list[dict[str, str]]]) -> None:
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+
+
 def lora(dtype: str = "fp32", **options: Any) -> dict[str, Any]:
     """Sections of an adapter on the Llama."""
     return {

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from ftscale.config.schema import DataConfig, SourceConfig
+from ftscale.data.prepare import prepare_sources, split_rows
+from ftscale.errors import UserError
+
+ROLES = (("text", "label"),)
+
+
+def prepare(rows):
+    """Words to their lengths; "empty" has no target, "long ..." is cut to three words."""
+    samples = []
+    for row in rows:
+        words = row["text"].split()
+        note = "no_target" if words == ["empty"] else "truncated" if len(words) > 3 else ""
+        kept = [len(word) for word in words[:3]]
+        samples.append({"input_ids": kept, "length": len(kept), "targets": len(kept), "note": note})
+    return samples
+
+
+def prepare_and_count(rows):
+    """Leaves a mark for each call, so that a test sees who prepared."""
+    with open(os.environ["CALLS"], "a") as file:
+        file.write("x")
+    return prepare(rows)
+
+
+def write(path: Path, texts: list[str]) -> str:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([text, str(index % 3)] for index, text in enumerate(texts))
+    return str(path)
+
+
+def run(paths, *, cache: Path, function=prepare, name="train", key="k", keep=None, **data):
+    sources = [SourceConfig(path=path) for path in paths]
+    config = DataConfig(train=paths, cache_dir=str(cache), **data)
+    return prepare_sources(sources, function, name=name, key=key, roles=ROLES, data=config, keep=keep)
+
+
+def test_each_source_tells_what_became_of_its_rows(tmp_path):
+    first = write(tmp_path / "a.csv", ["one two", "a b c d e", "empty", "three"])
+    second = write(tmp_path / "b.csv", ["xx yy zz"])
+    made = run([first, second], cache=tmp_path / "cache", max_empty=0.5)
+    one, two = made.reports
+    assert (one.read, one.kept, one.truncated, one.dropped) == (4, 3, 1, {"no_target": 1})
+    assert (one.longest, one.mean_length, one.targets) == (3, 2.0, 6)
+    assert (two.read, two.kept) == (1, 1)
+    assert [(span.start, span.stop) for span in made.sources] == [(0, 3), (3, 4)]
+    assert made.dataset["input_ids"][:] == [[3, 3], [1, 1, 1], [5], [2, 2, 2]]
+
+
+def test_rows_are_prepared_once_and_again_when_content_or_settings_change(tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("CALLS", str(calls))
+    path = write(tmp_path / "a.csv", ["one", "two"])
+    for _ in range(2):
+        run([path], cache=tmp_path / "cache", function=prepare_and_count)
+    assert calls.read_text() == "x"
+    run([path], cache=tmp_path / "cache", function=prepare_and_count, key="other tokenizer")
+    assert calls.read_text() == "xx"
+    write(tmp_path / "a.csv", ["one", "three"])
+    assert run([path], cache=tmp_path / "cache", function=prepare_and_count).dataset["input_ids"][:] == [[3], [5]]
+    assert calls.read_text() == "xxx"
+
+
+def _in_another_process(path: str, cache: Path) -> None:
+    run([path], cache=cache, function=prepare_and_count)
+
+
+def test_of_several_processes_one_prepares(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    path = write(tmp_path / "a.csv", ["one", "two"] * 50)
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_in_another_process, args=(path, tmp_path / "cache")) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_what_a_killed_process_left_is_made_anew(tmp_path):
+    path = write(tmp_path / "a.csv", ["one", "two"])
+    run([path], cache=tmp_path / "cache")
+    [folder] = [entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]
+    folder.rename(folder.with_suffix(".partial"))
+    (folder.with_suffix(".partial") / "report.json").unlink()
+    assert len(run([path], cache=tmp_path / "cache")) == 2
+
+
+def test_too_many_rows_without_a_target_are_refused_unless_accepted(tmp_path):
+    path = write(tmp_path / "a.csv", ["one"] * 98 + ["empty"] * 2)
+    with pytest.raises(UserError, match=r"data.train\[0\]: 2 of 100 rows .* data.max_empty = 1.0%"):
+        run([path], cache=tmp_path / "cache")
+    assert len(run([path], cache=tmp_path / "cache", max_empty=0.02)) == 98
+
+
+def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", ["empty"])
+    with pytest.raises(UserError, match="no row is left"):
+        run([path], cache=tmp_path / "cache", max_empty=1.0)
+
+
+def test_several_workers_prepare_the_same_samples(tmp_path):
+    path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
+    alone = run([path], cache=tmp_path / "one").dataset["input_ids"][:]
+    assert run([path], cache=tmp_path / "two", prepare_workers=2).dataset["input_ids"][:] == alone
+
+
+def test_a_held_out_part_is_stratified_and_the_same_for_a_seed(tmp_path):
+    path = write(tmp_path / "a.csv", [f"word{number}" for number in range(90)])
+    data = DataConfig(train=path, eval_ratio=0.1, stratify="label")
+    [held] = split_rows(data.train, data=data, roles=ROLES, seed=3)
+    assert sorted(number % 3 for number in held) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert split_rows(data.train, data=data, roles=ROLES, seed=3) == [held]
+    assert split_rows(data.train, data=data, roles=ROLES, seed=4) != [held]
+    kept = run([path], cache=tmp_path / "cache", keep=lambda source, row: row not in held)
+    assert len(kept) == 81
+
+
+def test_a_column_to_stratify_by_must_be_read(tmp_path):
+    path = write(tmp_path / "a.csv", ["one", "two", "three"])
+    data = DataConfig(train=path, eval_ratio=0.3, stratify="topic")
+    with pytest.raises(UserError, match="data.stratify = 'topic' is not a column the task reads; name one of label, text"):
+        split_rows(data.train, data=data, roles=ROLES, seed=0)
