@@ -39,6 +39,7 @@ class GlobalOrder:
         self.seed = seed
         self._epoch: int | None = None
         self._batches: list[np.ndarray] = []
+        self._sizes: dict[int, int] = {}
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """Row numbers of each global batch of an epoch; the last batch may be smaller."""
@@ -62,6 +63,11 @@ class GlobalOrder:
 
     def size(self, epoch: int) -> int:
         """Optimizer steps of an epoch."""
+        if epoch not in self._sizes:
+            self._sizes[epoch] = self._count(epoch)
+        return self._sizes[epoch]
+
+    def _count(self, epoch: int) -> int:
         if self.batch.unit == "samples" and all(float(source.weight).is_integer() for source in self.sources):
             rows = sum((source.stop - source.start) * int(source.weight) for source in self.sources)
             return -(-rows // self.batch.global_size)

@@ -59,3 +59,12 @@ def test_batches_by_targets_close_when_they_are_full():
     assert [len(batch) for batch in batches] == [3, 3, 3, 1]
     assert sorted(np.concatenate(batches).tolist()) == list(range(10))
     assert order(rows=10, size=7, unit="targets").num_steps(3) == 12
+
+
+def test_finding_a_step_draws_no_epoch_twice(monkeypatch):
+    made, drawn = order(rows=40, size=7, unit="targets"), []
+    draw = made._rows
+    monkeypatch.setattr(made, "_rows", lambda epoch: drawn.append(epoch) or draw(epoch))
+    for step in range(made.num_steps(3), 0, -1):
+        made.locate(step - 1)
+    assert drawn == [0, 1, 2]
