@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# the subpackage's first import binds its name here: before the function of that name is defined, not after
+import ftscale.train  # noqa: F401
 from ftscale.config import Config, load_config
 from ftscale.errors import UserError
 

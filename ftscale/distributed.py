@@ -85,6 +85,8 @@ class Distributed:
         self.offloads: bool = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         expected = int(os.environ.get("WORLD_SIZE", "1"))
         assert self.world_size == expected, f"{expected} processes were launched, but the group has {self.world_size}"
+        if self.zero_stage and (found := self.accelerator.distributed_type) != "DEEPSPEED":
+            raise RuntimeError(self._without_deepspeed(f"Accelerate would run {found.value}"))
         self.module: nn.Module
         self.optimizer: Any
 
@@ -104,10 +106,7 @@ class Distributed:
             from deepspeed import DeepSpeedEngine
 
             if not isinstance(self.module, DeepSpeedEngine):
-                raise RuntimeError(
-                    f"distributed.strategy = {self.strategy} asked for DeepSpeed, but the model became a "
-                    f"{type(self.module).__name__}; the run stops rather than train without it."
-                )
+                raise RuntimeError(self._without_deepspeed(f"the model became a {type(self.module).__name__}"))
             log.info(
                 "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
             )
@@ -115,6 +114,12 @@ class Distributed:
             wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
             assert wrapped or self.world_size == 1, f"{self.world_size} processes, but {type(self.module).__name__}"
             log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
+
+    def _without_deepspeed(self, found: str) -> str:
+        return (
+            f"distributed.strategy = {self.strategy} asked for DeepSpeed, but {found}; the run stops rather than train "
+            "without it. ACCELERATE_USE_CPU=true in the environment is a likely cause: unset it."
+        )
 
     @property
     def unwrapped(self) -> nn.Module:
@@ -162,11 +167,13 @@ class Distributed:
         """Clip the gradients, update the weights, clear the gradients; returns the norm before clipping.
 
         Without DeepSpeed, gradients that are not finite are dropped and change nothing, and `after_update` is called
-        before the gradients are cleared (DeepSpeed clears them by itself).
+        before the gradients are cleared (DeepSpeed clears them by itself). With it they spoil the weights in memory:
+        nothing may be saved after a norm that is not finite.
         """
         if self.zero_stage:
             self.module.step()  # type: ignore[operator]
-            return float(self.module.get_global_grad_norm())  # type: ignore[operator]
+            norm = float(self.module.get_global_grad_norm())  # type: ignore[operator]
+            return norm if norm >= 0 else math.nan  # -1 is how DeepSpeed says that a norm is not finite
         norm = self.accelerator.clip_grad_norm_(
             (weight for weight in self.module.parameters() if weight.requires_grad), self.max_grad_norm or float("inf")
         )
@@ -182,6 +189,12 @@ class Distributed:
         if self.world_size > 1:
             torch.distributed.all_reduce(packed)
         return dict(zip(values, packed.tolist(), strict=True))
+
+    def share_buffers(self) -> None:
+        """Rank 0's buffers, such as the statistics of batch norms, for all; DDP does so by itself. Collective."""
+        if self.zero_stage and self.world_size > 1:
+            for buffer in self.unwrapped.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
@@ -228,13 +241,13 @@ class Distributed:
             torch.save(state, folder / "state.pt")
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
-        """Read what `save_state` wrote; `weights_only` leaves the optimizer as it is. Collective."""
+        """Read what `save_state` wrote; `weights_only`: the optimizer is not needed any more. Collective."""
         if self.zero_stage:
             self.module.load_checkpoint(  # type: ignore[operator]
                 str(folder),
                 tag="deepspeed",
                 load_module_strict=False,
-                load_optimizer_states=not weights_only,
+                load_optimizer_states=True,  # ZeRO-3 keeps the weights themselves among them
                 load_lr_scheduler_states=False,
             )
             return
@@ -294,8 +307,10 @@ def adopt_slurm_environment() -> None:
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """Weights that train, and buffers: what a checkpoint must hold besides the base model's files."""
-    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
-    return {name: value.detach() for name, value in module.state_dict().items() if name not in frozen}
+    kept = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    kept |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    # a quantised base has more in its state than weights and buffers: the scales of its frozen weights
+    return {name: value.detach() for name, value in module.state_dict().items() if name in kept}
 
 
 def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -80,50 +80,50 @@ def predict_file(
     """
     setup_logging()
     _check_out(out, input_path)
-    config, task, processor = _open_run(run_folder)
-    distributed = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0)
-    try:
-        model = _load(run_folder, config, task).to(distributed.device).eval()
-        layout = batch_layout(model, config, task, distributed)
-        answers = _Answers(
-            task,
-            processor,
-            TaskModule(model, task).eval(),
-            layout=layout,
-            batch_size=batch_size,
-            device=distributed.device,
-            drops=isinstance(config.task, TextSettings) and config.task.too_long == "drop",
-        )
-        with _input(input_path) as path:
-            rows = _rows(_input_source(path, config, task, reading=reading), task)
-            with _writer(out) as write:
-                count = 0
-                for answer in answers.of(rows):
-                    write(answer)
-                    count += 1
-    finally:
-        distributed.close()
+    config, task = _read_run(run_folder)
+    with _input(input_path) as path:
+        rows = _rows(_input_source(path, config, task, reading=reading), task)
+        first = next(rows)  # what is wrong with the input is told before a model is loaded
+        with open_predictor(run_folder, batch_size=batch_size) as predictor, _writer(out) as write:
+            count = 0
+            rows = chain([first], rows)
+            for answer in predictor.answers(rows):
+                write(answer)
+                count += 1
     if out is not None:
         log.info("%d rows with predictions in %s", count, out)
     return count
 
 
+@contextmanager
+def open_predictor(run_folder: Path, *, batch_size: int = 32) -> Iterator[Predictor]:
+    """The model of a finished run, on this machine's device, ready to predict. Raises UserError where there is none."""
+    config, task, processor = _open_run(run_folder)
+    distributed = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0)
+    try:
+        model = _load(run_folder, config, task).to(distributed.device).eval()
+        layout = batch_layout(model, config, task, distributed)
+        module = TaskModule(model, task).eval()
+        yield Predictor(config, task, processor, module, layout, distributed.device, batch_size)
+    finally:
+        distributed.close()
+
+
 @dataclass
-class _Answers:
+class Predictor:
     """A model, ready to answer rows in their order, a few batches at a time."""
 
+    config: Config
     task: Task
     processor: Any
     module: torch.nn.Module
     """Model and task, in eval mode."""
     layout: Layout
-    batch_size: int
     device: torch.device
-    drops: bool
-    """Some rows may get no answer, and then `note` says why."""
+    batch_size: int
 
-    def of(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """Each row's columns with `prediction` and `score`; `CHUNK` batches of rows are held at a time."""
+    def answers(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        """Each row's own columns (`_columns`) with `prediction` and `score`; `CHUNK` batches of rows are held."""
         rows = iter(rows)
         while chunk := list(islice(rows, CHUNK * self.batch_size)):
             yield from self._chunk(chunk)
@@ -136,9 +136,11 @@ class _Answers:
         for start in range(0, len(usable), self.batch_size):
             numbers = usable[start : start + self.batch_size]
             found.update(zip(numbers, self._batch([samples[number] for number in numbers], numbers), strict=True))
+        settings = self.config.task
+        drops = isinstance(settings, TextSettings) and settings.too_long == "drop"
         for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
             answer = found.get(number, {"prediction": None, "score": None})
-            yield {**row["_columns"], **answer, **({"note": sample["note"]} if self.drops else {})}
+            yield {**row["_columns"], **answer, **({"note": sample["note"]} if drops else {})}
 
     def _batch(self, samples: list[Sample], numbers: list[int]) -> list[dict[str, Any]]:
         collate = self.task.collator(self.processor, layout=self.layout, train=False)
@@ -169,20 +171,25 @@ def export_run(run_folder: Path, out: Path, *, merge: bool = False, dtype: str |
         trust_remote_code=config.model.trust_remote_code,
     )
     lines = [f"model in {out}"]
-    if "largest_logit_change" in report:
-        lines.append(f"largest change of a logit by merging: {report['largest_logit_change']:.3g}")
+    if merge or dtype is not None:
+        lines.append(f"largest change of a logit: {report['largest_logit_change']:.3g}")
     return lines
 
 
 def _open_run(run_folder: Path) -> tuple[Config, Task, Any]:
+    """The run's configuration, its task, and the processor saved with its model."""
+    config, task = _read_run(run_folder)
+    saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
+    return config, task, load_processor(saved, kind=task.processor_class)
+
+
+def _read_run(run_folder: Path) -> tuple[Config, Task]:
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
     config = load_config(run_folder / "config.yaml")
-    task = build_task(config.task)
-    saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
-    return config, task, load_processor(saved, kind=task.processor_class)
+    return config, build_task(config.task)
 
 
 def _load(run_folder: Path, config: Config, task: Task) -> Any:
@@ -299,11 +306,11 @@ def _table_writer(file: TextIO, out: Path) -> Callable[[dict[str, Any]], None]:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+    return _json(value) if isinstance(value, (list, dict)) else value
 
 
-def _json(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=_described)
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_described)
 
 
 def _described(value: Any) -> str:

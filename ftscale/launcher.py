@@ -36,8 +36,11 @@ def launch_training(
     if processes == 1:
         return EXIT_PREEMPTED if train(config, resume=resume, overwrite=overwrite).status == "preempted" else 0
     setup_logging()
+    log.info("checking %s and preparing its data for %d processes", run, processes)
+    setup_logging(level="WARNING")  # the first process says all of it again
     check_run_folder(config, resume=resume, overwrite=overwrite)
     prepare_inputs(config)
+    setup_logging()
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
 

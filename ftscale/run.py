@@ -261,6 +261,9 @@ def build_model(
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
+        if "num_labels" in settings and model.config.pad_token_id is None:
+            # by it a decoder finds the last token of each padded row, which its head reads
+            model.config.pad_token_id = processor.pad_token_id
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -368,6 +371,7 @@ def _build_steps(
             buffer=config.data.shuffle_buffer,
             shuffle=config.data.shuffle,
             max_empty=config.data.max_empty,
+            joins=config.task.name == "causal_lm" and config.task.join_texts,
             rank=rank,
             world_size=world_size,
             seed=seed,
@@ -464,11 +468,12 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
 def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
     """Best weights, test rows, the saved model and result.json."""
     config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
-    metrics, model = dict(progress.best_metrics), ""
+    metrics, model = dict(progress.last_metrics), ""
     if status != "preempted":
         best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
         if best is not None:
             distributed.load_state(best.folder, weights_only=True)
+            metrics = dict(progress.best_metrics)
             log.info("the best weights are those of step %d", best.step)
         if inputs.test is not None:
             scores = run_evaluation(config, inputs.task, inputs.processor, inputs.test, distributed, layout=layout)()

@@ -1,9 +1,10 @@
-"""Starts a test's worker script in one or more real processes, as torchrun does."""
+"""Starts a test's worker script in one or more real processes, as torchrun does; and undoes the end of a run."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -50,3 +51,13 @@ def try_to_launch(
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
     command = [sys.executable, *launcher, "--standalone", str(worker), str(file)]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
+
+
+def forget_after(whole: Path, half: Path, *, step: int) -> None:
+    """A copy of a finished run as a kill after the checkpoint of `step` would have left it."""
+    shutil.copytree(whole, half)
+    (half / "result.json").unlink()
+    shutil.rmtree(half / "model")
+    for folder in (half / "checkpoints").iterdir():
+        if folder.name != f"step-{step:08d}":
+            shutil.rmtree(folder)

@@ -195,6 +195,31 @@ TABLE: tuple[Row, ...] = (
         "data.eval_ratio, or leave them out.",
         "schema: they choose by the scores of the evaluation rows",
     ),
+    Row(
+        "stream cut by targets",
+        lambda config, _: config.data.streaming and config.batch.unit == "targets",
+        "refused",
+        "batch.unit = targets does not go with data.streaming: targets are counted when rows are prepared, and a stream "
+        "is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one length), "
+        "or data.streaming: false.",
+        "ftscale/data/stream.py: the order of a stream depends on rows alone",
+    ),
+    Row(
+        "stream with a share held out",
+        lambda config, _: config.data.streaming and config.data.eval_ratio > 0 and not config.data.eval,
+        "refused",
+        "data.eval_ratio does not go with data.streaming: a share is drawn from all rows, which a stream never has at "
+        "once; name evaluation rows in data.eval, or set data.streaming: false.",
+        "scikit-learn documentation, page train_test_split: it needs the number of rows",
+    ),
+    Row(
+        "stream with collating workers",
+        lambda config, _: config.data.streaming and config.data.num_workers > 0,
+        "refused",
+        "data.num_workers does not go with data.streaming: the ranks agree on each step of a stream while it is made, "
+        "which only the training process can; set it to 0.",
+        "torch documentation, page torch.utils.data: workers are processes of their own, outside the process group",
+    ),
     # ------------------------------------------------------------ strategies
     Row(
         "nvme without a folder",

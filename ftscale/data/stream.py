@@ -1,7 +1,8 @@
 """Streamed training rows: a global order made block by block, of which each rank prepares its own part.
 
 The order: sources are read in file order and mixed by their weights into blocks of `data.shuffle_buffer` rows; each
-block is shuffled with a seed of its own (seed, epoch, block). A global batch is the next `batch.global_size` rows. So
+block is shuffled with a seed of its own (seed, epoch, block). A global batch is the next `batch.global_size` rows (or
+samples, where they are joined from several rows; each rank then prepares all of them, to know where samples end). So
 the order depends on the data and the seed alone, and a position is the files' positions at the start of the current
 block and the number of rows used of it: to go on, at most one block is read again.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from ftscale.config.schema import BatchConfig, SourceConfig
 from ftscale.data.batching import divide
 from ftscale.data.loader import Collate, Step
-from ftscale.data.prepare import Prepare, Roles, SourceReport, sift
+from ftscale.data.prepare import CHUNK, Prepare, Roles, SourceReport, sift
 from ftscale.data.sources import open_stream
 from ftscale.errors import UserError
 from ftscale.seeding import derive_seed
@@ -33,9 +34,9 @@ class StreamPosition:
     epoch: int = 0
     block: int = 0
     used: int = 0
-    """Rows used of the block."""
+    """Rows (or joined samples) used of the block."""
     rows: int = 0
-    """Rows used altogether."""
+    """Rows (or joined samples) used altogether."""
     files: list[Any] = field(default_factory=list)
     """Each source's position at the start of the block; empty = at their starts."""
     ended: list[int] = field(default_factory=list)
@@ -45,7 +46,8 @@ class StreamPosition:
 class StreamSteps:
     """Optimizer steps from a stream. Collective: all ranks take them together.
 
-    `gather`: every rank's value on every rank; `max_empty`: accepted share of rows without a target.
+    `gather`: every rank's value on every rank; `max_empty`: accepted share of rows without a target; `joins`:
+    `prepare` makes samples from several rows together, so that they are not one a row.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class StreamSteps:
         buffer: int,
         shuffle: bool,
         max_empty: float,
+        joins: bool,
         rank: int,
         world_size: int,
         seed: int,
@@ -74,6 +77,7 @@ class StreamSteps:
         self.buffer = buffer
         self.shuffle = shuffle
         self.max_empty = max_empty
+        self.joins = joins
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
@@ -93,15 +97,15 @@ class StreamSteps:
                 yield step
 
     def _rows(self, position: StreamPosition) -> Iterator[tuple[dict[str, Any], StreamPosition]]:
-        """Rows in the global order, each with the position after it."""
+        """Rows (or joined samples) in the global order, each with the position after it."""
         readers = self._open(position)
         while True:
             block, files, ended = self._block(position, readers)
             if not block and position.block == 0 and not position.used:
                 raise UserError("data.train: the stream has no rows.")
-            for used in range(position.used, len(block)):
-                position = replace(position, used=used + 1, rows=position.rows + 1)
-                yield block[used], position
+            for row in islice(self._joined(block) if self.joins else block, position.used, None):
+                position = replace(position, used=position.used + 1, rows=position.rows + 1)
+                yield row, position
             if len(ended) == len(self.sources):
                 position = StreamPosition(position.epoch + 1, rows=position.rows)
                 readers = self._open(position)
@@ -136,11 +140,16 @@ class StreamSteps:
             rows = [rows[index] for index in rng.permutation(len(rows))]
         return rows, files, ended
 
+    def _joined(self, block: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The samples of a block, joined within as many rows as in a data set that is prepared beforehand."""
+        return chain.from_iterable(self.prepare(block[start : start + CHUNK]) for start in range(0, len(block), CHUNK))
+
     def _step(self, rows: list[dict[str, Any]], *, first: int) -> Step | None:
         """This rank prepares every world_size-th row; the number of micro-batches is agreed. None: no target at all."""
         numbers = range(self.rank, len(rows), self.world_size)
+        own_rows = [rows[number] for number in numbers]
         samples = []
-        for number, sample in zip(numbers, self.prepare([rows[number] for number in numbers]), strict=True):
+        for number, sample in zip(numbers, own_rows if self.joins else self.prepare(own_rows), strict=True):
             kept = sift([sample], self.report)
             samples += [{**item, "row": first + number, "epoch": 0, "seed": self.seed} for item in kept]
         lengths = np.array([sample["length"] for sample in samples], dtype=np.int64)

@@ -26,6 +26,7 @@ from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
 
+MUCH_DROPOUT = 0.5
 LABEL_SETTINGS = frozenset({"num_labels", "id2label"})  # a task that sets these brings a head of its own
 
 
@@ -80,6 +81,7 @@ def load_model(
     are the same on every rank. Raises UserError for whatever `config` asks and the model cannot.
     """
     model_config = load_model_config(config, settings=settings)
+    _warn_of_dropout(model_config)
     if "use_cache" in model_config.to_dict():
         model_config.use_cache = False  # keys and values kept for generation; training has no use for them
     build = getattr(transformers, auto_class)
@@ -174,6 +176,20 @@ def _override(model_config: PreTrainedConfig, overrides: dict[str, Any], *, sett
         else:
             setattr(model_config, name, value)
     return problems
+
+
+def _warn_of_dropout(model_config: PreTrainedConfig) -> None:
+    """MobileNet's configs give the share that was kept in the original as the share to drop: 0.999 and 0.8."""
+    for name, value in model_config.to_dict().items():
+        if "dropout" in name and isinstance(value, float) and value > MUCH_DROPOUT:
+            log.warning(
+                "the model's config has %s = %s, which drops most values; if it is not meant, set model.overrides: "
+                "{%s: %.3g}",
+                name,
+                value,
+                name,
+                1 - value,
+            )
 
 
 def _attention_problems(name: str) -> list[str]:

@@ -240,15 +240,16 @@ def _generate(
     stops: Sequence[int],
 ) -> list[list[int]]:
     """Tokens that the model writes after each prompt, the one that stopped it included; none after an empty prompt."""
+    pad = pad_id(processor)
     asked = [list(prompt) for prompt in prompts if len(prompt)]
-    if not asked:
-        return [[] for _ in prompts]
-    longest, pad = max(map(len, asked)), pad_id(processor)
+    most = settings.max_new_tokens if asked else 1
+    asked = asked or [[pad]]  # under ZeRO-3 other ranks, which write, wait for this one's share of each layer
+    longest = max(map(len, asked))
     device = next(model.parameters()).device
     sequences = model.generate(  # padded on the left, so that all go on at the same position
         input_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in asked], device=device),
         attention_mask=torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked], device=device),
-        max_new_tokens=max(min(settings.max_new_tokens, processor.model_max_length - longest), 1),
+        max_new_tokens=max(min(most, processor.model_max_length - longest), 1),
         num_beams=settings.num_beams,
         do_sample=False,
         temperature=None,  # these three, where the model's own generation config samples

@@ -19,6 +19,7 @@ def evaluate(
     The model is in eval mode inside; the caller puts it back into training.
     """
     evaluator = task.evaluator()
+    distributed.share_buffers()  # every rank scores its rows with the statistics that will be saved
     distributed.module.eval()
     with torch.no_grad():
         for batch in batches:

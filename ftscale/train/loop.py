@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import CheckpointConfig, EvaluationConfig, TrainConfig
 from ftscale.distributed import Distributed
+from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.tasks.base import Batch, Task
 from ftscale.train.checkpoint import Checkpoint, complete_checkpoints, prune_checkpoints
@@ -53,6 +54,8 @@ class Progress:
     best_step: int | None = None
     best_metric: float | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
     elapsed_s: float = 0.0
@@ -97,14 +100,17 @@ class Loop:
 
 
 class NotFiniteError(RuntimeError):
-    """A loss or gradient that is not a finite number: the step was not applied."""
+    """A loss or gradient that is not a finite number: the weights of the last checkpoint are the last good ones."""
 
 
 def run_loop(loop: Loop, progress: Progress) -> str:
     """Train from where `progress` stands; returns completed, stopped_early or preempted."""
     started = time.perf_counter() - progress.elapsed_s
-    if progress.step == 0 and loop.evaluation.before and loop.evaluate:
-        _evaluate(loop, progress)
+    if progress.step == 0 and loop.evaluation.before and loop.evaluate and not progress.last_metrics:
+        if _evaluate(loop, progress):
+            loop.save(progress)
+    if _out_of_patience(loop, progress):  # killed between its last checkpoint and its result
+        return "stopped_early"
     loop.set_training_mode()
     steps = loop.steps(progress.step)
     with progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main) as advance:
@@ -201,12 +207,16 @@ def _after_step(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
         loop.save(progress)
         if loop.distributed.is_main:
             prune_checkpoints(loop.checkpoints, keep=loop.checkpoint.keep, best=progress.best_step)
-    patience = loop.evaluation.patience
-    if patience and progress.bad_evaluations >= patience and not last:
-        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], patience)
+    if _out_of_patience(loop, progress):
+        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
         loop.metrics.write("event", step, event="stopped_early")
         return "stopped_early"
     return None
+
+
+def _out_of_patience(loop: Loop, progress: Progress) -> bool:
+    patience = loop.evaluation.patience
+    return bool(patience) and progress.bad_evaluations >= patience and progress.step < loop.num_steps
 
 
 def _evaluate(loop: Loop, progress: Progress) -> bool:
@@ -214,8 +224,10 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     assert loop.evaluate is not None
     metrics = loop.evaluate()
     name, higher = loop.best_metric
-    value = metrics[name]
-    best = progress.best_metric
+    if name not in metrics:
+        raise UserError(unknown_name("evaluation.metric", name, metrics))
+    value, best = metrics[name], progress.best_metric
+    progress.last_metrics = metrics
     improved = math.isfinite(value) and (best is None or (value > best if higher else value < best))
     if improved:
         progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
@@ -226,7 +238,7 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
-    return improved and progress.step > 0
+    return improved
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:
@@ -252,6 +264,7 @@ def duration(seconds: float) -> str:
 def _not_finite(loop: Loop, progress: Progress, what: str, value: float) -> str:
     loop.metrics.write("event", progress.step, event="not_finite", what=what, value=value)
     return (
-        f"the {what} of optimizer step {progress.step + 1} is {value}; the run stops. Its last checkpoint is as good "
-        "as it was: lower optimizer.lr or train in fp32 or bf16, then resume."
+        f"the {what} of optimizer step {progress.step + 1} is {value}; the run stops, its checkpoints are as good as "
+        "they were. Look for a faulty row, mend it and resume; or lower optimizer.lr, or train in fp32 or bf16, in a "
+        "new run_folder."
     )

@@ -9,6 +9,7 @@ from ftscale.config.compatibility import TABLE, check_combination
 from ftscale.config.schema import Config
 
 LORA = {"adapter": {"method": "lora", "r": 8}}
+STREAM = {"data": {"train": "rows.jsonl", "streaming": True}, "train": {"max_steps": 9}}
 NF4 = {"model": {"name": "m", "quantization": "nf4"}}
 
 
@@ -56,6 +57,18 @@ REFUSED = {
     "offloaded optimizer other than Adam": (
         {"optimizer": {"name": "paged_adamw_8bit"}, "distributed": {"strategy": "zero2_offload"}},
         {"distributed": {"strategy": "zero2"}},
+    ),
+    "stream cut by targets": (
+        {**STREAM, "batch": {"unit": "targets"}},
+        {**STREAM, "batch": {"unit": "samples"}},
+    ),
+    "stream with a share held out": (
+        {**STREAM, "data": {**STREAM["data"], "eval_ratio": 0.1}},
+        {**STREAM, "data": {**STREAM["data"], "eval_ratio": 0.1, "eval": "eval.jsonl"}},
+    ),
+    "stream with collating workers": (
+        {**STREAM, "data": {**STREAM["data"], "num_workers": 2}},
+        {**STREAM, "data": {**STREAM["data"], "prepare_workers": 2}},
     ),
     "SGD8bit without momentum": (
         {"optimizer": {"name": "sgd_8bit", "momentum": 0}},

@@ -46,6 +46,7 @@ def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, we
         buffer=buffer,
         shuffle=shuffle,
         max_empty=max_empty,
+        joins=False,
         rank=rank,
         world_size=world_size,
         seed=7,

@@ -16,6 +16,19 @@ MAX_GRAD_NORM = 0.5
 # an epsilon that is not small against the gradients: Adam's first steps then magnify no rounding, and clipping shows
 ADAM = {"name": "adamw", "lr": 0.01, "eps": 1e-3}
 
+# the text alone, as the Llama knows it
+TEMPLATE = """{% for message in messages %}{{ message.content }}{{ eos_token if message.role == "assistant" else " " }}\
+{% endfor %}"""
+STORIES = {  # in the words of the data that the Llama comes from
+    "Once upon a time, there was a little girl named Lily. She": "loved to play outside with her toys.",
+    "One day, a boy named Tim went to the park. He saw": "a big dog and wanted to play with it.",
+    "Tom had a red ball. He liked to": "play with the ball in the park with his mom.",
+    "The cat was sad because": "she was not happy and wanted to play.",
+    "Lily and Ben were playing in the garden. They": "saw a big tree and wanted to climb it.",
+    "Mom said,": "you can play with your toys, but be careful.",
+    "The little bird wanted to fly, but": "it was too small and he was scared.",
+}
+
 
 @dataclass
 class Jobs:
@@ -100,30 +113,31 @@ def digits(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
     config = captions(shared, work)
     config["data"] = {
         "cache_dir": str(work / "cache"),
-        "train": {"path": str(images), "format": "idx", "limit": 80},
-        "eval_ratio": 0.25,
+        "train": {"path": str(images), "format": "idx", "limit": 200},
+        "eval_ratio": 0.1,
         "stratify": "label",
     }
     config["task"] = {"name": "image_classification", "image_size": 64}
-    config["model"] = {"name": str(shared / "weights/mobilenet_v1_0.25_224")}
+    mobilenet = shared / "weights/mobilenet_v1_0.25_224"
+    config["model"] = {"name": str(mobilenet), "overrides": {"classifier_dropout_prob": 0.0}}
+    config["optimizer"] = {"name": "adamw", "lr": 1e-3, "eps": 1e-3}
     config["batch"] = {"global_size": 8, "micro_size": 2}
     return config | sections
 
 
 def answers(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
-    """The Llama on instructions, writing answers in evaluation; every other evaluated chat ends with a question.
+    """The Llama on short stories, which it ends in evaluation; every other evaluated chat ends with a question.
 
     In batches of one sample some ranks then have nothing to write while others write.
     """
-    rows = json.loads((shared / "data/sft/alpaca_1k/alpaca_1k.json").read_text())
-    short = sorted(rows, key=lambda row: len(row["instruction"]) + len(row["output"]))[:40]
     chats = [
-        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
-        for row in short
+        [{"role": "user", "content": opening}, {"role": "assistant", "content": ending}]
+        for opening, ending in STORIES.items()
     ]
-    write_chats(work / "answers.jsonl", chats[:32])
-    questions = [[*chat, {"role": "user", "content": "Why?"}] if place % 2 else chat for place, chat in enumerate(chats)]
-    write_chats(work / "questions.jsonl", questions[32:])
+    write_chats(work / "answers.jsonl", chats * 4)
+    more = [{"role": "user", "content": "Why?"}]
+    questions = [chat + more if place % 2 else chat for place, chat in enumerate(chats)]
+    write_chats(work / "questions.jsonl", questions)
     config = captions(shared, work)
     config["data"] = {
         "cache_dir": str(work / "cache"),
@@ -132,11 +146,12 @@ def answers(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
     }
     config["task"] = {
         "name": "causal_lm",
-        "chat_template": "alpaca",
+        "chat_template": TEMPLATE,
         "max_length": 256,
-        "generate": {"max_new_tokens": 6},
+        "generate": {"max_new_tokens": 16},
     }
     config["train"] = {"max_steps": 2}
+    config["optimizer"] = {"name": "adamw", "lr": 1e-4}
     return config | sections
 
 

@@ -34,8 +34,8 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         shared,
         work,
         data={**text, "test": text["eval"]},
-        optimizer={"name": "adamw", "lr": 0.3, "eps": 1e-3},
-        schedule={"name": "constant_with_warmup", "warmup_steps": 20},
+        optimizer={"name": "adamw", "lr": 0.06, "eps": 1e-3},
+        schedule={"name": "constant_with_warmup", "warmup_steps": 4},
         train={"max_steps": 5, "max_grad_norm": 0},
         evaluation={"every": 1},
     )
@@ -193,7 +193,7 @@ def test_a_run_ends_with_the_weights_of_its_best_evaluation(done: dict[str, Path
 def test_answers_written_on_two_ranks_score_as_on_one(done: dict[str, Path], strategy: str):
     single, other = (jobs.result(done[name])["metrics"] for name in ("answers-single", f"answers-{strategy}"))
     assert {"exact_match", "rougeL"} <= single.keys()
-    assert single["rougeL"] > 0
+    assert single["rougeL"] > 0.1
     assert other == pytest.approx(single, rel=1e-5)
 
 

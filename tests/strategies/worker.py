@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from launching import forget_after
 from torch import nn
 
 from ftscale.config import parse_config
@@ -58,16 +58,6 @@ def note(folder: Path) -> None:
         (folder / "seen.json").write_text(json.dumps(what))
 
 
-def forget_second_half(whole: Path, half: Path, *, step: int) -> None:
-    """A copy of the run as a kill after the checkpoint of `step` would have left it."""
-    shutil.copytree(whole, half)
-    (half / "result.json").unlink()
-    shutil.rmtree(half / "model")
-    for folder in (half / "checkpoints").iterdir():
-        if folder.name != f"step-{step:08d}":
-            shutil.rmtree(folder)
-
-
 def run_job(config: dict[str, Any], *, resume_from: int) -> None:
     whole = Path(config["run_folder"])
     train(parse_config(config, source="job"))
@@ -75,7 +65,7 @@ def run_job(config: dict[str, Any], *, resume_from: int) -> None:
     if resume_from:
         half = whole.with_name(whole.name + "-resumed")
         if launched_rank() == 0:
-            forget_second_half(whole, half, step=resume_from)
+            forget_after(whole, half, step=resume_from)
         train(parse_config({**config, "run_folder": str(half)}, source="job"), resume=True)
 
 

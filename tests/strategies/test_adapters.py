@@ -1,0 +1,140 @@
+"""LoRA, also on quantised bases, under the strategies that train it; and runs that must stop with an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import launching
+import pytest
+import torch
+from safetensors.torch import load_file
+from strategies import jobs
+from strategies.jobs import Jobs
+
+from ftscale.train.checkpoint import complete_checkpoints
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+LORA = ("ddp", "zero1", "zero2", "zero3")
+QUANTISED = (("nf4", "ddp"), ("nf4", "zero2"), ("int8", "ddp"))
+
+
+@pytest.fixture(scope="module")
+def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every run, made in two launches: one process, and two."""
+    work = tmp_path_factory.mktemp("adapters")
+    runs = Jobs(work)
+    plain = jobs.captions(shared, work, **jobs.lora())
+    runs.add("lora-single", plain, strategy="single", processes=1)
+    for strategy in LORA:
+        runs.add(f"lora-{strategy}", plain, strategy=strategy, resume_from=2)
+    for kind in ("nf4", "int8"):
+        config = _quantised(plain, kind)
+        runs.add(f"{kind}-single", config, strategy="single", processes=1)
+    for kind, strategy in QUANTISED:
+        runs.add(f"{kind}-{strategy}", _quantised(plain, kind), strategy=strategy, resume_from=2)
+    runs.run()
+    return runs.folders
+
+
+@pytest.mark.parametrize("strategy", LORA)
+def test_lora_goes_the_way_of_one_process(done: dict[str, Path], strategy: str):
+    single, other = done["lora-single"], done[f"lora-{strategy}"]
+    assert jobs.losses(other) == pytest.approx(jobs.losses(single), rel=1e-5)
+    assert jobs.grad_norms(other) == pytest.approx(jobs.grad_norms(single), rel=1e-4)
+    assert jobs.losses(_resumed(other)) == pytest.approx(jobs.losses(other), rel=1e-6)
+
+
+@pytest.mark.parametrize("strategy", LORA)
+def test_the_adapter_folder_holds_the_trained_adapter_alone(done: dict[str, Path], strategy: str):
+    weights = load_file(done[f"lora-{strategy}"] / "model/adapter_model.safetensors")
+    reference = load_file(done["lora-single"] / "model/adapter_model.safetensors")
+    assert weights.keys() == reference.keys()
+    assert weights
+    assert all(".lora_A." in name or ".lora_B." in name for name in weights)
+    ups = [weight for name, weight in weights.items() if ".lora_B." in name]
+    assert all(weight.abs().max() > 1e-4 for weight in ups)  # they start as zeros
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, reference[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", LORA)
+def test_the_saved_adapter_answers_as_the_trained_model(done: dict[str, Path], strategy: str):
+    from ftscale.inference import evaluate_run
+
+    folder = done[f"lora-{strategy}"]
+    assert evaluate_run(folder)["loss"] == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora-single", "lora-ddp", "lora-zero1", "lora-zero2"])
+def test_lora_trains_only_lora(done: dict[str, Path], name: str):
+    seen = jobs.seen(done[name])
+    assert seen["frozen"] > 40
+    assert seen["changed_frozen"] == []
+    assert all("lora_" in weight for weight in seen["trained"])
+    assert len(seen["changed_trained"]) >= len(seen["trained"]) // 2 > 10
+
+
+@pytest.mark.parametrize(("kind", "strategy"), QUANTISED)
+def test_lora_on_a_quantised_base_goes_the_way_of_one_process(done: dict[str, Path], kind: str, strategy: str):
+    single, other = done[f"{kind}-single"], done[f"{kind}-{strategy}"]
+    # LLM.int8 quantises activations by row, so that rounding depends a little on the values around
+    assert jobs.losses(other) == pytest.approx(jobs.losses(single), rel=1e-4 if kind == "nf4" else 1e-3)
+    assert jobs.losses(_resumed(other)) == pytest.approx(jobs.losses(other), rel=1e-5)
+    assert jobs.losses(other)[-1] < jobs.losses(other)[0]
+
+
+@pytest.mark.parametrize("name", ["nf4-single", "nf4-ddp", "nf4-zero2", "int8-single", "int8-ddp"])
+def test_a_quantised_base_is_bit_identical_after_training(done: dict[str, Path], name: str):
+    seen = jobs.seen(done[name])
+    assert seen["frozen"] > 40
+    assert seen["changed_frozen"] == []
+    assert len(seen["changed_trained"]) > 10
+
+
+# ---------------------------------------------------------------- runs that stop
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, strategy: str):
+    runs = Jobs(tmp_path)
+    runs.add("run", jobs.captions(shared, tmp_path), strategy=strategy)
+    environment = {"ACCELERATE_USE_CPU": "true"}  # makes Accelerate leave DeepSpeed out without a word
+    done = launching.try_to_launch(
+        jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, environment=environment, timeout_s=200
+    )
+    assert done.returncode == 1
+    assert f"distributed.strategy = {strategy} asked for DeepSpeed" in done.stderr
+    assert not (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
+    shared: Path, tmp_path: Path, strategy: str
+):
+    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
+    rows[17]["label"] = 1.5e19  # its squared error is finite, the norm of its gradient is not
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = jobs.reviews(
+        shared,
+        tmp_path,
+        task={"name": "text_classification", "problem": "regression"},
+        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
+        checkpoint={"every": 1},
+    )
+    runs = Jobs(tmp_path)
+    runs.add("run", config, strategy=strategy)
+    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=200)
+    assert done.returncode == 1
+    assert "the gradient norm of optimizer step 3 is" in done.stderr
+    assert [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"] == ["not_finite"]
+    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [1, 2]
+
+
+def _quantised(config: dict, kind: str) -> dict:
+    return config | {"model": {**config["model"], "quantization": kind}}
+
+
+def _resumed(folder: Path) -> Path:
+    return folder.with_name(folder.name + "-resumed")

@@ -1,0 +1,240 @@
+"""The commands as a user meets them: help, schema, every launcher, a signal and a resume, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import ftscale
+from ftscale.config.load import config_schema, differences, load_config
+
+COMMANDS = ("train", "launch", "evaluate", "predict", "export", "schema")
+LONG = 24  # steps of a run that is stopped on its way
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str):
+    outcome = tiny.command(command, "--help")
+    assert outcome.code == 0
+    assert f"Example: ftscale {command}" in outcome.stdout
+
+
+def test_help_of_all_commands_imports_nothing_heavy():
+    program = f"""
+import sys
+from ftscale.cli import main
+for command in {COMMANDS}:
+    sys.argv = ["ftscale", command, "--help"]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, command
+heavy = {{"torch", "transformers", "datasets", "numpy", "accelerate"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    outcome = tiny.process("python", "-c", program)
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_without_a_command_the_commands_are_shown():
+    outcome = tiny.command()
+    assert all(command in outcome.stdout for command in COMMANDS)
+
+
+def test_schema_prints_the_json_schema():
+    outcome = tiny.command("schema")
+    printed = json.loads(outcome.stdout)
+    assert printed == config_schema()
+    assert printed["properties"]["optimizer"]
+    assert printed["$defs"]["OptimizerConfig"]["properties"]["lr"]["description"] == "Peak learning rate."
+
+
+def test_the_package_runs_as_a_module():
+    outcome = tiny.process("python", "-m", "ftscale", "--help")
+    assert outcome.code == 0
+    assert "Fine-tune Hugging Face models" in outcome.stdout
+
+
+# ---------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
+    assert tiny.command("train", file).code == 0
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "run.json",
+        "data.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "model",
+        "result.json",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result) == {"status", "steps", "metrics", "best", "duration_s", "model"}
+    assert (result["status"], result["steps"], result["model"]) == ("completed", 3, str(folder / "model"))
+    run = json.loads((folder / "run.json").read_text())
+    assert set(run) >= {"versions", "python", "host", "device", "world_size", "strategy", "git", "command", "started"}
+    assert (run["world_size"], run["strategy"]) == (1, "single")
+    assert run["command"][1:] == ["train", str(file)]
+    lines = tiny.metrics(folder)
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
+    figures = {"loss", "grad_norm", "lr", "tokens", "targets", "tokens_per_s", "memory_bytes"}
+    assert all(set(line) == {"kind", "step", "time_s", *figures} for line in lines[:3])
+    assert [line["targets"] for line in lines[:3]] == [8, 8, 8]
+    assert {name: lines[3][name] for name in result["metrics"]} == result["metrics"]
+
+
+def test_the_resolved_config_is_a_runnable_config(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
+    assert tiny.command("train", file, "seed=3").code == 0
+    resolved, again = tmp_path / "run/config.yaml", tmp_path / "again"
+    assert tiny.command("train", resolved, f"run_folder={again}").code == 0
+    assert losses(again) == losses(tmp_path / "run")
+    [difference] = differences(load_config(resolved), load_config(again / "config.yaml"))
+    assert difference.startswith("run_folder")
+
+
+def test_trackers_get_the_figures(shared: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
+    assert tiny.command("train", file, "train.trackers=[tensorboard]").code == 0
+    events = EventAccumulator(str(tmp_path / "run/trackers"))
+    events.Reload()
+    found = [event.value for event in events.Scalars("loss")]
+    assert found == pytest.approx(losses(tmp_path / "run"))
+
+
+def test_three_lines_of_python_train_and_again_with_another_config(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
+    first = ftscale.train(ftscale.load_config(file))
+    second = ftscale.train(ftscale.load_config(file, ["adapter.method=lora", f"run_folder={tmp_path / 'second'}"]))
+    assert (first.status, first.steps, first.model) == ("completed", 3, str(tmp_path / "run/model"))
+    assert set(first.metrics) >= {"loss", "accuracy", "f1_macro"}
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+    assert (tmp_path / "second/model/adapter_config.json").is_file()
+    assert second.metrics["loss"] != first.metrics["loss"]
+    with pytest.raises(ftscale.UserError, match="already holds a run"):
+        ftscale.train(ftscale.load_config(file))
+
+
+# ---------------------------------------------------------------- launchers
+
+
+@pytest.fixture(scope="module")
+def alone(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 3 steps by one process; run.yaml lies beside the run."""
+    work = tmp_path_factory.mktemp("alone")
+    assert tiny.command("train", tiny.write_run(work, tiny.settings(shared, work))).code == 0
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "strategy"),
+    [
+        (("accelerate", "launch", "--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2"), "ddp"),
+        (("accelerate", "launch", "--config_file", "launch/accelerate/zero2.yaml", "--num_processes", "2"), "zero2"),
+        (("torchrun", "--standalone", "--nproc_per_node", "2"), "ddp"),
+    ],
+    ids=["accelerate ddp", "accelerate zero2", "torchrun"],
+)
+def test_two_processes_of_a_launcher_do_the_same_steps(
+    alone: Path, tmp_path: Path, launcher: tuple[str, ...], strategy: str
+):
+    arguments = ("-m", "ftscale", "train", alone / "run.yaml", f"run_folder={tmp_path / 'run'}")
+    outcome = tiny.process(*launcher, *arguments)
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    check_same_run(tmp_path / "run", alone / "run", world_size=2, strategy=strategy)
+
+
+@pytest.mark.slow
+def test_launch_starts_the_strategy_and_does_the_same_steps(alone: Path, tmp_path: Path):
+    run = (alone / "run.yaml", f"run_folder={tmp_path / 'run'}")
+    outcome = tiny.process("ftscale", "launch", *run, "--processes", 2, "--strategy", "zero1")
+    assert outcome.code == 0, outcome.stderr[-3000:]
+    check_same_run(tmp_path / "run", alone / "run", world_size=2, strategy="zero1")
+    assert outcome.stderr.count("rows read") == 2, "one line for each source, not one for each process"
+    assert "completed after 3 steps" in outcome.stderr
+
+
+def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
+    outcome = tiny.command("launch", alone / "run.yaml", f"run_folder={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome.stderr
+    assert losses(tmp_path / "run") == losses(alone / "run")
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        (["train"], signal.SIGTERM),
+        (["launch", "--processes", "2"], signal.SIGTERM),
+        (["launch", "--processes", "2"], signal.SIGUSR1),
+    ],
+    ids=["train", "launch", "launch by SIGUSR1"],
+)
+def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
+    shared: Path, tmp_path: Path, arguments: list[str], number: signal.Signals
+):
+    values = tiny.settings(shared, tmp_path, train={"max_steps": LONG}, checkpoint={"every": LONG})
+    file = tiny.write_run(tmp_path, values)
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    command, *options = arguments
+    words = [str(tiny.BIN / "ftscale"), command, str(file), *options]
+    with open(tmp_path / "log", "w") as log:
+        program = subprocess.Popen(
+            words, env={**os.environ, **tiny.environment()}, stdout=log, stderr=log, cwd=tiny.ROOT
+        )
+        wait_for_steps(program, folder, 3)
+        program.send_signal(number)
+        code = program.wait(timeout=120)
+    told = (tmp_path / "log").read_text()
+    assert code == 75, told
+    assert "Traceback" not in told
+    result = json.loads((folder / "result.json").read_text())
+    stopped = result["steps"]
+    assert (result["status"], 3 <= stopped < LONG) == ("preempted", True)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
+    assert not (folder / "model").exists()
+    assert tiny.command("train", file, "--resume").code == 0
+    assert tiny.command("train", file, f"run_folder={whole}").code == 0
+    assert [line["step"] for line in tiny.steps(folder)] == list(range(1, LONG + 1))
+    assert losses(folder) == pytest.approx(losses(whole), rel=1e-4)
+    resumed, uninterrupted = (json.loads((path / "result.json").read_text()) for path in (folder, whole))
+    assert resumed["metrics"] == pytest.approx(uninterrupted["metrics"], rel=1e-4)
+    finished = tiny.command("train", file, "--resume")
+    assert (finished.code, f"is finished (completed, {LONG} steps); nothing to do" in finished.stderr) == (0, True)
+
+
+def wait_for_steps(program: subprocess.Popen, folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 200
+    while not (folder / "metrics.jsonl").is_file() or len(tiny.steps(folder)) < count:
+        assert program.poll() is None, "the run ended before it was signalled"
+        assert time.monotonic() < deadline, f"no {count} steps in time"
+        time.sleep(0.05)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in tiny.steps(folder)]
+
+
+def check_same_run(folder: Path, other: Path, *, world_size: int, strategy: str) -> None:
+    about: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    assert (about["world_size"], about["strategy"]) == (world_size, strategy)
+    assert losses(folder) == pytest.approx(losses(other), rel=1e-4)
+    norms = [[line["grad_norm"] for line in tiny.steps(path)] for path in (folder, other)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
