@@ -73,7 +73,8 @@ def test_lora_trains_only_lora(done: dict[str, Path], name: str):
     assert seen["frozen"] > 40
     assert seen["changed_frozen"] == []
     assert all("lora_" in weight for weight in seen["trained"])
-    assert len(seen["changed_trained"]) >= len(seen["trained"]) // 2 > 10
+    assert seen["changed_trained"] == seen["trained"]
+    assert len(seen["trained"]) == 20
 
 
 @pytest.mark.parametrize(("kind", "strategy"), QUANTISED)
@@ -109,27 +110,36 @@ def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, str
     assert not (tmp_path / "run/result.json").exists()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
-def test_a_gradient_that_is_not_finite_stops_the_run_and_harms_no_checkpoint(
-    shared: Path, tmp_path: Path, strategy: str
+@pytest.mark.parametrize(
+    ("strategy", "label", "what"),
+    [
+        ("ddp", 1.8e19, "gradient norm"),  # the squared error fits into float32, the square of its gradient does not
+        ("zero2", 1.8e19, "gradient norm"),
+        ("zero3", 1e30, "loss"),  # DeepSpeed takes norms in float64 here
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_harms_no_checkpoint(
+    shared: Path, tmp_path: Path, strategy: str, label: float, what: str
 ):
     rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
-    rows[17]["label"] = 1.5e19  # its squared error is finite, the norm of its gradient is not
+    rows[17]["label"] = label
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = jobs.reviews(
         shared,
         tmp_path,
         task={"name": "text_classification", "problem": "regression"},
         data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
+        batch={"global_size": 4, "micro_size": 1},
+        evaluation={},
         checkpoint={"every": 1},
     )
     runs = Jobs(tmp_path)
     runs.add("run", config, strategy=strategy)
-    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=200)
+    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=300)
     assert done.returncode == 1
-    assert "the gradient norm of optimizer step 3 is" in done.stderr
+    assert f"the {what} of optimizer step 5 is" in done.stderr
     assert [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"] == ["not_finite"]
-    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [1, 2]
+    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [3, 4]
 
 
 def _quantised(config: dict, kind: str) -> dict:
