@@ -140,14 +140,20 @@ def described(work: Work, tokens: int) -> dict[str, Any]:
     """The configuration that both sides did, paths as seen from the checkout."""
     text = json.dumps({"steps": work.steps, "tokens": tokens, "run": work.run})
     site = str(Path(yaml.__file__).parents[1])
-    for path, name in ((str(FOLDER), "runs/speed"), (str(ROOT.parent / "shared"), "../shared"), (site, "SITE_PACKAGES")):
+    for path, name in (
+        (str(FOLDER), "runs/speed"),
+        (str(ROOT.parent / "shared"), "../shared"),
+        (site, "SITE_PACKAGES"),
+    ):
         text = text.replace(path, name)
     return json.loads(text)
 
 
 def hardware() -> str:
     """The CPU by name, and its cores."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, no GPU"
 
 

@@ -108,7 +108,7 @@ def build_model(run: dict[str, Any], settings: dict[str, Any]) -> Any:
 def build_collator(run: dict[str, Any], model: Any) -> Collate:
     """transformers' own collators, and its own image processor."""
     if run["task"]["name"] == "image_classification":
-        return image_collator(transformers.AutoImageProcessor.from_pretrained(run["model"], backend="pil"))
+        return image_collator(transformers.AutoImageProcessor.from_pretrained(run["model"], backend="pil"), model.dtype)
     tokenizer = AutoTokenizer.from_pretrained(run["model"])
     by_task = {
         "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
@@ -121,14 +121,14 @@ def build_collator(run: dict[str, Any], model: Any) -> Collate:
     return lambda rows: collate([{name: row[name] for name in names if name in row} for row in rows])
 
 
-def image_collator(processor: Any) -> Collate:
+def image_collator(processor: Any, dtype: torch.dtype) -> Collate:
     """Decodes, then one call of the processor."""
     from PIL import Image
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         images = [Image.open(row["image_path"]).convert("RGB") for row in rows]
         return {
-            **processor(images, return_tensors="pt"),
+            "pixel_values": processor(images, return_tensors="pt")["pixel_values"].to(dtype),
             "labels": torch.tensor([row["labels"] for row in rows]),
         }
 

@@ -79,19 +79,18 @@ def works() -> dict[str, Work]:
                 held_out=_parallel(captions, "val", limit=200),
                 batch={"global_size": 32, "micro_size": 32},
                 lr=1e-3,
+                group_by_length=True,
             ),
             steps=30,
         ),
         "image_classification": Work(
-            _fp32(
-                _run(
-                    {"name": "image_classification"},
-                    str(SHARED / "weights/mobilenet_v1_0.25_224"),
-                    train={"path": FOLDER / "images_train.csv"},
-                    held_out={"path": FOLDER / "images_test.csv"},
-                    batch={"global_size": 32, "micro_size": 32},
-                    lr=1e-3,
-                )
+            _run(
+                {"name": "image_classification"},
+                str(SHARED / "weights/mobilenet_v1_0.25_224"),
+                train={"path": FOLDER / "images_train.csv"},
+                held_out={"path": FOLDER / "images_test.csv"},
+                batch={"global_size": 32, "micro_size": 32},
+                lr=1e-3,
             ),
             steps=25,
         ),
@@ -132,11 +131,17 @@ def _run(
     held_out: dict[str, Any],
     batch: dict[str, int],
     lr: float = 5e-5,
+    group_by_length: bool = False,
 ) -> dict[str, Any]:
     return {
         "task": task,
         "model": model,
-        "data": {"train": _as_text(train), "eval": _as_text(held_out), "cache_dir": str(FOLDER / "prepared")},
+        "data": {
+            "train": _as_text(train),
+            "eval": _as_text(held_out),
+            "cache_dir": str(FOLDER / "prepared"),
+            "group_by_length": group_by_length,
+        },
         "batch": batch,
         "optimizer": {"lr": lr},
         "train": {"epochs": 1, "precision": "bf16"},

@@ -191,10 +191,11 @@ class Distributed:
         return dict(zip(values, packed.tolist(), strict=True))
 
     def share_buffers(self) -> None:
-        """Rank 0's buffers, such as the statistics of batch norms, for all; DDP does so by itself. Collective."""
+        """Rank 0's statistics, as of batch norms, for all; DDP does so by itself. Collective."""
         if self.zero_stage and self.world_size > 1:
             for buffer in self.unwrapped.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+                if buffer.is_floating_point():  # what a model counts or masks with is the same everywhere
+                    torch.distributed.broadcast(buffer, src=0)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""

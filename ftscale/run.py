@@ -340,6 +340,7 @@ def _global_order(inputs: Inputs) -> GlobalOrder | None:
         batch=config.batch,
         shuffle=config.data.shuffle,
         seed=config.seed,
+        lengths=np.asarray(inputs.train.dataset["length"]) if config.data.group_by_length else None,
     )
 
 

@@ -69,17 +69,15 @@ def command(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*arguments: object, timeout_s: int = 280, stdin: str | None = None, **variables: str) -> Outcome:
+def process(*arguments: object, cwd: Path = ROOT, timeout_s: int = 280) -> Outcome:
     """A program of this environment (`ftscale`, `accelerate`, `torchrun`, `python`) in a process of its own."""
-    program, *rest = map(str, arguments)
     done = subprocess.run(
-        [BIN / program, *rest],
-        env={**os.environ, **environment(), **variables},
+        [str(word) for word in arguments],
+        env={**os.environ, **environment()},
         capture_output=True,
         text=True,
         timeout=timeout_s,
-        input=stdin,
-        cwd=ROOT,
+        cwd=cwd,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

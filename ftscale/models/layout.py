@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,8 @@ REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeEr
 PROBE_LENGTHS = (5, 9, 3)
 LONGEST_PROBE = 256
 """The probe goes past a sliding window if the window is no longer than this many tokens."""
+AFTER_ATTENTION = re.compile(r"\blayer\.(\d+)\.attention\.output$")
+"""In BERT and its kin: the module that takes a block's attention and input, from where on each token is by itself."""
 
 
 def choose_layout(
@@ -47,9 +50,10 @@ def choose_layout(
         raise UserError(f"batch.layout = flat cannot be used: {problem}; set batch.layout: auto or padded.")
     if problem:
         return "padded"
+    first_only = pooled and first_tokens_suffice(model if probed is None else probed)
     if not attention.startswith("flash_attention"):  # which takes the same batches by itself
         use_flat(model)
-    _attach(model, pooled=pooled)
+    _attach(model, pooled=pooled, first_only=first_only)
     return "flat"
 
 
@@ -88,11 +92,43 @@ def why_not_flat(model: nn.Module, *, pooled: bool) -> str | None:
     return _difference(inner, padded.float(), flat.float())
 
 
-def attach_unflatten(model: nn.Module) -> list[RemovableHandle]:
+def first_tokens_suffice(model: nn.Module) -> bool:
+    """Whether the head above flat rows reads each sample's first token alone, so that the last block need not make
+    the others; leaves the model as it was.
+
+    A probe: the logits must be the same without the others. False for models unlike BERT, where it is not tried.
+    """
+    inner = transformers_model(model)
+    if _last_after_attention(inner) is None:
+        return False
+    rows, logits = _probe_rows(inner), []
+    implementation = inner.config._attn_implementation
+    use_flat(model)
+    try:
+        for first_only in (False, True):
+            handles = _attach(model, pooled=True, first_only=first_only)
+            try:
+                with without_traces(model):
+                    logits.append(model(**_flat(rows, inner)).logits.float())
+            except REFUSALS:
+                return False
+            finally:
+                for handle in handles:
+                    handle.remove()
+    finally:
+        if implementation != FLAT:
+            use_padded(model)
+    whole, first = logits
+    telling = bool((whole - whole[:1]).any())  # a head of zeros gives the same whatever it reads
+    return telling and _difference(inner, whole, first) is None
+
+
+def attach_unflatten(model: nn.Module, *, first_only: bool = False) -> list[RemovableHandle]:
     """Give a head that pools (batch, time, hidden) what it expects when a flat batch is in the forward.
 
     The encoder runs flat; its hidden states go on as (samples, longest, hidden), and the head gets an attention mask
-    of (samples, longest). Padded batches pass unchanged. Returns the hooks' handles.
+    of (samples, longest). `first_only`: the last block drops all but the first tokens after its attention, and hidden
+    states go on as (samples, 1, hidden). Padded batches pass unchanged. Returns the hooks' handles.
 
     Raises ValueError for a model without a head above its base model.
     """
@@ -103,7 +139,9 @@ def attach_unflatten(model: nn.Module) -> list[RemovableHandle]:
     parts = dict(base.named_children())
     encoder = parts["encoder"] if "encoder" in parts and "pooler" in parts else base
     batch = _FlatBatch()
+    last = _last_after_attention(inner) if first_only else None
     return [
+        *([] if last is None else _FirstTokens().attach(*last)),
         inner.register_forward_pre_hook(batch.enter, with_kwargs=True),
         inner.register_forward_hook(batch.leave, always_call=True),
         base.register_forward_pre_hook(batch.without_mask, with_kwargs=True),
@@ -145,10 +183,12 @@ class _FlatBatch:
         return output
 
     def _by_sample(self, hidden: Tensor) -> Tensor:
-        """(1, tokens, hidden) to (samples, longest, hidden), zeros at the ends."""
+        """(1, tokens, hidden) to (samples, longest, hidden), zeros at the ends; first tokens: (samples, 1, hidden)."""
         assert self.starts is not None
         lengths = self.starts.diff()
         samples = len(lengths)
+        if hidden.shape[1] == samples:
+            return hidden.transpose(0, 1)
         # a token's place in the padded table: its place in the row plus the padding of the samples before its own
         padding = torch.arange(samples, device=hidden.device) * self.longest - self.starts[:-1]
         places = torch.arange(hidden.shape[1], device=hidden.device) + padding.repeat_interleave(lengths)
@@ -156,9 +196,42 @@ class _FlatBatch:
         return table.index_copy(0, places, hidden[0]).unflatten(0, (samples, self.longest))
 
 
-def _attach(model: nn.Module, *, pooled: bool) -> list[RemovableHandle]:
+class _FirstTokens:
+    """Lets only the first token of each sample of a flat batch go on after a block's attention.
+
+    It finds the samples in the block's own arguments, so that it works in a recomputation as well.
+    """
+
+    def __init__(self) -> None:
+        self.starts: Tensor | None = None
+
+    def attach(self, attention: nn.Module, after: nn.Module) -> list[RemovableHandle]:
+        return [
+            attention.register_forward_pre_hook(self.enter, with_kwargs=True),
+            after.register_forward_pre_hook(self.select),
+        ]
+
+    def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.starts = kwargs.get("cu_seq_lens_q")
+
+    def select(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.starts is None:
+            return None
+        return tuple(states.index_select(1, self.starts[:-1]) for states in args)
+
+
+def _last_after_attention(inner: PreTrainedModel) -> tuple[nn.Module, nn.Module] | None:
+    """The attention of the last block, and the module in it from where on each token is by itself."""
+    found = {int(match[1]): name for name, _ in inner.named_modules() if (match := AFTER_ATTENTION.search(name))}
+    if not found:
+        return None
+    name = found[max(found)]
+    return inner.get_submodule(name.rpartition(".")[0]), inner.get_submodule(name)
+
+
+def _attach(model: nn.Module, *, pooled: bool, first_only: bool = False) -> list[RemovableHandle]:
     inner = transformers_model(model)
-    handles = attach_unflatten(model) if pooled else []
+    handles = attach_unflatten(model, first_only=first_only) if pooled else []
     if offset := _position_offset(inner):
         handles.append(inner.register_forward_pre_hook(_AddToPositions(offset), with_kwargs=True))
     return handles

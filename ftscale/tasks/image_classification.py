@@ -17,6 +17,7 @@ from ftscale.config.schema import ImageClassificationSettings
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores
 from ftscale.metrics.top_k import TopKAccuracy
+from ftscale.models.probing import transformers_model
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
@@ -77,13 +78,13 @@ class ImageClassification:
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = model(**model_inputs(batch)).logits
+        logits = model(**_inputs(model, batch)).logits
         return functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
     @torch.no_grad()
     def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
         """`logits`: (samples, classes) float32; with labels also `losses`: (samples,), and `loss`, their sum."""
-        logits = model(**model_inputs(batch)).logits.float()
+        logits = model(**_inputs(model, batch)).logits.float()
         if "labels" not in batch:
             return {"logits": logits}
         losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
@@ -124,6 +125,14 @@ class ImageClassification:
         if len(self.labels) > TOP:  # else it is 1 for any model
             scores |= TopKAccuracy(TOP).compute(predictions=best, references=truth)
         return {"loss": sum(losses) / len(losses), **scores}
+
+
+def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+    """The model's inputs, pixels in the type of its weights."""
+    dtype = transformers_model(model).dtype
+    return {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in model_inputs(batch).items()
+    }
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int]]:

@@ -106,9 +106,9 @@ class NotFiniteError(RuntimeError):
 def run_loop(loop: Loop, progress: Progress) -> str:
     """Train from where `progress` stands; returns completed, stopped_early or preempted."""
     started = time.perf_counter() - progress.elapsed_s
-    if progress.step == 0 and loop.evaluation.before and loop.evaluate and not progress.last_metrics:
-        if _evaluate(loop, progress):
-            loop.save(progress)
+    first = progress.step == 0 and loop.evaluation.before and loop.evaluate and not progress.last_metrics
+    if first and _evaluate(loop, progress):
+        loop.save(progress)
     if _out_of_patience(loop, progress):  # killed between its last checkpoint and its result
         return "stopped_early"
     loop.set_training_mode()

@@ -66,6 +66,14 @@ REFUSED = {
         {**STREAM, "data": {**STREAM["data"], "eval_ratio": 0.1}},
         {**STREAM, "data": {**STREAM["data"], "eval_ratio": 0.1, "eval": "eval.jsonl"}},
     ),
+    "evaluation settings without evaluation rows": (
+        {"evaluation": {"before": True}},
+        {"data": {"train": "rows.jsonl", "eval": "eval.jsonl"}},
+    ),
+    "batches of like length without a shuffle": (
+        {**STREAM, "data": {**STREAM["data"], "group_by_length": True}},
+        {"data": {"train": "rows.jsonl", "group_by_length": True}},
+    ),
     "stream with collating workers": (
         {**STREAM, "data": {**STREAM["data"], "num_workers": 2}},
         {**STREAM, "data": {**STREAM["data"], "prepare_workers": 2}},

@@ -68,3 +68,23 @@ def test_finding_a_step_draws_no_epoch_twice(monkeypatch):
     for step in range(made.num_steps(3), 0, -1):
         made.locate(step - 1)
     assert drawn == [0, 1, 2]
+
+
+def test_rows_of_like_length_come_together_and_each_once():
+    lengths = np.random.default_rng(0).integers(1, 100, size=1000)
+    made = GlobalOrder(
+        np.full(1000, 3),
+        [SourceRows(0, 1000, 1.0)],
+        batch=BatchConfig(global_size=8),
+        shuffle=True,
+        seed=0,
+        lengths=lengths,
+    )
+    first, second = made.epoch(0), made.epoch(1)
+    assert sorted(np.concatenate(first).tolist()) == list(range(1000))
+    assert made.size(0) == len(first) == 125
+    spread = np.mean([np.ptp(lengths[batch]) for batch in first])
+    assert spread < 5  # 80 in random batches
+    means = [lengths[batch].mean() for batch in first]
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short and long batches in turn
+    assert np.concatenate(first).tolist() != np.concatenate(second).tolist()

@@ -131,5 +131,7 @@ def test_a_held_out_part_is_stratified_and_the_same_for_a_seed(tmp_path):
 def test_a_column_to_stratify_by_must_be_read(tmp_path):
     path = write(tmp_path / "a.csv", ["one", "two", "three"])
     data = DataConfig(train=path, eval_ratio=0.3, stratify="topic")
-    with pytest.raises(UserError, match="data.stratify = 'topic' is not a column the task reads; name one of label, text"):
+    with pytest.raises(
+        UserError, match="data.stratify = 'topic' is not a column the task reads; name one of label, text"
+    ):
         split_rows(data.train, data=data, roles=ROLES, seed=0)

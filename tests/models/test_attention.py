@@ -123,9 +123,9 @@ def boxes() -> dict[str, Any]:
     return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 12, "max_length_k": 12}
 
 
-def block_mask(*, causal: bool, window: int | None) -> Tensor:
-    place = torch.arange(sum(LENGTHS))
-    sample = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+def block_mask(*, causal: bool, window: int | None, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
+    place = torch.arange(sum(lengths))
+    sample = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     distance = place[:, None] - place[None]
     seen = sample[:, None] == sample[None]
     if causal:
@@ -155,6 +155,29 @@ def test_it_equals_dense_attention_under_a_block_mask(
         wanted,
         **({"rtol": 0.02, "atol": 0.02} if dtype != torch.float32 else {"rtol": 1e-5, "atol": 1e-5}),
     )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_long_samples_in_bfloat16_have_the_gradients_of_dense_attention(
+    causal: bool, window: int | None, key_heads: int
+) -> None:
+    module = SimpleNamespace(is_causal=causal)
+    generator = torch.Generator().manual_seed(3)
+    lengths, shapes = (300, 257, 40), ((1, 2, 597, 16), (1, key_heads, 597, 16), (1, key_heads, 597, 16))
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    batch = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 300, "max_length_k": 300}
+    inputs = [torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    weights = torch.randn(1, 597, 2, 16, generator=generator)
+    got, _ = flat_attention(module, *inputs, None, sliding_window=window, **batch)
+    gradients_of = torch.autograd.grad((got.float() * weights).sum(), inputs)
+    exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    mask = block_mask(causal=causal, window=window, lengths=lengths)
+    wanted, _ = sdpa_attention_forward(SimpleNamespace(num_key_value_groups=2 // key_heads), *exact, mask)
+    assert (got - wanted).norm() < 0.01 * wanted.norm()
+    for ours, theirs in zip(gradients_of, torch.autograd.grad((wanted * weights).sum(), exact), strict=True):
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
 def test_the_call_may_say_causal_otherwise_than_the_module() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftscale.errors import UserError
 from ftscale.models.attention import FLAT
-from ftscale.models.layout import choose_layout, supports_flat, why_not_flat
+from ftscale.models.layout import choose_layout, first_tokens_suffice, supports_flat, why_not_flat
 
 LENGTHS = (4, 4, 9, 6)
 
@@ -159,6 +159,50 @@ def test_heads_by_token_give_the_same_for_flat_rows(name: str) -> None:
     wanted = outputs_and_gradients(model, model(**batch).logits[batch["attention_mask"].bool()])
     assert choose(model, pooled=False) == "flat"
     assert_same(outputs_and_gradients(model, model(**flat(rows)).logits[0]), wanted)
+
+
+def test_a_head_of_first_tokens_lets_the_last_block_make_no_others() -> None:
+    model = build(*POOLED["bert"])
+    last = model.base_model.encoder.layer[-1]
+    sizes = []
+    for block in model.base_model.encoder.layer:
+        block.intermediate.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    rows = samples()
+    wanted = outputs_and_gradients(model, model(**padded(model, rows)).logits)
+    assert choose(model, pooled=True) == "flat"
+    sizes.clear()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = last.attention.self.dropout.p = 0.0
+    assert_same(outputs_and_gradients(model, model(**flat(rows)).logits), wanted)
+    assert sizes == [sum(LENGTHS), len(LENGTHS), len(LENGTHS), sum(LENGTHS)]  # forward, then recomputed backward
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("bert", True), ("roberta", True), ("electra", True), ("modernbert, mean", False)]
+)
+def test_which_heads_read_first_tokens_alone_is_found_out(name: str, first: bool) -> None:
+    assert first_tokens_suffice(build(*POOLED[name])) is first
+
+
+def test_a_mean_over_tokens_is_not_taken_for_the_first_token() -> None:
+    class Mean(nn.Module):
+        def __init__(self, classifier: nn.Module) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, states: Tensor) -> Tensor:
+            return self.classifier(states.mean(1, keepdim=True))
+
+    model = build(*POOLED["roberta"])
+    model.classifier = Mean(model.classifier)
+    assert not first_tokens_suffice(model)
+    for weight in model.classifier.parameters():
+        nn.init.zeros_(weight)
+    assert not first_tokens_suffice(model)
 
 
 def test_an_adapted_classifier_gives_the_same_for_flat_rows() -> None:

@@ -108,7 +108,7 @@ def help_desk(at: Places) -> Overrides:
 
 
 def llama_qlora_zero2(at: Places) -> Overrides:
-    rows = at.data("sft/llamafactory_demo/identity.json")
+    rows = at.data("sft/llamafactory_demo/alpaca_en_demo.json")
     return {
         "model.name": str(llama3(at)),
         "data.train": rows,
@@ -184,6 +184,11 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
 LAUNCHED = {"full_zero3": "zero3", "llama_qlora_zero2": "zero2"}
 """Recipes for several processes, and the strategy of each."""
 
+MOST_LOSS = {
+    "llama_qlora_zero2": 25.0,  # the little Llama has never seen a special token, and hardly a capital
+    "sick_relatedness": 25.0,  # squares of up to 5
+}
+
 
 def test_every_recipe_has_overrides_here():
     assert sorted(OVERRIDES) == sorted(RECIPES)
@@ -244,7 +249,8 @@ def check_run(folder: Path, name: str, *, processes: int) -> None:
     assert config.train.precision == recipe.train.precision
     steps = tiny.steps(folder)
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
-    assert all(0 < step["loss"] < 13 and 0 < step["grad_norm"] < 1e4 for step in steps), steps
+    most = MOST_LOSS.get(name, 12.5)  # somewhat more than log(vocabulary): 11.9 for Qwen2's
+    assert all(0 < step["loss"] < most and 0 < step["grad_norm"] < 100 for step in steps), steps
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("completed", STEPS)
     scored = [line for line in tiny.metrics(folder) if line["kind"] == "eval"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import launching
+import torch
 
 WORKER = Path(__file__).with_name("worker.py")
 STEPS, HALF = 6, 3
@@ -195,3 +196,12 @@ def result(folder: Path) -> dict[str, Any]:
 
 def seen(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "seen.json").read_text())
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    """All tensors in nested dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (list, tuple)) else []

@@ -35,7 +35,7 @@ def digests(module: nn.Module) -> dict[str, str]:
     """A hash of each weight and buffer as it lies in memory."""
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {
-        name: hashlib.sha256(value.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        name: hashlib.sha256(value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         for name, value in state.items()
         if value.ndim and value.numel()
     }
