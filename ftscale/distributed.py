@@ -101,6 +101,7 @@ class Distributed:
         if self.zero_stage:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = 1  # informs DeepSpeed's own logs only: micro-batches vary
+            _lay_rows_first(module)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if self.zero_stage:
             from deepspeed import DeepSpeedEngine
@@ -304,6 +305,16 @@ def adopt_slurm_environment() -> None:
     # a port of its own for each job and step, outside the usual ephemeral range
     job = int(variables["SLURM_JOB_ID"]) * 10 + int(variables.get("SLURM_STEP_ID", "0"))
     variables.setdefault("MASTER_PORT", str(10_000 + job % 20_000))
+
+
+def _lay_rows_first(module: nn.Module) -> None:
+    """Convolutions in channels-last memory back into plain order: DeepSpeed views weights as bytes and flattens them.
+
+    (N, C, 1, 1) counts as contiguous in both orders, so that `contiguous` would leave its strides.
+    """
+    for weight in module.parameters():
+        if weight.ndim >= 4:
+            weight.data = weight.data.reshape(-1).view(weight.shape)
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

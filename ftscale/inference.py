@@ -39,6 +39,7 @@ NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
 TEXT_ROLES = {"source": "source", "words": "words"}
 """What a line of plain text is to a task, by the first of its columns; `text` to all others."""
+STDIN_SUFFIX = ".stdin.txt"
 ADDED = frozenset(("prediction", "score", "note"))
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
@@ -215,7 +216,7 @@ def _input(path: str) -> Iterator[str]:
     if path != "-":
         yield path
         return
-    with tempfile.NamedTemporaryFile("wb", suffix=".txt") as file:
+    with tempfile.NamedTemporaryFile("wb", suffix=STDIN_SUFFIX) as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
         file.flush()
         yield file.name
@@ -224,17 +225,32 @@ def _input(path: str) -> Iterator[str]:
 def _input_source(path: str, config: Config, task: Task, *, reading: Sequence[str]) -> SourceConfig:
     """The input is read as the training data was, where it is of the same kind; `reading` is laid over that."""
     given = _parse_reading({"path": path}, reading)
-    kind = given.format if given.format != "auto" else detect_format(path, setting="input")
     trained = config.data.train[0]
-    trained_kind = trained.format if trained.format != "auto" else detect_format(trained.path)
     base: dict[str, Any] = {"path": path}
-    if kind == trained_kind:
+    named_alike = given.format == "auto" and Path(path).is_file() and _suffix(path) == _suffix(trained.path)
+    kind, trained_kind = _kind(given), _trained_kind(trained)
+    if named_alike or kind == trained_kind:  # by name alone, since a table may be called .txt
         base = {**trained.model_dump(exclude_unset=True), "path": path, "limit": 0}
     elif kind in NAMED_COLUMNS and trained_kind in NAMED_COLUMNS:
         base["columns"] = {role: name for role, name in trained.columns.items() if isinstance(name, str)}
     elif kind == "text":
         base["columns"] = {TEXT_ROLES.get(task.columns[0][0], "text"): "text"}
     return _parse_reading(base, reading)
+
+
+def _trained_kind(source: SourceConfig) -> str | None:
+    try:
+        return _kind(source)
+    except UserError:  # the training data need not be here any more
+        return None
+
+
+def _suffix(path: str) -> str:
+    return "".join(Path(path).suffixes[-2:])
+
+
+def _kind(source: SourceConfig) -> str:
+    return source.format if source.format != "auto" else detect_format(source.path, setting="input")
 
 
 def _parse_reading(base: dict[str, Any], reading: Sequence[str]) -> SourceConfig:

@@ -253,8 +253,10 @@ def build_model(
 
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     settings = task.model_settings()
-    # random weights must be the same under every strategy, and those made in shards draw other numbers
-    whole = distributed.whole_weights() if config.model.init == "random" else nullcontext()
+    # random weights, as of a new head, must be the same under every strategy, and those made in shards draw other
+    # numbers; nor can transformers (5.23, integrations/deepspeed.py) replace a head of another size in shards
+    fresh = config.model.init == "random" or "num_labels" in settings
+    whole = distributed.whole_weights() if fresh else nullcontext()
     with whole:
         model: Any = load_model(
             config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed

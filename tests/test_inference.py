@@ -188,6 +188,19 @@ def test_a_column_of_another_name_is_said_on_the_command_line(
     check_answers(predicted(full, tmp_path / "rows.jsonl", "input.columns={text: body}"), expected)
 
 
+def test_a_table_called_txt_is_read_as_the_training_rows_were_even_when_they_are_gone(shared: Path, tmp_path: Path):
+    rows = (shared / "data/text_classification/sst2/train.tsv").read_text().splitlines()[:16]
+    (tmp_path / "train.txt").write_text("\n".join(rows))
+    source = ("format=tsv", "limit=0", f"path={tmp_path / 'train.txt'}")
+    folder = trained(shared, tmp_path, *(f"data.train.{setting}" for setting in source), "data.eval=[]")
+    (tmp_path / "train.txt").rename(tmp_path / "rows.txt")
+    answers = predicted(folder, tmp_path / "rows.txt")
+    assert ["\t".join((row["0"], row["1"])) for row in answers] == rows
+    with patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"fine\tfilm"))):
+        [answer] = predicted(folder, "-")
+    assert answer["text"] == "fine\tfilm", "standard input is lines of text whatever the training rows were"
+
+
 def test_the_rows_of_a_long_input_are_not_all_held_at_once(full: Path):
     taken = 0
 

@@ -200,8 +200,8 @@ TABLE: tuple[Row, ...] = (
         lambda config, _: config.data.streaming and config.batch.unit == "targets",
         "refused",
         "batch.unit = targets does not go with data.streaming: targets are counted when rows are prepared, and a "
-        "stream is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one length), "
-        "or data.streaming: false.",
+        "stream is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one "
+        "length), or data.streaming: false.",
         "ftscale/data/stream.py: the order of a stream depends on rows alone",
     ),
     Row(

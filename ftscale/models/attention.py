@@ -19,9 +19,9 @@ FLAT = "ftscale_flat"
 """The name under which transformers knows this attention."""
 
 EXPLICIT_LENGTH = 256
-"""Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens,
-8 heads of 64, one thread (ms), products against torch's fused kernel: 14 / 52 at samples of 128, 27 / 60 at 256, 45 / 94
-at 512. Beyond 256 the weights, which are kept for the backward pass, take more memory than the time is worth: blocks."""
+"""Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens, 8
+heads of 64, one thread (ms), products against torch's fused kernel: 14 / 52 at samples of 128, 27 / 60 at 256, 45 / 94
+at 512. Beyond 256 the weights, which are kept for the backward pass, take more memory than the time is worth."""
 BLOCK = 128
 """Queries of a block. Forward and backward of one causal sample, 8 heads of 64, one thread (ms), blocks against torch's
 fused kernel: 6.0 / 11.9 at 320 tokens, 17 / 27 at 512, 44 / 61 at 1024, 173 / 220 at 2048."""

@@ -5,9 +5,10 @@ import logging
 import pytest
 import torch
 
-from ftscale.config.schema import ModelConfig
+from ftscale.config.schema import ModelConfig, OptimizerConfig
 from ftscale.errors import UserError
 from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
+from ftscale.optim import build_optimizer
 
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 
@@ -72,6 +73,36 @@ def test_an_image_head_of_another_size_is_replaced_and_the_body_kept(shared, cap
     body = load_file(place / "model.safetensors")
     name = "mobilenet_v1.conv_stem.convolution.weight"
     assert torch.equal(model.state_dict()[name], body[name])
+
+
+def test_an_image_model_with_channels_together_takes_the_steps_of_the_plain_one(shared, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    place = shared / "weights/mobilenet_v1_0.25_224"
+    plain = AutoModelForImageClassification.from_pretrained(place).eval()
+    model = load(place, auto_class="AutoModelForImageClassification").eval()
+    stem = model.mobilenet_v1.conv_stem.convolution.weight
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+    assert not stem.is_contiguous()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 2])
+    steps = [
+        (model, build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.0))),
+        (plain, torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0)),
+    ]
+    losses = []
+    for trained, optimizer in steps:
+        for _ in range(3):
+            loss = trained(pixel_values=pixels, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[:3] == pytest.approx(losses[3:], rel=1e-3)
+    assert losses[2] < losses[0]
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
 def test_overrides_change_the_models_config(shared):

@@ -6,6 +6,7 @@ from torch import nn
 
 from ftscale.config.schema import OptimizerConfig, ScheduleConfig
 from ftscale.optim import build_optimizer, build_schedule
+from ftscale.optim import master_weights as module
 
 
 def net(dtype=torch.bfloat16):
@@ -54,6 +55,24 @@ def test_masters_take_the_steps_of_a_float32_model_with_the_same_gradients():
     masters = [master for group in optimizer.masters for master in group]
     full = [weight for group in plain.param_groups for weight in group["params"]]
     assert all(torch.equal(master, weight) for master, weight in zip(masters, full, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "sgd", "adafactor", "lion_8bit"])
+def test_steps_in_chunks_are_those_of_all_weights_at_once(name, monkeypatch):
+    trained = []
+    for chunk in (module.CHUNK, 64):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        model = net()
+        model[2].float()
+        optimizer = build(model, name=name)
+        for number in range(3):
+            for weight in model.parameters():
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)).to(weight)
+            optimizer.step()
+            assert all(weight.grad is not None for weight in model.parameters())
+        trained.append(list(model.parameters()))
+    assert not torch.equal(trained[0][0], net()[0].weight)
+    assert all(torch.equal(whole, parts) for whole, parts in zip(*trained, strict=True))
 
 
 def test_float32_weights_are_stepped_as_they_are():

@@ -222,3 +222,17 @@ def test_a_real_network_has_the_loss_and_the_classes_it_has_without_ftscale(shar
     assert task.count(batch) == 2
     best = task.predictions(task.outputs(model, batch, processor), batch, processor)
     assert [row["prediction"] for row in best] == [model.config.id2label[int(i)] for i in theirs.logits.argmax(-1)]
+
+
+def test_a_network_in_bfloat16_takes_the_pixels_and_trains(shared: Path):
+    folder = shared / "weights/mobilenet_v1_0.25_224"
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    task = build(labels=tuple(model.config.id2label.values()))
+    batch = collate(task, [{"image": noise(seed), "label": task.labels[seed]} for seed in range(2)], processor)
+    exact = task.loss(model, batch).item()
+    loss = task.loss(model.bfloat16(), batch)
+    assert loss.item() == pytest.approx(exact, rel=0.1)
+    loss.backward()
+    assert model.classifier.weight.grad.dtype == torch.bfloat16
+    assert task.outputs(model, batch, processor)["logits"].dtype == torch.float32
