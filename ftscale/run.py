@@ -399,8 +399,10 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
 
     from ftscale.train.evaluate import to_device
 
+    if distributed.zero_stage or distributed.world_size == 1:  # no DDP to tell
+        return False
     step = next(steps, None)
-    if step is None or distributed.zero_stage:
+    if step is None:
         return False
     module.train()
     module.model.eval()  # no dropout drawn, no statistics moved
