@@ -175,13 +175,20 @@ class Distributed:
             self.module.step()  # type: ignore[operator]
             norm = float(self.module.get_global_grad_norm())  # type: ignore[operator]
             return norm if norm >= 0 else math.nan  # -1 is how DeepSpeed says that a norm is not finite
-        norm = self.accelerator.clip_grad_norm_(
-            (weight for weight in self.module.parameters() if weight.requires_grad), self.max_grad_norm or float("inf")
-        )
+        norm = self._clip([weight for weight in self.module.parameters() if weight.grad is not None])
         if math.isfinite(norm) or self.precision == "fp16":  # loss scaling has its own way with overflows
             self.optimizer.step()
             after_update()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, weights: list[nn.Parameter]) -> float:
+        """The global norm of the gradients, added up in float32 whatever their type: bfloat16 keeps three digits."""
+        self.accelerator.unscale_gradients()
+        norms = [torch.linalg.vector_norm(weight.grad, dtype=torch.float32) for weight in weights]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        if self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, norm)
         return float(norm)
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:

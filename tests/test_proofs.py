@@ -262,6 +262,7 @@ def test_weights_say_how_often_the_rows_of_a_source_are_read(captions: dict[str,
     assert 2 * twice < read < 2 * twice + half
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path: Path):
     source = {**captions["data"]["train"], "limit": 1100}  # more than one chunk for the workers that tokenise
     losses = []
@@ -280,6 +281,7 @@ def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path
 # ---------------------------------------------------------------- faults
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: Path, tmp_path: Path):
     rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
     rows[17]["label"] = 1e30  # its squared error is more than float32 holds

@@ -206,9 +206,9 @@ def _known_head(model: nn.Module, inputs: dict[str, Any]) -> tuple[nn.Module | N
     head = inner.get_output_embeddings()
     if head is None:
         return None, None
-    if any(parameter.numel() == 0 for parameter in head.parameters()):
+    if any(parameter.numel() == 0 or hasattr(parameter, "ds_shape") for parameter in head.parameters()):
         # a weight partitioned over ranks is whole only inside the model's own forward; so it stays for this head, even
-        # if the weight turns up whole between two steps
+        # if the weight turns up whole between two steps, as ZeRO-3's do after a checkpoint is read
         _finishes[head] = None
     elif head not in _finishes:
         _finishes[head] = _find_finish(model, inner, head, inputs)

@@ -164,6 +164,9 @@ def test_bf16_stays_near_fp32_and_resumes(done: dict[str, Path], strategy: str):
     assert jobs.losses(whole) != pytest.approx(jobs.losses(done["captions-single"]), rel=1e-5)
     assert jobs.losses(whole.with_name(whole.name + "-resumed")) == pytest.approx(jobs.losses(whole), rel=1e-6)
     assert _load(whole).dtype == torch.bfloat16
+    # a norm in bfloat16 would come in steps of 1/16 here
+    assert jobs.grad_norms(whole)[0] == pytest.approx(jobs.grad_norms(done["captions-single"])[0], rel=0.003)
+    assert jobs.grad_norms(whole)[0] * 16 % 1
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])
