@@ -167,9 +167,8 @@ class Distributed:
     def step(self, *, after_update: Callable[[], None] = lambda: None) -> float:
         """Clip the gradients, update the weights, clear the gradients; returns the norm before clipping.
 
-        Without DeepSpeed, gradients that are not finite are dropped and change nothing, and `after_update` is called
-        before the gradients are cleared (DeepSpeed clears them by itself). With it they spoil the weights in memory:
-        nothing may be saved after a norm that is not finite.
+        Gradients that are not finite are dropped and change nothing; the norm is then not finite. `after_update` is
+        called when the weights are new, before the gradients are cleared (not under DeepSpeed, which clears them).
         """
         if self.zero_stage:
             self.module.step()  # type: ignore[operator]
@@ -205,6 +204,10 @@ class Distributed:
                 if buffer.is_floating_point():  # what a model counts or masks with is the same everywhere
                     torch.distributed.broadcast(buffer, src=0)
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is true on some rank. Collective."""
+        return self.sum({"flag": float(flag)})["flag"] > 0
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
         if self.world_size == 1:
@@ -235,11 +238,13 @@ class Distributed:
 
     # ------------------------------------------------------------ states
 
-    def save_state(self, folder: Path) -> None:
-        """Write this rank's part of weights that train, buffers, optimizer and loss scale. Collective."""
+    def save_state(self, folder: Path, write: Callable[[Any, Path], None]) -> None:
+        """Have this rank's part of weights that train, buffers, optimizer and loss scale written. Collective.
+
+        `write(value, path)` writes a value into `folder`, or copies it to be written later; it does not raise.
+        """
         if self.zero_stage:
-            # frozen base weights are on disk already, where the model came from
-            self.module.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True, save_latest=False)  # type: ignore[operator]
+            self._save_engine(folder, write)
         elif self.is_main:
             scaler = self.accelerator.scaler
             state = {
@@ -247,7 +252,26 @@ class Distributed:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
-            torch.save(state, folder / "state.pt")
+            write(state, folder / "state.pt")
+
+    def _save_engine(self, folder: Path, write: Callable[[Any, Path], None]) -> None:
+        from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+        class Writer(TorchCheckpointEngine):  # DeepSpeed's own place for another way of writing
+            def save(self, state_dict: Any, path: str) -> None:
+                write(state_dict, Path(path))
+
+        engine: Any = self.module
+        usual, engine.checkpoint_engine = engine.checkpoint_engine, Writer()
+        try:
+            # frozen base weights are on disk already, where the model came from
+            engine.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True, save_latest=False)
+        except OSError:
+            # rank 0 copying DeepSpeed's recovery scripts, just before the barrier in which the others wait
+            torch.distributed.barrier()
+            raise
+        finally:
+            engine.checkpoint_engine = usual
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
         """Read what `save_state` wrote; `weights_only`: the optimizer is not needed any more. Collective."""

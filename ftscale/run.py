@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +28,28 @@ from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.run_folder import (
     Result,
     check_run_folder,
+    clear_run_folder,
     finished_result,
     installed_version,
+    locked,
     open_run_folder,
+    run_id,
     versions,
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.tasks import build_task
-from ftscale.tasks.base import Layout, Task
-from ftscale.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from ftscale.train.evaluate import evaluate
+from ftscale.tasks.base import Layout, Task, model_inputs
+from ftscale.train.checkpoint import Saver, load_checkpoint
+from ftscale.train.evaluate import evaluate, to_device
+from ftscale.train.guard import Statistics
 from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
+from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
-from ftscale.train.preemption import StopRequest, listen
+from ftscale.train.preemption import Interrupted, StopRequest, listening
 
 SOME_ROWS = 8  # for trying out the evaluation
+PROOF_ROWS = 4  # for comparing the saved model with the trained one
 
 
 @dataclass
@@ -58,22 +66,33 @@ class Inputs:
     test: Prepared | None
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Result:
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, stop_request: StopRequest | None = None
+) -> Result:
     """Fine-tune as the configuration says; call it in every process of a launch, or in a single one.
 
+    `stop_request`: one that listens already; None = listen to signals while training.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
-    rank = launched_rank()
+    if stop_request is None:
+        with listening() as stop_request:
+            return train(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    rank, folder = launched_rank(), Path(config.run_folder)
     setup_logging(rank=rank)
-    if rank == 0:
-        check_run_folder(config, resume=resume, overwrite=overwrite)
-    inputs = prepare_inputs(config)
-    config = inputs.config
-    distributed = Distributed(
-        config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
-    )
-    with listen() as stop_request:
-        result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+    stop_request.set_deadline(config.checkpoint.before_end_s)
+    try:
+        if rank == 0:
+            check_run_folder(config, resume=resume, overwrite=overwrite)
+        inputs = prepare_inputs(config)
+        with locked(folder) if rank == 0 else nullcontext():
+            distributed = Distributed(
+                config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
+            )
+            stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
+            result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+    except Interrupted as request:
+        log.info("asked to stop (%s) before training began; nothing is lost", request)
+        return Result("preempted", 0, {}, None, 0.0, "")
     distributed.close()  # not after an error on this rank alone: the others may never come to it
     return result
 
@@ -139,11 +158,21 @@ class Preparer:
     labelled: bool = True
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.task.prepare(rows, self.processor, labelled=self.labelled)
+        """Samples of rows of one source; `where` says where each was read."""
+        samples = self.task.prepare(rows, self.processor, labelled=self.labelled)
+        if joins(self.task):
+            span = f"{rows[0]['_where']} to {rows[-1]['_where']}"
+            return [{**sample, "where": span} for sample in samples]
+        return [{**sample, "where": row["_where"]} for sample, row in zip(samples, rows, strict=True)]
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
         return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
+
+
+def joins(task: Any) -> bool:
+    """Whether the task makes samples from several rows together, so that they are not one a row."""
+    return task.settings.name == "causal_lm" and task.settings.join_texts
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
@@ -152,14 +181,10 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if not overwrite and (finished := finished_result(folder)) is not None:
         log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
         return finished
-    loop, layout, stream = _build(inputs, distributed, stop_request, folder=folder, started=started)
-    distributed.barrier()  # from here on an earlier run may be written over: every rank has come this far
-    if distributed.is_main:
-        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
-        open_run_folder(config, run=about, overwrite=overwrite)
+    loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
+    checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
         _start_trackers(config, distributed)
-    checkpoint = _agree_on_checkpoint(loop.checkpoints, distributed)
     progress = Progress()
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
@@ -168,16 +193,42 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
         loop.num_steps,
         describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
     )
-    status = run_loop(loop, progress)
-    result = _finish(inputs, loop, progress, status, layout=layout)
+    try:
+        status = run_loop(loop, progress)
+        result = _finish(inputs, loop, progress, status, layout=layout)
+    except Exception as error:
+        if distributed.is_main:
+            loop.metrics.write("event", progress.step, event="failed", error=str(error))
+            write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
+        raise
     loop.metrics.close()
     return result
 
 
+def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
+    """Write the run folder's first files; the checkpoint that the run goes on from, None = from the start. Collective.
+
+    From here on an earlier run may be written over: every rank has come this far.
+    """
+    config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
+    distributed.barrier()
+    opened: tuple[str, Checkpoint | None] | None = None
+    if distributed.is_main:
+        if overwrite:
+            clear_run_folder(folder)
+        root = loop.saver.root
+        checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
+        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
+        opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
+    shared = distributed.gather_objects(opened)[0]
+    loop.saver.identity["run_id"], checkpoint = shared
+    return checkpoint
+
+
 def _build(
-    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, folder: Path, started: float
+    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
-    config, task = inputs.config, inputs.task
+    config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
     order, num_steps = _global_order(inputs), _num_steps(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
@@ -193,24 +244,30 @@ def _build(
     from ftscale.models.adapt import advance_adapter
     from ftscale.models.freeze import set_training_mode
 
-    def save(progress: Progress) -> Checkpoint:
-        state = {
+    def state(progress: Progress) -> dict[str, Any]:
+        return {
             "loop": as_dict(progress),
             "schedule": schedule.state_dict(),
             "stream": vars(stream.position) if stream else None,
         }
-        return save_checkpoint(
-            folder / "checkpoints",
-            distributed,
-            step=progress.step,
-            progress=state,
-            digest=config_digest(config),
-            versions=versions(),
-        )
+
+    train_rows: Any = inputs.train
+
+    def where(row: int) -> str:
+        return stream.where(row) if stream is not None else train_rows.dataset[row]["where"]
+
+    def prove_checkpoint() -> None:
+        if config.checkpoint.prove == "always":
+            copy = folder / "checkpoints" / ".proof"
+            _save_and_prove(inputs, distributed, copy, loop.metrics)
+            if distributed.is_main:
+                shutil.rmtree(copy)
 
     evaluation = None
     if inputs.evaluation is not None:
-        evaluation = run_evaluation(config, task, inputs.processor, inputs.evaluation, distributed, layout=layout)
+        evaluation = run_evaluation(
+            config, task, inputs.processor, inputs.evaluation, distributed, layout=layout, stop_request=stop_request
+        )
     metric, higher = _best_metric(config, task)
     loop = Loop(
         task=task,
@@ -221,19 +278,30 @@ def _build(
         train=config.train,
         evaluation=config.evaluation,
         checkpoint=config.checkpoint,
+        guard=config.guard,
         evaluation_steps=_evaluation_steps(config, order, num_steps),
         evaluate=evaluation,
         set_training_mode=lambda: set_training_mode(distributed.module),
         advance_schedule=lambda loss: advance_schedule(schedule, loss=loss),
         after_update=lambda step: advance_adapter(model, step=step),
-        save=save,
-        checkpoints=folder / "checkpoints",
+        state=state,
+        saver=Saver(
+            folder / "checkpoints",
+            distributed,
+            identity={"config_digest": config_digest(config), "versions": versions()},
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.in_background,
+        ),
+        after_save=prove_checkpoint,
+        where=where,
         metrics=MetricsFile(folder / "metrics.jsonl", enabled=distributed.is_main, start_time=started),
         stop_request=stop_request,
         best_metric=(metric, higher),
+        statistics=Statistics(module),
     )
     if config.evaluation.metric and inputs.evaluation is not None:
         _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
+    _check_disk(loop, config)
     return loop, layout, stream
 
 
@@ -374,7 +442,7 @@ def _build_steps(
             buffer=config.data.shuffle_buffer,
             shuffle=config.data.shuffle,
             max_empty=config.data.max_empty,
-            joins=config.task.name == "causal_lm" and config.task.join_texts,
+            joins=joins(task),
             rank=rank,
             world_size=world_size,
             seed=seed,
@@ -382,7 +450,7 @@ def _build_steps(
         )
         return lambda start: stream.steps(stream.position), stream
     dataset = inputs.train.dataset
-    rows, lengths = dataset.remove_columns(["length", "targets"]), np.asarray(dataset["length"])
+    rows, lengths = dataset.remove_columns(["length", "targets", "where"]), np.asarray(dataset["length"])
     steps = TrainingSteps(
         rows, order, lengths, collate, batch=batch, flat=flat, rank=rank, world_size=world_size, seed=seed
     )
@@ -416,15 +484,22 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
 
 
 def run_evaluation(
-    config: Config, task: Task, processor: Any, rows: Prepared, distributed: Distributed, *, layout: Layout
+    config: Config,
+    task: Task,
+    processor: Any,
+    rows: Prepared,
+    distributed: Distributed,
+    *,
+    layout: Layout,
+    stop_request: StopRequest | None = None,
 ) -> Callable[[], dict[str, float]]:
-    """A function that scores the rows with the model as it stands. Collective."""
+    """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
     collate = task.collator(processor, layout=layout, train=False)
     batch = config.batch
     if config.evaluation.micro_size:
         batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
     lengths = np.asarray(rows.dataset["length"])
-    samples = rows.dataset.remove_columns(["length", "targets"])
+    samples = rows.dataset.remove_columns(["length", "targets", "where"])
 
     def run() -> dict[str, float]:
         batches = evaluation_batches(
@@ -437,7 +512,7 @@ def run_evaluation(
             world_size=distributed.world_size,
             seed=config.seed,
         )
-        return evaluate(task, distributed, batches, processor=processor)
+        return evaluate(task, distributed, batches, processor=processor, stop_request=stop_request)
 
     return run
 
@@ -454,25 +529,21 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
     return frozenset(ends)
 
 
-def _agree_on_checkpoint(root: Path, distributed: Distributed) -> Checkpoint | None:
-    """Rank 0 verifies and chooses; the others follow."""
-    chosen = latest_checkpoint(root) if distributed.is_main and root.is_dir() else None
-    return distributed.gather_objects(chosen)[0]
-
-
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:
     load_checkpoint(checkpoint, loop.distributed)
     if stream is not None:
         stream.position = StreamPosition(**checkpoint.progress["stream"])
     progress = Progress(**checkpoint.progress["loop"])
     loop.schedule.load_state_dict(checkpoint.progress["schedule"])
+    loop.saved = progress.step
     log.info("resumed from %s at step %d", checkpoint.folder, progress.step)
     return progress
 
 
 def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
-    """Best weights, test rows, the saved model and result.json."""
-    config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
+    """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
+    distributed, folder = loop.distributed, Path(inputs.config.run_folder)
+    loop.saver.wait()
     metrics, model = dict(progress.last_metrics), ""
     if status != "preempted":
         best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
@@ -480,12 +551,15 @@ def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layo
             distributed.load_state(best.folder, weights_only=True)
             metrics = dict(progress.best_metrics)
             log.info("the best weights are those of step %d", best.step)
-        if inputs.test is not None:
-            scores = run_evaluation(config, inputs.task, inputs.processor, inputs.test, distributed, layout=layout)()
-            metrics |= {f"test/{name}": value for name, value in scores.items()}
-            loop.metrics.write("eval", progress.step, **{f"test/{name}": value for name, value in scores.items()})
-        model = str(folder / "model")
-        _save_model(inputs, distributed, Path(model))
+        try:
+            metrics |= _test(inputs, loop, progress, layout=layout)
+            if distributed.any(bool(loop.stop_request)):
+                raise Interrupted
+            model = str(folder / "model")
+            _save_and_prove(inputs, distributed, Path(model), loop.metrics)
+        except Interrupted:
+            status, model = "preempted", ""
+            log.info("asked to stop (%s): resume to finish", loop.stop_request.reason or "another rank")
     found = (
         None
         if progress.best_step is None
@@ -500,7 +574,26 @@ def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layo
     return result
 
 
-def _save_model(inputs: Inputs, distributed: Distributed, folder: Path) -> None:
+def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> dict[str, float]:
+    """Metrics of the test rows, by names that begin with `test/`; none where there are no such rows."""
+    if inputs.test is None:
+        return {}
+    run = run_evaluation(
+        inputs.config,
+        inputs.task,
+        inputs.processor,
+        inputs.test,
+        loop.distributed,
+        layout=layout,
+        stop_request=loop.stop_request,
+    )
+    scores = {f"test/{name}": value for name, value in run().items()}
+    loop.metrics.write("eval", progress.step, **scores)
+    return scores
+
+
+def _save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    """The saved model, and the proof that it loads and answers as the trained one. Collective."""
     from ftscale.models.save import save_model
 
     state = distributed.full_state_dict()
@@ -509,6 +602,92 @@ def _save_model(inputs: Inputs, distributed: Distributed, folder: Path) -> None:
         own = {name.removeprefix("model."): weight for name, weight in state.items()}
         save_model(module.model, inputs.processor, folder, state_dict=own)
     distributed.barrier()
+    if inputs.config.checkpoint.prove != "never":
+        _prove(inputs, distributed, folder, metrics)
+
+
+def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    import torch
+
+    from ftscale.models.prove import prove_saved
+
+    config, module = inputs.config, distributed.unwrapped
+    batch = to_device(_kept_batch(inputs), distributed.device)
+    dtype = module.model.dtype
+    proved = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor)
+    }
+    distributed.module.eval()
+    with torch.no_grad():
+        logits = distributed.module(proved, plain=True).float().cpu()
+    outcome: Any = None
+    if distributed.is_main:
+        try:
+            outcome = prove_saved(
+                folder,
+                proved,
+                logits,
+                auto_class=inputs.task.auto_class,
+                dtype=dtype,
+                device=distributed.device,
+                quantized=config.model.quantization != "none",
+            )
+        except (UserError, RuntimeError) as error:
+            outcome = error
+    outcome = distributed.gather_objects(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    metrics.write("event", -1, event="proved", **vars(outcome))
+    log.info(
+        "the saved model loads without ftscale and answers as the trained one (largest difference %.1e)",
+        outcome.largest_difference,
+    )
+
+
+def _kept_batch(inputs: Inputs) -> dict[str, Any]:
+    """The first few rows as inputs of the model's forward: padded tensors with one entry a sample."""
+    task, data = inputs.task, inputs.config.data
+    part = "eval" if data.eval else "train"
+    rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
+    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
+    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
+    batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
+    kept = model_inputs(batch)
+    return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
+
+
+def _check_disk(loop: Loop, config: Config) -> None:
+    """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
+    needed, free = 0, 0
+    if loop.distributed.is_main:
+        root = loop.saver.root
+        # the newest ones, the best, and one that is being written; what is there already will be written over
+        there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
+        checkpoint, model = _forecast_bytes(loop.distributed, config)
+        needed = (config.checkpoint.keep + 2) * checkpoint + model - there
+        free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
+    needed, free = loop.distributed.gather_objects((needed, free))[0]
+    if needed > free:
+        raise UserError(
+            f"run_folder = {config.run_folder}: {config.checkpoint.keep + 2} checkpoints (checkpoint.keep = "
+            f"{config.checkpoint.keep}, the best and one that is being written) and the model need about "
+            f"{needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there; free space, lower checkpoint.keep, "
+            "or name a folder on another disk."
+        )
+
+
+def _forecast_bytes(distributed: Distributed, config: Config) -> tuple[int, int]:
+    """Bytes of a checkpoint and of the saved model, as they will be."""
+    from ftscale.models.adapt import count_parameters, weight_bytes
+    from ftscale.optim.optimizers import state_bytes_per_weight
+
+    model = distributed.unwrapped.model
+    trained, everything = weight_bytes(model)
+    masters = 4.0 if config.train.precision == "bf16" or distributed.zero_stage else 0.0
+    states = count_parameters(model)[0] * (state_bytes_per_weight(config.optimizer) + masters)
+    return trained + int(states), trained if config.adapter.method != "none" else everything
 
 
 def _splits(config: Config) -> bool:

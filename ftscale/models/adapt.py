@@ -100,6 +100,17 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
+def weight_bytes(model: nn.Module) -> tuple[int, int]:
+    """Bytes of the weights that train, and of all weights and buffers."""
+    sizes = [
+        ((weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel()) * weight.element_size(), trained)
+        for weight in model.parameters()
+        for trained in (weight.requires_grad,)
+    ]
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    return sum(size for size, trained in sizes if trained) + buffers, sum(size for size, _ in sizes) + buffers
+
+
 def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
     """Recompute each block's activations in the backward pass.
 
