@@ -40,7 +40,7 @@ from ftscale.run_folder import (
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Layout, Task, model_inputs
-from ftscale.train.checkpoint import Saver, load_checkpoint
+from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
 from ftscale.train.evaluate import evaluate, to_device
 from ftscale.train.guard import Statistics
 from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
@@ -241,7 +241,7 @@ def _build(
     distributed.prepare(module, optimizer, unused_weights=unused)
     # every rank draws its own dropout from here on
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
-    from ftscale.models.adapt import advance_adapter
+    from ftscale.models.adapt import adapter_state, advance_adapter
     from ftscale.models.freeze import set_training_mode
 
     def state(progress: Progress) -> dict[str, Any]:
@@ -291,6 +291,7 @@ def _build(
             identity={"config_digest": config_digest(config), "versions": versions()},
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.in_background,
+            more=lambda: adapter_state(model),
         ),
         after_save=prove_checkpoint,
         where=where,
@@ -530,7 +531,10 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:
+    from ftscale.models.adapt import load_adapter_state
+
     load_checkpoint(checkpoint, loop.distributed)
+    load_adapter_state(loop.distributed.unwrapped.model, load_more(checkpoint))
     if stream is not None:
         stream.position = StreamPosition(**checkpoint.progress["stream"])
     progress = Progress(**checkpoint.progress["loop"])

@@ -20,7 +20,7 @@ from ftscale.config import parse_config
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
 from ftscale.run import Result, prepare_inputs, train
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE_OPTIONS = {
@@ -40,7 +40,7 @@ def run(config: dict[str, Any], folder: Path, *, resume: bool = False, **section
 def captions(shared: Path, tmp_path: Path) -> dict[str, Any]:
     """A quick run: the 260 K Llama on captions."""
     config = jobs.captions(shared, tmp_path)
-    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": {"every": 9}}
+    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": {"every": 9, "prove": "never"}}
 
 
 # ---------------------------------------------------------------- optimizers and schedules
@@ -64,7 +64,7 @@ def test_every_schedule_trains_and_goes_on_after_a_stop(captions: dict[str, Any]
     schedule = {"name": name, "options": SCHEDULE_OPTIONS.get(name, {})}
     if name not in WITHOUT_WARMUP:
         schedule["warmup_steps"] = 2
-    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": {"every": 3, "keep": 9}}
+    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": {"every": 3, "keep": 9, "prove": "never"}}
     whole, half = tmp_path / "whole", tmp_path / "half"
     run(captions, whole, **sections)
     rates = [line["lr"] for line in jobs.train_lines(whole)]
@@ -291,16 +291,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: 
         tmp_path,
         task={"name": "text_classification", "problem": "regression"},
         data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
-        checkpoint={"every": 1},
+        checkpoint={"every": 1, "prove": "never"},
     )
     (tmp_path / "run.json").write_text(json.dumps({**config, "run_folder": str(tmp_path / "run")}))
     command = [sys.executable, "-m", "ftscale", "train", str(tmp_path / "run.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 1
-    assert "the loss of optimizer step 3 is inf" in done.stderr
-    [event] = [line for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"]
-    assert (event["step"], event["event"], event["what"]) == (2, "not_finite", "loss")
-    assert not (tmp_path / "run/result.json").exists()
+    assert "optimizer step 3: the loss is not finite; nothing of it was applied" in done.stderr
+    [event] = [line for line in jobs.lines(tmp_path / "run") if line.get("event") == "bad_batch"]
+    assert (event["step"], event["what"], event["action"]) == (3, "the loss is not finite", "stop")
+    assert jobs.result(tmp_path / "run")["status"] == "failed"
     assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [1, 2]
     weights = torch.load(_last_checkpoint(tmp_path / "run") / "state.pt", weights_only=True)["weights"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())

@@ -30,6 +30,7 @@ from ftscale.train.manifest import (
     sync,
 )
 
+MORE = "more.pt"
 POLL_S = 0.05  # rank 0 looks so often whether the other ranks have written their parts
 JOIN_S = 0.2  # ranks tell each other so often whether they are still writing, when all wait for that
 
@@ -42,16 +43,25 @@ class Saver:
     """Writes a run's checkpoints, one at a time. Collective: all ranks call `save` and `wait` together.
 
     `identity`: what every manifest says of the run: `run_id`, `config_digest`, `versions`. `asynchronous`: `save`
-    returns when the state is copied, and a thread writes it; `keep`: newest complete checkpoints that stay.
+    returns when the state is copied, and a thread writes it; `keep`: newest complete checkpoints that stay. `more`:
+    what else rank 0 writes, the same on all ranks; None = nothing.
     """
 
     def __init__(
-        self, root: Path, distributed: Distributed, *, identity: dict[str, Any], keep: int, asynchronous: bool
+        self,
+        root: Path,
+        distributed: Distributed,
+        *,
+        identity: dict[str, Any],
+        keep: int,
+        asynchronous: bool,
+        more: Callable[[], Any] = lambda: None,
     ) -> None:
         self.root = root
         self.distributed = distributed
         self.identity = identity
         self.keep = keep
+        self.more = more
         self.asynchronous = asynchronous
         self.blocked_s = 0.0
         """How long the last call of `save` kept the training waiting, in seconds."""
@@ -91,6 +101,8 @@ class Saver:
         background = self.asynchronous and not at_once
         part = Part(partial, rank=distributed.rank, snapshot=self._snapshot if background else None)
         self._try(distributed.save_state, partial, part.write)
+        if distributed.is_main and (more := self.more()) is not None:
+            part.write(more, partial / MORE)
         part.write(random_state(), partial / f"random-{distributed.rank:05d}.pt")
         manifest = {
             "step": step,
@@ -311,6 +323,12 @@ def load_checkpoint(checkpoint: Checkpoint, distributed: Distributed) -> None:
     own = checkpoint.folder / f"random-{distributed.rank:05d}.pt"
     if own.is_file():
         set_random_state(torch.load(own, map_location="cpu", weights_only=False))
+
+
+def load_more(checkpoint: Checkpoint) -> Any:
+    """What the saver's `more` gave; None where it gave nothing."""
+    path = checkpoint.folder / MORE
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
 def random_state() -> dict[str, Any]:

@@ -52,8 +52,8 @@ def verdict(config: GuardConfig, losses: Sequence[float], loss: float) -> str | 
     return f"the loss {loss:.4g} is {score:.1f} deviations above its mean" if score > config.spike_z else None
 
 
-def first_not_finite(module: nn.Module, forward: Callable[[], Any]) -> str | None:
-    """The name of the first inner module whose output is not finite in `forward`; None = all are finite."""
+def first_not_finite(module: nn.Module, forward: Callable[[], torch.Tensor]) -> str | None:
+    """The first inner module whose output is not finite in `forward`, or its loss; None = all is finite."""
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -66,11 +66,11 @@ def first_not_finite(module: nn.Module, forward: Callable[[], Any]) -> str | Non
     handles = [inner.register_forward_hook(look(name)) for name, inner in module.named_modules() if name]
     try:
         with torch.no_grad(), _same_draws():
-            forward()
+            loss = forward()
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return found[0] if found else (None if torch.isfinite(loss) else "the loss alone")
 
 
 def named_rows(rows: Sequence[str]) -> list[str]:

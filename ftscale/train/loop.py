@@ -260,16 +260,17 @@ def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
     policy: str = guard.policy if progress.bad_in_row <= guard.limit else "stop"
     loop.metrics.write("event", step, event="bad_batch", what=what, action=policy, culprits=found)
     named = "; ".join(
-        f"rank {item['rank']}: first in {item['module']}, rows {', '.join(item['rows'])}" for item in found
+        f"rank {item['rank']}: {item['module'] or 'no output of a module is to blame'}, rows {', '.join(item['rows'])}"
+        for item in found
     )
-    log.warning("optimizer step %d: %s (%s)", step, what, named or "in no module's output")
+    log.warning("optimizer step %d: %s (%s)", step, what, named)
     if policy == "rewind":
         policy = _rewind(loop, progress)
     if policy == "stop":
         bounded = f", the {progress.bad_in_row}th bad batch in a row" if guard.policy != "stop" else ""
         raise NotFiniteError(
             f"optimizer step {step}: {what}{bounded}; nothing of it was applied, and the checkpoints are as good as "
-            f"they were. {named or 'No output of a module is to blame'}. Mend the rows and resume; or set "
+            f"they were. First not finite: {named}. Mend the rows and resume; or set "
             "guard.policy: skip; or lower optimizer.lr, or train in fp32 or bf16, in a new run_folder."
         )
 
@@ -277,16 +278,21 @@ def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
 def _culprits(loop: Loop, data: Step) -> list[dict[str, Any]]:
     """For each rank with outputs that are not finite: its first such module, and the rows of that micro-batch.
 
-    Each micro-batch goes through the model once more, on all ranks alike: under ZeRO-3 a forward is collective.
+    Where all outputs are finite (the gradient alone is not, or the loss is a spike): each rank with all its rows. Each
+    micro-batch goes through the model once more, on all ranks alike: under ZeRO-3 a forward is collective.
     """
-    own: dict[str, Any] | None = None
+    guilty: dict[str, Any] | None = None
+    rows: list[str] = []
     for batch, real in data.micro_batches:
         batch = to_device(batch, loop.distributed.device)
         module = first_not_finite(loop.distributed.unwrapped, partial(loop.distributed.module, batch))
-        if own is None and real and module is not None:
-            rows = [loop.where(row) for row in batch["row"].tolist()]
-            own = {"rank": loop.distributed.rank, "module": module, "rows": named_rows(rows)}
-    return [item for item in loop.distributed.gather_objects(own) if item is not None]
+        own = [loop.where(row) for row in batch["row"].tolist()] if real else []
+        rows += own
+        if guilty is None and own and module is not None:
+            guilty = {"rank": loop.distributed.rank, "module": module, "rows": named_rows(own)}
+    everything = {"rank": loop.distributed.rank, "module": None, "rows": named_rows(rows)}
+    found = loop.distributed.gather_objects((guilty, everything))
+    return [item for item, _ in found if item] or [item for _, item in found]
 
 
 def _rewind(loop: Loop, progress: Progress) -> str:

@@ -70,7 +70,7 @@ def captions(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
         "schedule": {"name": "linear", "warmup_steps": 2},
         "train": {"max_steps": STEPS, "max_grad_norm": MAX_GRAD_NORM},
         "evaluation": {"every": HALF},
-        "checkpoint": {"every": HALF, "keep": 9},
+        "checkpoint": {"every": HALF, "keep": 9, "prove": "never"},
     }
     return config | sections
 
@@ -166,7 +166,7 @@ def lora(dtype: str = "fp32", **options: Any) -> dict[str, Any]:
         "adapter": {"method": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, **options},
         "train": {"max_steps": 4, "max_grad_norm": MAX_GRAD_NORM, "precision": dtype},
         "evaluation": {"every": 4},
-        "checkpoint": {"every": 2, "keep": 9},
+        "checkpoint": {"every": 2, "keep": 9, "prove": "final"},
     }
 
 

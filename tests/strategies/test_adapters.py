@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import Jobs
 
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -113,8 +113,8 @@ def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, str
 @pytest.mark.parametrize(
     ("strategy", "label", "what"),
     [
-        ("ddp", 1.8e19, "gradient norm"),  # the squared error fits into float32, the square of its gradient does not
-        ("zero2", 1.8e19, "gradient norm"),
+        ("ddp", 1.8e19, "gradient"),  # the squared error fits into float32, the square of its gradient does not
+        ("zero2", 1.8e19, "gradient"),
         ("zero3", 1e30, "loss"),  # DeepSpeed takes norms in float64 here
     ],
 )
@@ -131,14 +131,15 @@ def test_what_is_not_finite_stops_the_run_and_harms_no_checkpoint(
         data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
         batch={"global_size": 4, "micro_size": 1},
         evaluation={},
-        checkpoint={"every": 1},
+        checkpoint={"every": 1, "prove": "never"},
     )
     runs = Jobs(tmp_path)
     runs.add("run", config, strategy=strategy)
     done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=300)
     assert done.returncode == 1
-    assert f"the {what} of optimizer step 5 is" in done.stderr
-    assert [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"] == ["not_finite"]
+    assert f"optimizer step 5: the {what} is not finite; nothing of it was applied" in done.stderr
+    events = [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"]
+    assert events == ["saved"] * 4 + ["bad_batch", "failed"]
     assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [3, 4]
 
 

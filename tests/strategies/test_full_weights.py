@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import HALF, STEPS, Jobs
 
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
