@@ -40,7 +40,8 @@ def run(config: dict[str, Any], folder: Path, *, resume: bool = False, **section
 def captions(shared: Path, tmp_path: Path) -> dict[str, Any]:
     """A quick run: the 260 K Llama on captions."""
     config = jobs.captions(shared, tmp_path)
-    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": {"every": 9, "prove": "never"}}
+    checkpoint = {"every": 9, "prove": "never"}
+    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": checkpoint}
 
 
 # ---------------------------------------------------------------- optimizers and schedules
@@ -64,7 +65,8 @@ def test_every_schedule_trains_and_goes_on_after_a_stop(captions: dict[str, Any]
     schedule = {"name": name, "options": SCHEDULE_OPTIONS.get(name, {})}
     if name not in WITHOUT_WARMUP:
         schedule["warmup_steps"] = 2
-    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": {"every": 3, "keep": 9, "prove": "never"}}
+    checkpoint = {"every": 3, "keep": 9, "prove": "never"}
+    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": checkpoint}
     whole, half = tmp_path / "whole", tmp_path / "half"
     run(captions, whole, **sections)
     rates = [line["lr"] for line in jobs.train_lines(whole)]

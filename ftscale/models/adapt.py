@@ -105,9 +105,8 @@ def load_adapter_state(model: nn.Module, state: dict[str, Any] | None) -> None:
     if state is None:
         return
     model.active_peft_config.rank_pattern = state["rank_pattern"]
-    devices = {name: weight.device for name, weight in model.named_parameters()}
     for kind in ADALORA_STATE:
-        kept = {name: value.to(devices[name]) for name, value in state[kind].items()}
+        kept = {name: value.to(model.device) for name, value in state[kind].items()}
         setattr(model.base_model.rankallocator, kind, kept)
 
 

@@ -113,8 +113,8 @@ def state_bytes_per_weight(config: OptimizerConfig) -> float:
         warnings.simplefilter("ignore")  # paged optimizers tell that they are not paged on a CPU
         optimizer = _construct([{"params": [weight]}], config=config)
         optimizer.step()
-    state = optimizer.state_dict()["state"][0]
-    return sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor)) / PROBED_WEIGHTS
+    tensors = (value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors) / PROBED_WEIGHTS
 
 
 def check_optimizer(config: OptimizerConfig) -> None:

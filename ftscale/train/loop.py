@@ -267,7 +267,7 @@ def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
     if policy == "rewind":
         policy = _rewind(loop, progress)
     if policy == "stop":
-        bounded = f", the {progress.bad_in_row}th bad batch in a row" if guard.policy != "stop" else ""
+        bounded = f", {progress.bad_in_row} bad batches in a row" if progress.bad_in_row > guard.limit else ""
         raise NotFiniteError(
             f"optimizer step {step}: {what}{bounded}; nothing of it was applied, and the checkpoints are as good as "
             f"they were. First not finite: {named}. Mend the rows and resume; or set "

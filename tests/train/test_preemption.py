@@ -23,8 +23,7 @@ def test_a_signal_is_noted_and_a_second_does_no_harm(number: signal.Signals):
 def test_before_ranks_wait_for_each_other_a_signal_ends_what_is_done():
     with listening() as request:
         with pytest.raises(Interrupted):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+            signal.raise_signal(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # while cleaning up: only noted
         assert request
 
