@@ -175,16 +175,15 @@ def phases(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
 
 
 # before the loop, evaluation of step 0 in 4 batches, a step, ..., the evaluations of steps 2 and 4, the test rows
-@pytest.mark.parametrize("looks", range(1, 25))
+@pytest.mark.parametrize("looks", range(1, 14))
 def test_a_run_asked_to_stop_anywhere_resumes_to_the_same_end(
     phases: tuple[dict[str, Any], Path], tmp_path: Path, looks: int
 ):
     config, whole = phases
     first = run(config, tmp_path / "run", stop=StopAfter(looks))
-    if looks <= 20:
-        assert first.status == "preempted"
-        assert not (tmp_path / "run/model").exists()
-        assert complete_checkpoints(checkpoints(tmp_path))[-1].step == first.steps
+    assert first.status == "preempted"
+    assert not (tmp_path / "run/model").exists()
+    assert complete_checkpoints(checkpoints(tmp_path))[-1].step == first.steps
     result = run(config, tmp_path / "run", resume=True)
     assert (result.status, result.steps) == ("completed", 4)
     expected = jobs.result(whole)
