@@ -80,13 +80,14 @@ def prove_saved(
         if done.returncode:
             raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
         outputs = torch.load(work / "outputs.pt", weights_only=True)
-    largest = max(float(logits.abs().max()), 1e-6)
+    change = None
+    if "without" in outputs:
+        own = outputs["without"].shape[1]  # a learned prompt adds positions before those of the sample
+        change = _difference(outputs["logits"][:, -own:], outputs["without"])
     proof = Proof(
-        largest_difference=float((outputs["logits"] - logits).abs().max()) / largest,
+        largest_difference=_difference(outputs["logits"], logits),
         tolerance=QUANTIZED_TOLERANCE if quantized else TOLERANCES[name],
-        adapter_change=float((outputs["logits"] - outputs["without"]).abs().max()) / largest
-        if "without" in outputs
-        else None,
+        adapter_change=change,
     )
     if proof.adapter_change == 0:
         raise UserError(
@@ -101,3 +102,8 @@ def prove_saved(
             "resume to save it again."
         )
     return proof
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))

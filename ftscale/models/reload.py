@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 def main(folder: Path, work: Path) -> None:
@@ -44,7 +45,8 @@ def load_adapter(folder, auto_class, dtype, device):
 
     adapter = PeftConfig.from_pretrained(str(folder))
     config = transformers.AutoConfig.from_pretrained(folder / "base_config")
-    trust = "mlp_head" in config.to_dict()
+    if "mlp_head" in config.to_dict():  # its code lies beside the adapter, not beside the base
+        auto_class = get_class_from_dynamic_module(config.auto_map[auto_class.__name__], str(folder / "base_config"))
     quantization = config.to_dict().get("quantization_config")
     if quantization is not None:  # the base on disk is not quantised yet
         del config.quantization_config
@@ -57,8 +59,12 @@ def load_adapter(folder, auto_class, dtype, device):
         device_map=device,
         quantization_config=quantization,
         ignore_mismatched_sizes=True,
-        trust_remote_code=trust,
     )
+    if quantization is not None and device.type == "cpu":
+        # bitsandbytes 0.50.2 repacks 4-bit weights at the first inference on AVX512-BF16 and refuses sizes off 32
+        for module in base.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=dtype == torch.float32)
 
 

@@ -67,6 +67,18 @@ def test_the_saved_adapter_answers_as_the_trained_model(done: dict[str, Path], s
     assert evaluate_run(folder)["loss"] == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
 
 
+PROVED = ("lora-single", *(f"lora-{strategy}" for strategy in LORA), *(f"{kind}-{name}" for kind, name in QUANTISED))
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_a_fresh_process_proves_the_saved_adapter(done: dict[str, Path], name: str):
+    [event] = [line for line in jobs.lines(done[name]) if line.get("event") == "proved"]
+    assert event["largest_difference"] <= event["tolerance"]
+    assert event["adapter_change"] > 0
+    if name.startswith("lora"):
+        assert event["largest_difference"] < event["adapter_change"] / 10
+
+
 @pytest.mark.parametrize("name", ["lora-single", "lora-ddp", "lora-zero1", "lora-zero2"])
 def test_lora_trains_only_lora(done: dict[str, Path], name: str):
     seen = jobs.seen(done[name])

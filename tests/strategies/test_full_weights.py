@@ -40,8 +40,9 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         train={"max_steps": 5, "max_grad_norm": 0},
         evaluation={"every": 1},
     )
+    proved = captions | {"checkpoint": {**captions["checkpoint"], "prove": "final"}}
     for strategy in SHARED_OUT:
-        add(f"captions-{strategy}", captions, strategy=strategy, resume_from=HALF)
+        add(f"captions-{strategy}", proved, strategy=strategy, resume_from=HALF)
         add(f"rising-{strategy}", rising, strategy=strategy)
     add("rising-single", rising, strategy="single", processes=1)
     worse = rising | {
@@ -55,7 +56,7 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for strategy in ("ddp", "zero3"):
         add(f"recomputed-{strategy}", recomputed, strategy=strategy)
 
-    bf16 = jobs.captions(shared, work, train={**captions["train"], "precision": "bf16"})
+    bf16 = proved | {"train": {**captions["train"], "precision": "bf16"}}
     for strategy in ("ddp", "zero2", "zero3"):
         add(f"bf16-{strategy}", bf16, strategy=strategy, resume_from=HALF)
 
@@ -188,6 +189,12 @@ def test_the_saved_model_loads_in_transformers_and_answers_as_the_trained_one(
 ):
     folder = done[f"captions-{strategy}"]
     assert _caption_loss(folder, shared) == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*(f"captions-{name}" for name in SHARED_OUT), "bf16-ddp", "bf16-zero2", "bf16-zero3"])
+def test_a_fresh_process_proves_the_saved_model(done: dict[str, Path], name: str):
+    [event] = [line for line in jobs.lines(done[name]) if line.get("event") == "proved"]
+    assert event["largest_difference"] <= event["tolerance"] == (0.05 if name.startswith("bf16") else 1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["single", *SHARED_OUT])
