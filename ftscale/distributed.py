@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -21,6 +22,7 @@ from ftscale.config.schema import DistributedConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.resources import resource
+from ftscale.shards import check_shards, cut_for, reshard
 
 STRATEGIES = {
     "single": None,
@@ -33,6 +35,12 @@ STRATEGIES = {
     "zero3_nvme": "zero3_nvme.json",
 }
 """Named strategies, and the DeepSpeed config in ds_configs/ of each."""
+
+INTERCHANGEABLE = (("single", "ddp"), ("zero1", "zero2", "zero3"), ("zero2_offload", "zero3_offload"), ("zero3_nvme",))
+"""Strategies that go on from each other's checkpoints: one optimizer, its state cut in different ways."""
+
+SHARDS = "deepspeed"
+"""The folder in a checkpoint that DeepSpeed writes."""
 
 NOMINAL_ACCUMULATION = 2
 # DeepSpeed divides nothing by it (scale_wrt_gas=False) and steps where it is told, but its optimizer offload keeps
@@ -265,7 +273,7 @@ class Distributed:
         usual, engine.checkpoint_engine = engine.checkpoint_engine, Writer()
         try:
             # frozen base weights are on disk already, where the model came from
-            engine.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True, save_latest=False)
+            engine.save_checkpoint(str(folder), tag=SHARDS, exclude_frozen_parameters=True, save_latest=False)
         except OSError:
             # rank 0 copying DeepSpeed's recovery scripts, just before the barrier in which the others wait
             torch.distributed.barrier()
@@ -274,15 +282,20 @@ class Distributed:
             engine.checkpoint_engine = usual
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
-        """Read what `save_state` wrote; `weights_only`: the optimizer is not needed any more. Collective."""
+        """Read what `save_state` wrote, also with another number of processes or ZeRO stage. Collective.
+
+        `weights_only`: the optimizer is not needed any more. Raises UserError, on every rank, where the optimizer's
+        state cannot be cut for this number of processes.
+        """
         if self.zero_stage:
-            self.module.load_checkpoint(  # type: ignore[operator]
-                str(folder),
-                tag="deepspeed",
-                load_module_strict=False,
-                load_optimizer_states=True,  # ZeRO-3 keeps the weights themselves among them
-                load_lr_scheduler_states=False,
-            )
+            with self._cut_for_us(folder) as fitting:
+                self.module.load_checkpoint(  # type: ignore[operator]
+                    str(fitting),
+                    tag=SHARDS,
+                    load_module_strict=False,
+                    load_optimizer_states=True,  # ZeRO-3 keeps the weights themselves among them
+                    load_lr_scheduler_states=False,
+                )
             return
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         _load_trained_state(self.unwrapped, state["weights"])
@@ -290,6 +303,28 @@ class Distributed:
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    @contextlib.contextmanager
+    def _cut_for_us(self, folder: Path) -> Iterator[Path]:
+        """The folder itself where its shards are ours, else a folder beside it with such, gone afterwards."""
+        if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage):
+            yield folder
+            return
+        check_shards(folder / SHARDS)
+        scratch = folder.with_name(f".{folder.name}.resharded")
+        if self.is_main:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+        self.barrier()
+        layout: dict[Path, dict[str, Any]] = {}  # what this rank would write if it saved now
+        self._save_engine(scratch, lambda value, path: layout.update({path: value}))
+        shapes = self.gather_objects([value["param_shapes"] for value in layout.values() if "param_shapes" in value])
+        reshard(folder / SHARDS, layout, shapes[0][0], rank=self.rank, world_size=self.world_size)
+        self.barrier()
+        yield scratch
+        self.barrier()
+        if self.is_main:
+            shutil.rmtree(scratch)
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """All weights on the CPU of rank 0, None elsewhere. Collective under ZeRO-3."""
@@ -319,6 +354,22 @@ def resolve_strategy(config: DistributedConfig) -> str:
             f"distributed.strategy = single, but {processes} processes were launched; use ddp, or launch one process."
         )
     return strategy
+
+
+def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str, int]) -> None:
+    """Raise UserError where a checkpoint made with one (strategy, number of processes) does not fit another."""
+    strategy, processes = made_by
+    fitting = next(names for names in INTERCHANGEABLE if strategy in names)
+    if here[0] not in fitting:
+        raise UserError(
+            f"distributed.strategy = {here[0]} cannot go on from checkpoint {checkpoint}, which was made with "
+            f"{strategy}: its optimizer's state is another; use {' or '.join(fitting)}."
+        )
+    if strategy == "zero3_nvme" and here[1] != processes:
+        raise UserError(
+            f"checkpoint {checkpoint} was made by {processes} processes with {strategy}, which keeps each process's "
+            f"state in raw files of its own; resume with {processes}, not {here[1]}."
+        )
 
 
 def adopt_slurm_environment() -> None:

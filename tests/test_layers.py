@@ -15,7 +15,7 @@ PACKAGE = ROOT / "ftscale"
 
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("errors",),
-    ("logs", "seeding", "resources", "processes"),
+    ("logs", "seeding", "resources", "processes", "shards"),
     ("config",),
     ("distributed", "data", "models", "optim", "metrics"),
     ("tasks",),

@@ -17,8 +17,9 @@ import torch
 import xxhash
 from torch.utils._pytree import tree_map
 
-from ftscale.distributed import Distributed
+from ftscale.distributed import Distributed, check_takeover
 from ftscale.errors import UserError
+from ftscale.seeding import derive_seed, seed_everything
 from ftscale.train.manifest import (
     Checkpoint,
     Files,
@@ -309,20 +310,22 @@ class _HashingFile:
 
 
 def load_checkpoint(checkpoint: Checkpoint, distributed: Distributed) -> None:
-    """Restore weights, optimizer, loss scale and random states. Collective.
+    """Restore weights, optimizer, loss scale and random states; the number of processes may be another. Collective.
 
-    Raises UserError: another strategy or number of processes than the checkpoint was made with, where that matters.
+    A rank without a random state of its own there gets one made from its seed and the step. Raises UserError where the
+    state cannot be taken over by this strategy or number of processes.
     """
-    made = (checkpoint.manifest["strategy"], checkpoint.manifest["world_size"])
-    if distributed.zero_stage and made != (distributed.strategy, distributed.world_size):
-        raise UserError(
-            f"checkpoint {checkpoint.folder} was made by {made[1]} processes with strategy {made[0]}, and this is "
-            f"{distributed.world_size} with {distributed.strategy}; resume with the same."
-        )
+    check_takeover(
+        str(checkpoint.folder),
+        made_by=(checkpoint.manifest["strategy"], checkpoint.manifest["world_size"]),
+        here=(distributed.strategy, distributed.world_size),
+    )
     distributed.load_state(checkpoint.folder)
     own = checkpoint.folder / f"random-{distributed.rank:05d}.pt"
     if own.is_file():
         set_random_state(torch.load(own, map_location="cpu", weights_only=False))
+    else:
+        seed_everything(derive_seed(torch.initial_seed(), "resumed", checkpoint.step))
 
 
 def load_more(checkpoint: Checkpoint) -> Any:
