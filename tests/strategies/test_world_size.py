@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import MAX_GRAD_NORM
 
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
