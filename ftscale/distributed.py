@@ -307,14 +307,13 @@ class Distributed:
     @contextlib.contextmanager
     def _cut_for_us(self, folder: Path) -> Iterator[Path]:
         """The folder itself where its shards are ours, else a folder beside it with such, gone afterwards."""
+        scratch = folder.with_name(".resharded")
+        if self.is_main:
+            shutil.rmtree(scratch, ignore_errors=True)  # of a resume that was killed
         if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage):
             yield folder
             return
         check_shards(folder / SHARDS)
-        scratch = folder.with_name(f".{folder.name}.resharded")
-        if self.is_main:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
         self.barrier()
         layout: dict[Path, dict[str, Any]] = {}  # what this rank would write if it saved now
         self._save_engine(scratch, lambda value, path: layout.update({path: value}))

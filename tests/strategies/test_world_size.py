@@ -64,7 +64,7 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
     training = {
         "train": {"max_steps": STEPS, "max_grad_norm": MAX_GRAD_NORM},
         "evaluation": {"every": STEPS // 2},
-        "checkpoint": {"every": EVERY, "keep": 9},
+        "checkpoint": {"every": EVERY, "keep": 9, "prove": "never"},
         "batch": {"global_size": 8, "micro_size": 2},
     }
     full = jobs.captions(shared, work, **training)

@@ -73,20 +73,6 @@ def test_weights_optimizer_buffers_and_random_numbers_come_back(tmp_path, distri
     assert all(torch.equal(value, weights[name]) for name, value in distributed.module.state_dict().items())
 
 
-def test_a_rank_that_was_not_there_draws_by_its_seed_and_the_step(tmp_path, distributed):
-    def drawn(number: int, seed: int) -> list[float]:
-        checkpoint = save(tmp_path, distributed, number)
-        (checkpoint.folder / "random-00000.pt").unlink()  # as a rank finds it that there was not before
-        torch.manual_seed(seed)
-        load_checkpoint(checkpoint, distributed)
-        return torch.rand(4).tolist()
-
-    first = drawn(1, seed=7)
-    assert drawn(1, seed=7) == first
-    assert drawn(2, seed=7) != first
-    assert drawn(1, seed=8) != first
-
-
 def test_frozen_weights_are_not_written(tmp_path, distributed):
     checkpoint = save(tmp_path, distributed, 1)
     stored = torch.load(checkpoint.folder / "state.pt", weights_only=True)["weights"]
