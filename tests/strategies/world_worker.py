@@ -37,6 +37,12 @@ class Noting(Distributed):
             starts = [*(positions == 0).nonzero().flatten().tolist(), len(tokens)]
             self.lying = [tokens[start:stop].tolist() for start, stop in zip(starts, starts[1:], strict=False)]
 
+    def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
+        """Saves at once what was loaded, for a comparison."""
+        super().load_state(folder, weights_only=weights_only)
+        if self.zero_stage and not weights_only:
+            self.save_state(folder.parents[1] / f"taken-over-{self.world_size}", torch.save)
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if float(loss.detach()):  # ranks without a row go through one that counts zero times
             self.steps[-1] += self.lying
