@@ -25,13 +25,14 @@ from ftscale.config.schema import DistributedConfig, Section, SourceConfig, Text
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
+from ftscale.inputs import evaluation_rows
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
-from ftscale.run import batch_layout, evaluation_rows, run_evaluation
+from ftscale.run import batch_layout
 from ftscale.tasks import build_task
 from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
-from ftscale.train.evaluate import to_device
+from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import TaskModule
 
 FORMATS_OUT = (".csv", ".tsv", ".jsonl")
@@ -63,7 +64,7 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)
-        return run_evaluation(config, task, processor, rows, distributed, layout=layout)()
+        return evaluation_of(config, task, processor, rows, distributed, layout=layout)()
     finally:
         distributed.close()
 

@@ -32,7 +32,9 @@ def launch_training(
         raise UserError(f"--strategy single is for one process, not {processes}; use ddp.")
     settings = [*overrides, f"distributed.strategy={strategy}"]
     config = read_config(run, settings)
-    from ftscale.run import check_run_folder, prepare_inputs, train
+    from ftscale.inputs import prepare_inputs
+    from ftscale.run import train
+    from ftscale.run_folder import check_run_folder
 
     if processes == 1:
         return EXIT_PREEMPTED if train(config, resume=resume, overwrite=overwrite).status == "preempted" else 0

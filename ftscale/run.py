@@ -6,31 +6,30 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ftscale.checks import PEFT_TASK_TYPES, check_config, steps_problems
+from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
 from ftscale.data.batching import describe_batch
-from ftscale.data.loader import TrainingSteps, evaluation_batches, iterate_steps
+from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
-from ftscale.data.sources import read_rows
+from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, unknown_name
+from ftscale.finish import check_disk, finish, save_and_prove
+from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.run_folder import (
     Result,
     check_run_folder,
     clear_run_folder,
     finished_result,
-    installed_version,
     locked,
     open_run_folder,
     run_id,
@@ -38,32 +37,16 @@ from ftscale.run_folder import (
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
-from ftscale.tasks import build_task
-from ftscale.tasks.base import Layout, Task, model_inputs
+from ftscale.tasks.base import Layout, Task
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
-from ftscale.train.evaluate import evaluate, to_device
+from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.guard import Statistics
-from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
+from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, run_loop
 from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted, StopRequest, listening
 
 SOME_ROWS = 8  # for trying out the evaluation
-PROOF_ROWS = 4  # for comparing the saved model with the trained one
-
-
-@dataclass
-class Inputs:
-    """Everything known before a process group exists."""
-
-    config: Config
-    """With what the training rows told filled in, e.g. labels."""
-    task: Task
-    processor: Any
-    train: Prepared | None
-    """None where training rows are streamed."""
-    evaluation: Prepared | None
-    test: Prepared | None
 
 
 def train(
@@ -97,84 +80,6 @@ def train(
     return result
 
 
-def prepare_inputs(config: Config) -> Inputs:
-    """Check the configuration and prepare its data: no process group, no weights."""
-    processor = check_config(config)
-    task, data = build_task(config.task), config.data
-    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
-    learned = task.fit(_training_rows(config, task))
-    config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    task = build_task(config.task)
-    prepare = Preparer(task, processor)
-    train_rows: Prepared | None
-    evaluation: Prepared | None
-    if held is not None:
-        train_rows = _prepare(config, prepare, "train", keep=lambda source, row: row not in held[source])
-        evaluation = _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
-    else:
-        train_rows = None if data.streaming else _prepare(config, prepare, "train")
-        evaluation = _prepare(config, prepare, "eval") if data.eval else None
-    test = _prepare(config, prepare, "test") if data.test else None
-    inputs = Inputs(config, task, processor, train_rows, evaluation, test)
-    if problems := steps_problems(config, num_steps=_num_steps(inputs)):
-        raise UserError(*problems)
-    return inputs
-
-
-def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
-    """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
-    prepare = Preparer(task, processor)
-    if config.data.eval:
-        return _prepare(config, prepare, "eval")
-    if not config.data.eval_ratio:
-        raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
-    held = split_rows(config.data.train, data=config.data, roles=task.columns, seed=config.seed)
-    return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
-
-
-def _prepare(
-    config: Config, prepare: Preparer, name: str, *, keep: Callable[[int, int], bool] | None = None
-) -> Prepared:
-    """One part of the data: train, eval or test; with `keep`, a part of the training sources."""
-    data = config.data
-    split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
-    return prepare_sources(
-        data.train if keep else getattr(data, name),
-        prepare,
-        name=name,
-        key=f"{prepare.key()}/{split}",
-        roles=prepare.task.columns,
-        data=data,
-        keep=keep,
-    )
-
-
-@dataclass
-class Preparer:
-    """`task.prepare` with its processor, as worker processes can take it along."""
-
-    task: Any
-    processor: Any
-    labelled: bool = True
-
-    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Samples of rows of one source; `where` says where each was read."""
-        samples = self.task.prepare(rows, self.processor, labelled=self.labelled)
-        if joins(self.task):
-            span = f"{rows[0]['_where']} to {rows[-1]['_where']}"
-            return [{**sample, "where": span} for sample in samples]
-        return [{**sample, "where": row["_where"]} for sample, row in zip(samples, rows, strict=True)]
-
-    def key(self) -> str:
-        """Everything that prepared samples depend on besides the rows."""
-        return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
-
-
-def joins(task: Any) -> bool:
-    """Whether the task makes samples from several rows together, so that they are not one a row."""
-    return task.settings.name == "causal_lm" and task.settings.join_texts
-
-
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
     config, folder = inputs.config, Path(inputs.config.run_folder)
     started = time.time()
@@ -195,7 +100,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     )
     try:
         status = run_loop(loop, progress)
-        result = _finish(inputs, loop, progress, status, layout=layout)
+        result = finish(inputs, loop, progress, status, layout=layout)
     except Exception as error:
         if distributed.is_main:
             loop.metrics.write("event", progress.step, event="failed", error=str(error))
@@ -229,7 +134,7 @@ def _build(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
     config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
-    order, num_steps = _global_order(inputs), _num_steps(inputs)
+    order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
@@ -259,13 +164,13 @@ def _build(
     def prove_checkpoint() -> None:
         if config.checkpoint.prove == "always":
             copy = folder / "checkpoints" / ".proof"
-            _save_and_prove(inputs, distributed, copy, loop.metrics)
+            save_and_prove(inputs, distributed, copy, loop.metrics)
             if distributed.is_main:
                 shutil.rmtree(copy)
 
     evaluation = None
     if inputs.evaluation is not None:
-        evaluation = run_evaluation(
+        evaluation = evaluation_of(
             config, task, inputs.processor, inputs.evaluation, distributed, layout=layout, stop_request=stop_request
         )
     metric, higher = _best_metric(config, task)
@@ -302,7 +207,7 @@ def _build(
     )
     if config.evaluation.metric and inputs.evaluation is not None:
         _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
-    _check_disk(loop, config)
+    check_disk(loop, config)
     return loop, layout, stream
 
 
@@ -400,30 +305,6 @@ def _build_optimizer(config: Config, model: Any, head_names: list[str], distribu
 Steps = Callable[[int], Iterator[Any]]
 
 
-def _global_order(inputs: Inputs) -> GlobalOrder | None:
-    """The order of prepared training rows; None for a stream."""
-    if inputs.train is None:
-        return None
-    config = inputs.config
-    return GlobalOrder(
-        np.asarray(inputs.train.dataset["targets"]),
-        inputs.train.sources,
-        batch=config.batch,
-        shuffle=config.data.shuffle,
-        seed=config.seed,
-        lengths=np.asarray(inputs.train.dataset["length"]) if config.data.group_by_length else None,
-    )
-
-
-def _num_steps(inputs: Inputs) -> int:
-    """Optimizer steps of the run."""
-    if inputs.config.train.max_steps:
-        return inputs.config.train.max_steps
-    order = _global_order(inputs)
-    assert order is not None, "a stream has max_steps"
-    return order.num_steps(inputs.config.train.epochs)
-
-
 def _build_steps(
     inputs: Inputs, order: GlobalOrder | None, distributed: Distributed, *, layout: Layout, num_steps: int
 ) -> tuple[Steps, StreamSteps | None]:
@@ -466,8 +347,6 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     """
     import torch
 
-    from ftscale.train.evaluate import to_device
-
     if distributed.zero_stage or distributed.world_size == 1:  # no DDP to tell
         return False
     step = next(steps, None)
@@ -482,40 +361,6 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     if unused:
         log.info("%d trained weights get no gradient in a forward, e.g. %s", len(unused), unused[0])
     return bool(unused)
-
-
-def run_evaluation(
-    config: Config,
-    task: Task,
-    processor: Any,
-    rows: Prepared,
-    distributed: Distributed,
-    *,
-    layout: Layout,
-    stop_request: StopRequest | None = None,
-) -> Callable[[], dict[str, float]]:
-    """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
-    collate = task.collator(processor, layout=layout, train=False)
-    batch = config.batch
-    if config.evaluation.micro_size:
-        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
-    lengths = np.asarray(rows.dataset["length"])
-    samples = rows.dataset.remove_columns(["length", "targets", "where"])
-
-    def run() -> dict[str, float]:
-        batches = evaluation_batches(
-            samples,
-            lengths,
-            collate,
-            batch=batch,
-            flat=layout == "flat",
-            rank=distributed.rank,
-            world_size=distributed.world_size,
-            seed=config.seed,
-        )
-        return evaluate(task, distributed, batches, processor=processor, stop_request=stop_request)
-
-    return run
 
 
 def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int) -> frozenset[int]:
@@ -544,165 +389,6 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
     return progress
 
 
-def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
-    """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
-    distributed, folder = loop.distributed, Path(inputs.config.run_folder)
-    loop.saver.wait()
-    metrics, model = dict(progress.last_metrics), ""
-    if status != "preempted":
-        best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
-        if best is not None:
-            distributed.load_state(best.folder, weights_only=True)
-            metrics = dict(progress.best_metrics)
-            log.info("the best weights are those of step %d", best.step)
-        try:
-            metrics |= _test(inputs, loop, progress, layout=layout)
-            if distributed.any(bool(loop.stop_request)):
-                raise Interrupted
-            model = str(folder / "model")
-            _save_and_prove(inputs, distributed, Path(model), loop.metrics)
-        except Interrupted:
-            status, model = "preempted", ""
-            log.info("asked to stop (%s): resume to finish", loop.stop_request.reason or "another rank")
-    found = (
-        None
-        if progress.best_step is None
-        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
-    )
-    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
-    if distributed.is_main:
-        write_result(folder, result)
-    distributed.barrier()
-    if status != "preempted":
-        log.info("%s after %d steps; model in %s", status, progress.step, model)
-    return result
-
-
-def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> dict[str, float]:
-    """Metrics of the test rows, by names that begin with `test/`; none where there are no such rows."""
-    if inputs.test is None:
-        return {}
-    run = run_evaluation(
-        inputs.config,
-        inputs.task,
-        inputs.processor,
-        inputs.test,
-        loop.distributed,
-        layout=layout,
-        stop_request=loop.stop_request,
-    )
-    scores = {f"test/{name}": value for name, value in run().items()}
-    loop.metrics.write("eval", progress.step, **scores)
-    return scores
-
-
-def _save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
-    """The saved model, and the proof that it loads and answers as the trained one. Collective."""
-    from ftscale.models.save import save_model
-
-    state = distributed.full_state_dict()
-    if state is not None:
-        module = distributed.unwrapped
-        own = {name.removeprefix("model."): weight for name, weight in state.items()}
-        save_model(module.model, inputs.processor, folder, state_dict=own)
-    distributed.barrier()
-    if inputs.config.checkpoint.prove != "never":
-        _prove(inputs, distributed, folder, metrics)
-
-
-def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
-    import torch
-
-    from ftscale.models.prove import prove_saved
-
-    config, module = inputs.config, distributed.unwrapped
-    batch = to_device(_kept_batch(inputs), distributed.device)
-    dtype = module.model.dtype
-    proved = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
-    }
-    distributed.module.eval()
-    with torch.no_grad():
-        logits = distributed.module(proved, plain=True).float().cpu()
-    outcome: Any = None
-    if distributed.is_main:
-        try:
-            outcome = prove_saved(
-                folder,
-                proved,
-                logits,
-                auto_class=inputs.task.auto_class,
-                dtype=dtype,
-                device=distributed.device,
-                quantized=config.model.quantization != "none",
-            )
-        except (UserError, RuntimeError) as error:
-            outcome = error
-    outcome = distributed.gather_objects(outcome)[0]
-    if isinstance(outcome, Exception):
-        raise outcome
-    metrics.write("event", -1, event="proved", **vars(outcome))
-    log.info(
-        "the saved model loads without ftscale and answers as the trained one (largest difference %.1e)",
-        outcome.largest_difference,
-    )
-
-
-def _kept_batch(inputs: Inputs) -> dict[str, Any]:
-    """The first few rows as inputs of the model's forward: padded tensors with one entry a sample."""
-    task, data = inputs.task, inputs.config.data
-    part = "eval" if data.eval else "train"
-    rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
-    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
-    batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
-    kept = model_inputs(batch)
-    return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
-
-
-def _check_disk(loop: Loop, config: Config) -> None:
-    """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
-    needed, free = 0, 0
-    if loop.distributed.is_main:
-        root = loop.saver.root
-        # the newest ones, the best, and one that is being written; what is there already will be written over
-        there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
-        checkpoint, model = _forecast_bytes(loop.distributed, config)
-        needed = (config.checkpoint.keep + 2) * checkpoint + model - there
-        free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
-    needed, free = loop.distributed.gather_objects((needed, free))[0]
-    if needed > free:
-        raise UserError(
-            f"run_folder = {config.run_folder}: {config.checkpoint.keep + 2} checkpoints (checkpoint.keep = "
-            f"{config.checkpoint.keep}, the best and one that is being written) and the model need about "
-            f"{needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there; free space, lower checkpoint.keep, "
-            "or name a folder on another disk."
-        )
-
-
-def _forecast_bytes(distributed: Distributed, config: Config) -> tuple[int, int]:
-    """Bytes of a checkpoint and of the saved model, as they will be."""
-    from ftscale.models.adapt import count_parameters, weight_bytes
-    from ftscale.optim.optimizers import state_bytes_per_weight
-
-    model = distributed.unwrapped.model
-    trained, everything = weight_bytes(model)
-    masters = 4.0 if config.train.precision == "bf16" or distributed.zero_stage else 0.0
-    states = count_parameters(model)[0] * (state_bytes_per_weight(config.optimizer) + masters)
-    return trained + int(states), trained if config.adapter.method != "none" else everything
-
-
-def _splits(config: Config) -> bool:
-    return bool(config.data.eval_ratio and not config.data.eval)
-
-
-def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
-    for index, source in enumerate(config.data.train):
-        yield from read_rows(source, roles=task.columns, setting=f"data.train[{index}]")
-
-
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
     name, higher = task.best_metric
     name = config.evaluation.metric or name
@@ -717,7 +403,7 @@ def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, l
     """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
     name = inputs.config.evaluation.metric
     few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = run_evaluation(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
     if name not in known and "/" not in str(name):  # a class may be missing in a few rows
         raise UserError(unknown_name("evaluation.metric", name, known))
 

@@ -18,8 +18,8 @@ from strategies import jobs
 import ftscale.run_folder
 from ftscale.config import parse_config
 from ftscale.errors import UserError
-from ftscale.run import Result, train
-from ftscale.run_folder import locked
+from ftscale.run import train
+from ftscale.run_folder import Result, locked
 from ftscale.train.guard import NotFiniteError
 from ftscale.train.manifest import complete_checkpoints
 from ftscale.train.preemption import StopRequest
@@ -212,7 +212,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_noticed_before_training(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("ftscale.run.shutil.disk_usage", lambda path: usage(2**30, 2**30 - 2**22, 2**22))
+    monkeypatch.setattr("ftscale.finish.shutil.disk_usage", lambda path: usage(2**30, 2**30 - 2**22, 2**22))
     with pytest.raises(UserError, match=r"need about \d+ MiB, and 4 MiB are free there; free space, lower checkpoint"):
         run(jobs.captions(shared, tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -231,11 +231,11 @@ def test_a_disk_without_room_for_the_checkpoints_is_noticed_before_training(
 def test_the_forecast_of_a_checkpoint_is_near_its_size(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: Any, sections: dict[str, Any]
 ):
-    import ftscale.run
+    import ftscale.finish
 
     forecast: list[tuple[int, int]] = []
-    known = ftscale.run._forecast_bytes
-    monkeypatch.setattr(ftscale.run, "_forecast_bytes", lambda *a: forecast.append(known(*a)) or forecast[-1])
+    known = ftscale.finish._forecast_bytes
+    monkeypatch.setattr(ftscale.finish, "_forecast_bytes", lambda *a: forecast.append(known(*a)) or forecast[-1])
     run(job(shared, tmp_path, **sections), tmp_path / "run")
     [(checkpoint, model)] = forecast
     assert complete_checkpoints(checkpoints(tmp_path))[-1].size_bytes == pytest.approx(checkpoint, rel=0.15, abs=1e5)

@@ -21,6 +21,8 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("tasks",),
     ("train",),
     ("checks", "run_folder"),
+    ("inputs",),
+    ("finish",),
     ("run",),
     ("inference", "launcher"),
     ("cli", "demo"),

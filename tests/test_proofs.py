@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from strategies import jobs
 
 from ftscale.config import parse_config
+from ftscale.inputs import prepare_inputs
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
-from ftscale.run import Result, prepare_inputs, train
+from ftscale.run import train
+from ftscale.run_folder import Result
 from ftscale.train.manifest import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]

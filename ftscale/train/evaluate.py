@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
+from ftscale.config import Config
+from ftscale.data.loader import evaluation_batches
+from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
-from ftscale.tasks.base import Task
+from ftscale.tasks.base import Layout, Task
 from ftscale.train.preemption import Interrupted, StopRequest
 
 
@@ -37,6 +41,40 @@ def evaluate(
     for records in distributed.gather_objects(evaluator.records):
         evaluator.merge(records)
     return evaluator.compute()
+
+
+def evaluation_of(
+    config: Config,
+    task: Task,
+    processor: Any,
+    rows: Prepared,
+    distributed: Distributed,
+    *,
+    layout: Layout,
+    stop_request: StopRequest | None = None,
+) -> Callable[[], dict[str, float]]:
+    """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
+    collate = task.collator(processor, layout=layout, train=False)
+    batch = config.batch
+    if config.evaluation.micro_size:
+        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
+    lengths = np.asarray(rows.dataset["length"])
+    samples = rows.dataset.remove_columns(["length", "targets", "where"])
+
+    def run() -> dict[str, float]:
+        batches = evaluation_batches(
+            samples,
+            lengths,
+            collate,
+            batch=batch,
+            flat=layout == "flat",
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+            seed=config.seed,
+        )
+        return evaluate(task, distributed, batches, processor=processor, stop_request=stop_request)
+
+    return run
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
