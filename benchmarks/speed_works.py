@@ -146,6 +146,7 @@ def _run(
         "optimizer": {"lr": lr},
         "train": {"epochs": 1, "precision": "bf16"},
         "evaluation": {"micro_size": 8},
+        "checkpoint": {"prove": "never"},
     }
 
 
