@@ -46,19 +46,7 @@ def same_weights(one: Path, other: Path) -> bool:
 @pytest.fixture
 def regression(shared: Path, tmp_path: Path) -> dict[str, Any]:
     """Rows in their order, 4 a step; the squared error of row 18 is more than float32 holds."""
-    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(40)]
-    rows[17]["label"] = 1e30
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return jobs.reviews(
-        shared,
-        tmp_path,
-        task={"name": "text_classification", "problem": "regression"},
-        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
-        batch={"global_size": 4, "micro_size": 2},
-        train={"max_steps": 8},
-        evaluation={},
-        checkpoint={"every": 2, "keep": 9, "prove": "never"},
-    )
+    return jobs.regression(shared, tmp_path, labels={18: 1e30})
 
 
 def test_a_bad_batch_is_left_out_and_named(regression: dict[str, Any], tmp_path: Path):
@@ -106,19 +94,16 @@ def test_rewinding_without_a_checkpoint_stops(regression: dict[str, Any], tmp_pa
     assert jobs.result(tmp_path / "run")["status"] == "failed"
 
 
-def test_too_many_bad_batches_in_a_row_stop_the_run(regression: dict[str, Any], tmp_path: Path):
-    rows = [json.loads(line) for line in Path(regression["data"]["train"]).read_text().splitlines()]
-    for number in range(12, 40):
-        rows[number]["label"] = 1e30
-    Path(regression["data"]["train"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_too_many_bad_batches_in_a_row_stop_the_run(shared: Path, tmp_path: Path):
+    regression = jobs.regression(shared, tmp_path, labels=dict.fromkeys(range(13, 41), 1e30))
     with pytest.raises(NotFiniteError, match="optimizer step 6: the loss is not finite, 3 bad batches in a row"):
         run(regression | {"guard": {"policy": "skip", "limit": 2}}, tmp_path / "run")
     assert [event["action"] for event in events(tmp_path / "run", "bad_batch")] == ["skip", "skip", "stop"]
 
 
-def test_a_loss_spike_is_left_out(regression: dict[str, Any], tmp_path: Path):
-    rows = [{"text": f"row {number} of a table", "label": 1000.0 if number == 57 else 1.0} for number in range(80)]
-    Path(regression["data"]["train"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_a_loss_spike_is_left_out(shared: Path, tmp_path: Path):
+    labels = dict.fromkeys(range(1, 81), 1.0) | {58: 1000.0}
+    regression = jobs.regression(shared, tmp_path, labels=labels, num_rows=80)
     regression |= {"train": {"max_steps": 20}, "guard": {"policy": "skip", "spike_z": 8.0, "window": 10}}
     assert run(regression, tmp_path / "run").status == "completed"
     [event] = events(tmp_path / "run", "bad_batch")

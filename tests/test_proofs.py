@@ -287,25 +287,16 @@ def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: Path, tmp_path: Path):
-    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
-    rows[17]["label"] = 1e30  # its squared error is more than float32 holds
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = jobs.reviews(
-        shared,
-        tmp_path,
-        task={"name": "text_classification", "problem": "regression"},
-        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
-        checkpoint={"every": 1, "prove": "never"},
-    )
+    config = jobs.regression(shared, tmp_path, labels={18: 1e30}, checkpoint={"every": 1, "prove": "never"})
     (tmp_path / "run.json").write_text(json.dumps({**config, "run_folder": str(tmp_path / "run")}))
     command = [sys.executable, "-m", "ftscale", "train", str(tmp_path / "run.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 1
-    assert "optimizer step 3: the loss is not finite; nothing of it was applied" in done.stderr
+    assert "optimizer step 5: the loss is not finite; nothing of it was applied" in done.stderr
     [event] = [line for line in jobs.lines(tmp_path / "run") if line.get("event") == "bad_batch"]
-    assert (event["step"], event["what"], event["action"]) == (3, "the loss is not finite", "stop")
+    assert (event["step"], event["what"], event["action"]) == (5, "the loss is not finite", "stop")
     assert jobs.result(tmp_path / "run")["status"] == "failed"
-    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [1, 2]
+    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [3, 4]
     weights = torch.load(_last_checkpoint(tmp_path / "run") / "state.pt", weights_only=True)["weights"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import launching
@@ -133,16 +132,13 @@ def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, str
 def test_what_is_not_finite_stops_the_run_and_harms_no_checkpoint(
     shared: Path, tmp_path: Path, strategy: str, label: float, what: str
 ):
-    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
-    rows[17]["label"] = label
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = jobs.reviews(
+    config = jobs.regression(
         shared,
         tmp_path,
-        task={"name": "text_classification", "problem": "regression"},
-        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
+        labels={18: label},
+        num_rows=24,
+        train={"max_steps": 6},
         batch={"global_size": 4, "micro_size": 1},
-        evaluation={},
         checkpoint={"every": 1, "prove": "never"},
     )
     runs = Jobs(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         add(f"bf16-{strategy}", bf16, strategy=strategy, resume_from=HALF)
 
     eight_bits = jobs.captions(shared, work, optimizer={"name": "adamw_8bit", "lr": 0.002})
+    skipping = jobs.regression(shared, work, labels={18: 1e30}, guard={"policy": "skip"})
+    add("skipping-single", skipping, strategy="single", processes=1)
+    for strategy in SHARED_OUT:
+        add(f"skipping-{strategy}", skipping, strategy=strategy)
     add("8bit-single", eight_bits, strategy="single", processes=1)
     for strategy in ("zero2", "zero3"):
         add(f"8bit-{strategy}", eight_bits, strategy=strategy, resume_from=HALF)
@@ -178,6 +183,14 @@ def test_8bit_adam_goes_its_way_under_zero(done: dict[str, Path], strategy: str)
     assert jobs.losses(whole.with_name(whole.name + "-resumed")) == pytest.approx(jobs.losses(whole), rel=1e-6)
     kinds = {value.dtype for value in jobs.tensors(_optimizer_states(whole))}
     assert torch.uint8 in kinds
+
+
+@pytest.mark.parametrize("strategy", SHARED_OUT)
+def test_nothing_of_a_batch_that_is_left_out_stays_behind(done: dict[str, Path], strategy: str):
+    single, other = jobs.losses(done["skipping-single"]), jobs.losses(done[f"skipping-{strategy}"])
+    assert [not math.isfinite(float(loss)) for loss in other] == [step == 5 for step in range(1, 9)]
+    finite = [(one, two) for one, two in zip(other, single, strict=True) if math.isfinite(float(one))]
+    assert [one for one, _ in finite] == pytest.approx([two for _, two in finite], rel=1e-4)
 
 
 # ---------------------------------------------------------------- models that come out
