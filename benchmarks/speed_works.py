@@ -68,6 +68,7 @@ def works() -> dict[str, Work]:
                 train={"path": words / "train.tsv", "format": "conll", "limit": 800},
                 held_out={"path": words / "devel.tsv", "format": "conll", "limit": 200},
                 batch={"global_size": 32, "micro_size": 32},
+                group_by_length=True,
             ),
             steps=25,
         ),
