@@ -192,8 +192,8 @@ class Distributed:
     def _clip(self, weights: list[nn.Parameter]) -> float:
         """The global norm of the gradients: each weight's in its own type, their sum in float32.
 
-        bfloat16 rounds a weight's norm to three digits; over the 100 weights of MiniLM the sum is off by 3e-5, and takes
-        2 ms on a CPU where converted gradients take 20.
+        bfloat16 rounds a weight's norm to three digits. Over the 100 weights of MiniLM the sum is off by 3e-5 and takes
+        2 ms on a CPU; with converted gradients, 20 ms.
         """
         self.accelerator.unscale_gradients()
         norms = [torch.linalg.vector_norm(weight.grad).float() for weight in weights]
