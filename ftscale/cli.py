@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -44,6 +45,10 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         report_fault(error, exit_code=EXIT_FAULT)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            os._exit(
+                EXIT_FAULT
+            )  # the others learn of it when this process is gone, and Python takes seconds to clear up
         sys.exit(EXIT_FAULT)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -210,7 +211,8 @@ class Job:
         return self._facts(
             exit_code=self.step.returncode or 0,
             status=run_status(self.records.run_folder) if _changed(result) != written else "",
-            failure=read_json(failure),
+            failure=(error := read_json(failure)),
+            lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
             silent_nodes=silent_nodes,
             killed=tuple(killed[:1]),  # what follows is what the first one led to
@@ -227,6 +229,14 @@ class Job:
             **more,  # type: ignore[arg-type]
         )
 
+    def _node_in(self, text: str) -> str:
+        """The node that a message of gloo or NCCL names as the other end; "" = none."""
+        for node in self.nodes:
+            with suppress(OSError):
+                if re.search(rf"\b({re.escape(node)}|{re.escape(socket.gethostbyname(node))})\b", text):
+                    return node
+        return ""
+
     def _cause(self) -> str:
         """Why Slurm sent its signal."""
         fields = slurm.job_fields(self.id)
@@ -240,7 +250,7 @@ class Job:
     def _watch(self, failure: Path) -> tuple[float, tuple[str, ...]]:
         """Wait for the step; ends it where it hangs. Returns for how long it was silent, and on which nodes."""
         assert self.step is not None
-        began, failed = time.time(), None
+        began, failed, word, silent_s = time.time(), None, 0, 0.0
         while self.step.poll() is None:
             time.sleep(POLL_S)
             if failed is None and failure.exists():
@@ -249,9 +259,11 @@ class Job:
                 self.say(f"the step does not end {HANGING_S:.0f} s after the error of a rank; giving it up")
                 self._end_step("train")
                 return 0.0, ()
-            silent_s = time.time() - _last_word(self.records.run_folder)
             stepping = _changed(self.records.run_folder / "metrics.jsonl") > began * 1e9
-            if stepping and silent_s > self.settings.silence_s:
+            word, before = _last_word(self.records.run_folder), word
+            # not by the clock: a job that Slurm suspended for an hour was not silent
+            silent_s = silent_s + POLL_S if word == before and stepping else 0.0
+            if silent_s > self.settings.silence_s:
                 nodes = self._silent_nodes()
                 self.say(f"nothing written for {silent_s:.0f} s; ending the step")
                 self._end_step("train")
@@ -266,8 +278,9 @@ class Job:
         pids = {node: [pid for pid, host in places.values() if host == node] for node in self.nodes}
         cases = " ".join(f"{node}) kill -USR2 {' '.join(ids)} ;;" for node, ids in pids.items() if ids)
         ask = ["bash", "-c", f"case $SLURMD_NODENAME in {cases} esac"]
+        options = ["--overlap", "--mem=0", "--gres=none"]  # beside the step that has everything
         with suppress(subprocess.TimeoutExpired):  # a node that is gone; its ranks are silent too
-            subprocess.run(self._srun_words(ask, tasks_per_node=1, name="ask", options=["--overlap"]), timeout=DUMP_S)
+            subprocess.run(self._srun_words(ask, tasks_per_node=1, name="ask", options=options), timeout=DUMP_S)
         time.sleep(1.0)
         silent = {places[log][1] for log in places if log.stat().st_size == sizes[log]}
         return tuple(node for node in self.nodes if node in silent) if len(silent) < len(self.nodes) else ()
@@ -393,11 +406,11 @@ def _pass_on(step: subprocess.Popen[str], killed: list[tuple[str, str]]) -> None
             killed.append((match[1], CODES.get(match[2][-3:], match[2])))
 
 
-def _last_word(run_folder: Path) -> float:
-    """When the run last wrote something: metrics, a log, a part of a checkpoint. Seconds since 1970."""
+def _last_word(run_folder: Path) -> int:
+    """When the run last wrote something: metrics, a log, a part of a checkpoint. Nanoseconds since 1970."""
     paths = [run_folder / "metrics.jsonl", run_folder / "checkpoints"]
     paths += [*(run_folder / LOGS).glob("rank-*.log"), *(run_folder / "checkpoints").glob(".*/*")]
-    return max((_changed(path) for path in paths), default=0) / 1e9
+    return max(map(_changed, paths))
 
 
 def _changed(path: Path) -> int:

@@ -34,6 +34,8 @@ class Facts:
     """Nodes of ranks that did not answer then."""
     lost_nodes: tuple[str, ...] = ()
     """Nodes that are down or do not answer the controller."""
+    lost_peer: str = ""
+    """The node that the first error names as the other end of a lost connection; "" = none."""
     killed: tuple[tuple[str, str], ...] = ()
     """Nodes with a process that something ended from outside, and by what."""
 
@@ -81,8 +83,9 @@ def judge(facts: Facts) -> Verdict:
         why = ", ".join(f"a process on {node}: {how}" for node, how in facts.killed)
         return Verdict("again", why, EXIT_FAULT, nodes, counts=True)
     if failure:
-        where = f"rank {failure['rank']} on {failure['host']}"
-        return Verdict("again", f"{where} lost another process", EXIT_FAULT, counts=True)
+        other = f"a process on {facts.lost_peer}" if facts.lost_peer else "another process"
+        why = f"rank {failure['rank']} on {failure['host']} lost {other}"
+        return Verdict("again", why, EXIT_FAULT, (facts.lost_peer,) if facts.lost_peer else (), counts=True)
     if facts.exit_code == EXIT_USER_ERROR:
         return Verdict("stop", "a mistake in the configuration or the data, see above", EXIT_USER_ERROR)
     return Verdict("stop", f"the step ended with code {facts.exit_code}, see above", facts.exit_code or EXIT_FAULT)

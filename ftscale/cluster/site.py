@@ -53,6 +53,9 @@ class Site(Section):
     """Least free space on the scratch disk, in GiB."""
     max_clock_skew_s: PositiveFloat = 5.0
     """Largest difference between the clocks of two nodes."""
+    silence_s: PositiveFloat = 1800.0
+    """Seconds without a word in the run folder, after the first step, until a run is ended and started again; more than
+    an evaluation takes."""
     signal_before_s: Annotated[int, Field(ge=60, le=65535)] = 300
     """Seconds before the time limit at which the run saves and ends; more than two saves and a minute."""
 

@@ -152,6 +152,7 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
         "PROCESSES": str(processes),
         "ON_STOP": "end" if request.chain else "requeue",
         "ELASTIC": "yes" if request.elastic else "no",
+        "SILENCE_S": f"{site.silence_s:g}",
         "SCRATCH": site.scratch or "",
         "MIN_FREE_GIB": f"{site.min_free_gib:g}",
         "MAX_CLOCK_SKEW_S": f"{site.max_clock_skew_s:g}",
