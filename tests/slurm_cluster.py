@@ -20,9 +20,7 @@ from ftscale.cluster.records import Records, checkpoint_step
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
-PATIENCE_S = 150.0  # a start of four processes takes half a minute on two busy cores
-DAEMONS = ("slurmd", "bash", "sleep")
-"""What runs on a node without a job."""
+PATIENCE_S = 240.0  # a start of four processes takes 15 s on two cores, and minutes on busy ones
 
 
 class Cluster:
@@ -58,7 +56,8 @@ class Cluster:
 
     def site(self, **settings: Any) -> None:
         """Write the site's cluster.yaml."""
-        tiny.write_run(self.folder, {"min_free_gib": 0.001, "time": "30", "silence_s": 15, **settings}, name="cluster.yaml")
+        usual = {"min_free_gib": 0.001, "time": "30", "silence_s": 15}
+        tiny.write_run(self.folder, usual | settings, name="cluster.yaml")
 
     def do(self, *command: str) -> str:
         """`cluster.sh COMMAND`."""
@@ -85,14 +84,10 @@ class Cluster:
 
     def processes(self, node: str, pattern: str = "") -> dict[int, str]:
         """The jobs' processes on a node, by the node's own process ids."""
-        lines = self.do("exec", node, "ps", "-eo", "pid=,comm=,args=").splitlines()
-        found = {int(pid): f"{name} {words}" for pid, name, words in (line.split(None, 2) for line in lines)}
-        own = ("ps", "slurmd", "cluster.sh")
-        return {
-            pid: words
-            for pid, words in found.items()
-            if pattern in words and words.split()[0] not in own and "cluster.sh" not in words and "sleep 0.2" not in words
-        }
+        lines = self.do("exec", node, "ps", "-eo", "pid=,args=").splitlines()
+        found = {int(pid): words for pid, words in (line.split(None, 1) for line in lines)}
+        own = ("ps -eo", "slurmd ", "bash ", "sleep 0.2", "[")  # of the node, and what waits to be reaped
+        return {pid: words for pid, words in found.items() if pattern in words and not words.startswith(own)}
 
     # ------------------------------------------------------------ runs
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ def check_node(folder: Path, run: Path, overrides: Sequence[str], *, scratch: st
         "host": socket.gethostname(),
         "problems": [*_scratch_problems(scratch or tempfile.gettempdir(), min_free_gib), *_gpu_problems()],
         "ftscale": _package_digest(),
-        "torch": _torch_version(),
+        "torch": version("torch"),
         "python": platform.python_version(),
         "config": _config_digest(run, overrides),
     }
     _write(folder / f"{name}.json", report)
     number = int(os.environ["SLURM_STEP_NUM_NODES"])
-    if _all_well(folder, number):
+    if number > 1 and _all_well(folder, number):
         try:
             report |= _reduce(int(os.environ["SLURM_NODEID"]), number)
         except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
@@ -152,24 +153,20 @@ def _reduce(rank: int, number: int) -> Report:
     import torch.distributed as dist
 
     cuda = torch.cuda.is_available()
-    if number > 1:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo", rank=rank, world_size=number, timeout=timedelta(seconds=REDUCE_S)
-        )
+    backend = "nccl" if cuda else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=number, timeout=timedelta(seconds=REDUCE_S))
     values = torch.ones(REDUCED_BYTES // 4, device="cuda" if cuda else "cpu")
     seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        if number > 1:
-            dist.all_reduce(values)
-        float(values[0])  # waits for the GPU
+        dist.all_reduce(values)
+        total = float(values[0])  # waits for the GPU
         seconds.append(time.perf_counter() - began)
     clock = time.time()
-    if number > 1:
-        dist.destroy_process_group()
-    if float(values[0]) != float(number) ** ROUNDS:
-        raise RuntimeError(f"the sum is {float(values[0]):g} instead of {float(number) ** ROUNDS:g}")
-    return {"clock": clock, "gib_per_s": REDUCED_BYTES / 2**30 / min(seconds)} if number > 1 else {"clock": clock}
+    dist.destroy_process_group()
+    if total != float(number) ** ROUNDS:
+        raise RuntimeError(f"the sum is {total:g} instead of {float(number) ** ROUNDS:g}")
+    return {"clock": clock, "gib_per_s": REDUCED_BYTES / 2**30 / min(seconds)}
 
 
 def _package_digest() -> str:
@@ -178,12 +175,6 @@ def _package_digest() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _torch_version() -> str:
-    import torch
-
-    return torch.__version__
 
 
 def _config_digest(run: Path, overrides: Sequence[str]) -> str:

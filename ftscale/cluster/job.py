@@ -68,7 +68,8 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
     """
     config = read_config(run, overrides)
     _check(settings)
-    job = Job([str(run), *overrides], settings, Records(Path(config.run_folder)))
+    records = Records(Path(config.run_folder))
+    job = Job([str(run), *overrides], settings, records, before_end_s=config.checkpoint.before_end_s)
     with job.listening():
         verdict = job.start()
     return job.conclude(verdict)
@@ -92,6 +93,8 @@ class Job:
     arguments: list[str]
     settings: JobSettings
     records: Records
+    before_end_s: float
+    """So long before the time limit the run saves and ends by itself, where Slurm tells it the time."""
     id: str = field(default_factory=slurm.own_job)
     restart: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     nodes: list[str] = field(default_factory=lambda: slurm.hostnames(os.environ["SLURM_JOB_NODELIST"]))
@@ -243,8 +246,9 @@ class Job:
         if fields.get("PreemptTime", "None") not in ("None", "Unknown"):
             return "preempted"
         used, limit = (slurm.seconds(fields.get(name, "")) for name in ("RunTime", "TimeLimit"))
-        over = used is not None and limit is not None and used >= limit - LIMIT_S
-        # the early signal of --signal is sent for these two reasons only
+        # SIGUSR1 is sent early for these two reasons only; without a signal the run itself looked at the time
+        early_s = LIMIT_S if self.signal else self.before_end_s + LIMIT_S
+        over = used is not None and limit is not None and used >= limit - early_s
         return "time limit" if over or self.signal == "SIGUSR1" else ""
 
     def _watch(self, failure: Path) -> tuple[float, tuple[str, ...]]:

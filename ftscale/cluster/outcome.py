@@ -64,7 +64,7 @@ def judge(facts: Facts) -> Verdict:
     if facts.signal == "SIGTERM" and facts.cause != "time limit":
         why = _named(facts.lost_nodes, "down") or facts.cause or "scancel or requeue"
         return Verdict("leave", f"ended by Slurm ({why}), {saved}", EXIT_PREEMPTED)
-    if facts.signal or facts.status == "preempted":
+    if facts.signal or facts.status == "preempted" or facts.exit_code == EXIT_PREEMPTED:
         why = facts.cause or "asked to stop"
         return Verdict("again", f"{why}, {saved}", EXIT_PREEMPTED, counts=facts.cause == "time limit")
     failure = facts.failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from ftscale.run_folder import check_run_folder
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
 """Files in the run folder's slurm/: the job script, the resolved configuration, and an array's members."""
+UNLIMITED = ("UNLIMITED", "infinite", "0")
+START_S = 60.0  # that a job shorter than its last save would at least need
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     """
     site = load_site()
     problems = _request_problems(request)
+    limit_s = slurm.seconds(request.time or site.time)
     configs: list[Config] = []
     try:
         base = read_config(run, overrides)
         check_run(base)
+        problems += _time_problems(base, request, limit_s)
         members = _members(request, base.run_folder)
         configs = [read_config(run, [*overrides, *member]) for member in members] if members else [base]
     except UserError as error:
@@ -133,7 +138,7 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
         "nodes": f"1-{request.nodes}" if request.elastic and request.nodes > 1 else str(request.nodes),
         "cpus-per-task": str(site.cpus_per_node or processes),
         "time": request.time or site.time,
-        "signal": f"B:USR1@{site.signal_before_s}",
+        "signal": f"B:USR1@{_signal_s(request.time or site.time, site)}",
     }
     if gpus:
         options["gpus-per-node"] = str(gpus)
@@ -214,6 +219,12 @@ def _members(request: Request, run_folder: str) -> list[list[str]]:
     ]
 
 
+def _signal_s(time: str, site: Site) -> int:
+    """Seconds before the end of the early signal: the site's, and of a short job a quarter."""
+    limit_s = slurm.seconds(time)
+    return site.signal_before_s if limit_s is None else min(site.signal_before_s, int(limit_s / 4))
+
+
 def _request_problems(request: Request) -> list[str]:
     """What is wrong with the options of the command line."""
     problems = []
@@ -224,11 +235,23 @@ def _request_problems(request: Request) -> list[str]:
         for axis in request.grid
         if not all(axis.partition("=")[::2])
     ]
+    if request.time and slurm.seconds(request.time) is None and request.time not in UNLIMITED:
+        problems.append(f"--time {request.time} is no time limit; write minutes, 24:00:00 or 2-12:00:00.")
     if request.array and not (request.seeds or request.grid):
         problems.append(f"--array {request.array} chooses among members, and there are none; add --seeds or --grid.")
     if request.chain and (request.seeds or request.grid):
         problems.append("--chain is for a single run; submit the members of --seeds or --grid without it.")
     return problems
+
+
+def _time_problems(config: Config, request: Request, limit_s: float | None) -> list[str]:
+    least = config.checkpoint.before_end_s + START_S
+    if limit_s is None or limit_s >= least:
+        return []
+    return [
+        f"--time {request.time} leaves no time to train: the run saves checkpoint.before_end_s = "
+        f"{config.checkpoint.before_end_s:g} s before the end; ask for {math.ceil(least / 60)} minutes or more."
+    ]
 
 
 def _every(number: int) -> str:

@@ -132,7 +132,8 @@ EOT
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=off
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=requeue GraceTime=${FTS_GRACE:-20}
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=off
-${FTS_EXTRA:-}
+PartitionName=pair Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=off
+PartitionName=closed Nodes=ALL AllowAccounts=physics State=UP PriorityTier=5 PreemptMode=off
 EOT
 }
 
