@@ -153,9 +153,13 @@ class Job:
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         return [row for row in rows if row["kind"] == kind]
 
+    def wait_for_start(self, number: int) -> None:
+        """Until the job has started so often."""
+        wait_for(lambda: len(self.records.events("start")) >= number, f"start {number} of {self.folder}", job=self)
+
     def wait_for_step(self, step: int, *, start: int) -> None:
         """Until the `start`th start (from 1 on) has trained so far."""
-        wait_for(lambda: len(self.records.events("start")) >= start, f"start {start} of {self.folder}", job=self)
+        self.wait_for_start(start)
         began = self.records.events("start")[start - 1]["time"]
         path = self.folder / "metrics.jsonl"
 

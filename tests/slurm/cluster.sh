@@ -115,7 +115,8 @@ TCPTimeout=2
 BatchStartTimeout=10
 UnkillableStepTimeout=30
 MinJobAge=3600
-FirstJobId=$(($(date +%s) % 1000000 + 1000))
+# another range for each cluster: on one machine they share the tree of cgroups
+FirstJobId=$((${NET##*.} * 100000 + $(date +%s) % 90000 + 1000))
 ReturnToService=2
 JobRequeue=1
 PreemptType=preempt/partition_prio

@@ -16,7 +16,7 @@ from ftscale.cluster import slurm
 STEPS = 240
 EVERY = 5
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @dataclass
@@ -32,7 +32,8 @@ class Story:
         """Wait until the next start trains and has a checkpoint of its own; returns its two nodes."""
         number = len(self.starts) + 1
         self.starts[what] = number
-        before = self.job.ends[-1]["step"] if self.job.ends else 0
+        self.job.wait_for_start(number)
+        before = self.job.records.events("start")[number - 1]["step"]
         self.job.wait_for_step(before + EVERY + 1, start=number)
         self.job.wait_for_checkpoint(after=before)
         first, second = self.job.nodes
@@ -68,8 +69,7 @@ def _killed_worker(story: Story) -> None:
 def _stopped_worker(story: Story) -> None:
     _, second = story.begin("stopped worker")
     story.hit["stopped worker"] = second
-    # the launcher's own command holds these words too: its workers come after it
-    worker = max(story.cluster.processes(second, "ftscale train"))
+    worker = next(iter(story.cluster.processes(second, "ftscale train")))
     story.cluster.do("exec", second, "kill", "-STOP", str(worker))
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import tiny
-import yaml
 from slurm_cluster import Cluster, Job, wait_for
 
 from ftscale.cluster import slurm
@@ -203,13 +201,3 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(cluster: Cluster):
     assert "#SBATCH --gpus-per-node=4" in script
     assert "PROCESSES=4" in script
     assert not (cluster.folder / "dry").exists()
-
-
-def test_the_pages_settings_of_a_site_are_read(cluster: Cluster):
-    page = (Path(__file__).parents[2] / "docs/slurm.md").read_text()
-    written = yaml.safe_load(re.findall(r"```yaml\n(# ~/.config/ftscale/cluster.yaml\n.*?)```", page, re.S)[0])
-    cluster.site(**written)
-    script = cluster.submit(cluster.run_file("site", steps=6), "--dry-run").stdout
-    cluster.site()
-    assert f"#SBATCH --account={written['account']}" in script
-    assert all(line in script for line in written["setup"])
