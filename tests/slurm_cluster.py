@@ -106,6 +106,7 @@ class Cluster:
             "batch": {"global_size": 8},
             "optimizer": {"lr": 1e-3},
             "train": {"max_steps": steps, "log_every": 5},
+            "checkpoint": {"prove": "never"},
             **changes,
         }
         return tiny.write_run(self.folder, values, name=f"{name}.yaml")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +207,7 @@ class Job:
         reader.start()
         if self.signal == "SIGUSR1":  # it came before there was a step
             self.step.send_signal(signal.SIGUSR1)
-        silent_s, silent_nodes = self._watch(failure)
+        silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) != written)
         hangs = self.step.poll() is None
         if not hangs:
             reader.join(timeout=HANGING_S)
@@ -251,12 +251,17 @@ class Job:
         over = used is not None and limit is not None and used >= limit - early_s
         return "time limit" if over or self.signal == "SIGUSR1" else ""
 
-    def _watch(self, failure: Path) -> tuple[float, tuple[str, ...]]:
-        """Wait for the step; ends it where it hangs. Returns for how long it was silent, and on which nodes."""
+    def _watch(self, failure: Path, *, saved: Callable[[], bool]) -> tuple[float, tuple[str, ...]]:
+        """Wait for the step; ends it where it hangs. Returns for how long it was silent, and on which nodes.
+
+        After SIGTERM there is little time: when the run has saved, the rest is Slurm's.
+        """
         assert self.step is not None
         began, failed, word, silent_s = time.time(), None, 0, 0.0
         while self.step.poll() is None:
             time.sleep(POLL_S)
+            if self.signal == "SIGTERM" and saved():
+                break
             if failed is None and failure.exists():
                 failed = time.monotonic()
             if failed is not None and time.monotonic() - failed > HANGING_S:

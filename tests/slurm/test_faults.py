@@ -50,7 +50,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(cluster: Cluster) -> Iterator[Story]:
     """The run is through when the fixture is; the tests look at what it left."""
-    run = cluster.run_file("story", steps=STEPS, checkpoint={"every": EVERY})
+    run = cluster.run_file("story", steps=STEPS, checkpoint={"every": EVERY, "prove": "never"})
     cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
     story = Story(cluster, Job(cluster.folder / "story"))
     for happening in (_killed_worker, _stopped_worker, _requeued, _preempted, _crash, _slurmd_killed, _time_limit):
@@ -108,7 +108,7 @@ def _time_limit(story: Story) -> None:
 
 
 def test_the_loss_of_every_step_is_that_of_one_undisturbed_process(story: Story, tmp_path: Path):
-    run = story.cluster.run_file("alone", steps=STEPS, checkpoint={"every": STEPS})
+    run = story.cluster.run_file("alone", steps=STEPS, checkpoint={"prove": "never"})
     assert tiny.command("train", run).code == 0
     alone, all_along = Job(story.cluster.folder / "alone").losses(), story.job.losses()
     assert list(all_along) == list(range(1, STEPS + 1))  # no step lost, none twice

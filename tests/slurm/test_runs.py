@@ -42,7 +42,7 @@ def alone(cluster: Cluster) -> dict[int, float]:
 
 def submit(cluster: Cluster, name: str, *options: object, steps: int = STEPS, **changes: object) -> Job:
     """Two nodes with two processes each."""
-    run = cluster.run_file(name, steps=steps, **{"checkpoint": {"every": EVERY}, **changes})
+    run = cluster.run_file(name, steps=steps, **{"checkpoint": {"every": EVERY, "prove": "never"}, **changes})
     cluster.submit(run, "--nodes", 2, "--processes", 2, *options)
     return Job(cluster.folder / name)
 
