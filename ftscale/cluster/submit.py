@@ -93,6 +93,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
         raise UserError(*problems)
     for config in configs:
         check_run_folder(config, resume=request.resume, overwrite=False)
+        _refuse_second_job(Records(Path(config.run_folder)))
     records = Records(Path(base.run_folder))
     array = (request.array or _every(len(configs))) if members else None
     script = job_script(records.run_folder, request, site, array=array)
@@ -116,10 +117,7 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
         raise UserError(f"{run_folder} has no {SCRIPT}: it was not submitted by `ftscale submit`; submit its run.")
     if (status := run_status(run_folder)) in ("completed", "stopped_early"):
         raise UserError(f"{run_folder} is finished ({status}); there is nothing to submit.")
-    for job in records.jobs():
-        state = slurm.job_fields(job).get("JobState", "COMPLETED")
-        if state not in slurm.ENDED:
-            raise UserError(f"{run_folder} still has job {job} ({state}); ftscale cancel {run_folder} ends it.")
+    _refuse_second_job(records)
     records.cancel_mark.unlink(missing_ok=True)
     log = records.folder / _log_name((records.folder / RUNS).is_file())
     jobs = _sbatch(script, chain=len(submitted[-1]["jobs"]), options=[f"--{option}" for option in options])
@@ -194,6 +192,14 @@ def _write_and_submit(
     for number, config in enumerate(configs if array else ()):
         Records(Path(config.run_folder)).add("submit", jobs=[f"{jobs[0]}_{number}"])
     return tuple(jobs)
+
+
+def _refuse_second_job(records: Records) -> None:
+    for job in records.jobs():
+        state = slurm.job_fields(job).get("JobState", "COMPLETED")
+        if state not in slurm.ENDED:
+            folder = records.run_folder
+            raise UserError(f"{folder} still has job {job} ({state}); ftscale cancel {folder} ends it.")
 
 
 def _sbatch(script: Path, *, chain: int, options: Sequence[str] = ()) -> list[str]:
