@@ -29,7 +29,7 @@ POLL_S = 0.5
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 HANGING_S = 30.0  # after a rank's error, until srun is given up: it waits for nodes that are gone
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
-DUMP_S = 5.0  # for the ranks to write where they stand
+DUMP_S = 15.0  # for the ranks to write where they stand
 KILLED = re.compile(
     r"srun: error: (\S+): tasks? [\d,-]+: "
     r"(Killed|Out Of Memory|Segmentation fault|Bus error|Exited with exit code 1(?:37|39|35))"
@@ -208,8 +208,7 @@ class Job:
         if self.signal == "SIGUSR1":  # it came before there was a step
             self.step.send_signal(signal.SIGUSR1)
         silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) != written)
-        hangs = self.step.poll() is None
-        if not hangs:
+        if self.step.poll() is not None:
             reader.join(timeout=HANGING_S)
         return self._facts(
             exit_code=self.step.returncode or 0,
@@ -281,7 +280,8 @@ class Job:
 
     def _silent_nodes(self) -> tuple[str, ...]:
         """Ask every rank to write where it stands into its log; the nodes of those that do not."""
-        logs = sorted((self.records.run_folder / LOGS).glob("rank-*.log"))
+        began = self.records.events("start")[-1]["time"]  # other ranks' logs may be left of an earlier start
+        logs = [path for path in self.records.run_folder.glob(f"{LOGS}/rank-*.log") if path.stat().st_mtime > began]
         places = {log: found[-1] for log in logs if (found := RANK_LINE.findall(log.read_text(errors="replace")))}
         sizes = {log: log.stat().st_size for log in places}
         pids = {node: [pid for pid, host in places.values() if host == node] for node in self.nodes}
@@ -290,7 +290,7 @@ class Job:
         options = ["--overlap", "--mem=0", "--gres=none"]  # beside the step that has everything
         with suppress(subprocess.TimeoutExpired):  # a node that is gone; its ranks are silent too
             subprocess.run(self._srun_words(ask, tasks_per_node=1, name="ask", options=options), timeout=DUMP_S)
-        time.sleep(1.0)
+        time.sleep(2.0)
         silent = {places[log][1] for log in places if log.stat().st_size == sizes[log]}
         return tuple(node for node in self.nodes if node in silent) if len(silent) < len(self.nodes) else ()
 
@@ -299,10 +299,11 @@ class Job:
         assert self.step is not None
         if self.step.poll() is not None:
             return
-        for line in slurm.call("squeue", "--steps", "-h", "-j", self.id, "-o", "%i %j").splitlines():
-            step, _, its_name = line.partition(" ")
-            if its_name == name:
-                self._call("scancel", "--signal=KILL", step)
+        with suppress(UserError):  # the controller does not answer: srun alone is ended
+            for line in slurm.call("squeue", "--steps", "-h", "-j", self.id, "-o", "%i %j").splitlines():
+                step, _, its_name = line.partition(" ")
+                if its_name == name:
+                    self._call("scancel", "--signal=KILL", step)
         try:
             self.step.wait(timeout=10)
         except subprocess.TimeoutExpired:

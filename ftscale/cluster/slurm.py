@@ -58,9 +58,15 @@ def is_usable(state: str) -> bool:
 
 
 def lost_nodes(nodes: Sequence[str]) -> list[str]:
-    """Those of the nodes that are down or do not answer the controller; nodes that only drain are not."""
+    """Those of the nodes that are down or do not answer the controller; nodes that only drain are not.
+
+    None where the controller itself does not answer.
+    """
     bad = ("DOWN", "NOT_RESPONDING", "FAIL")
-    states = node_states(nodes)
+    try:
+        states = node_states(nodes)
+    except UserError:
+        return []
     return [name for name in nodes if (state := states.get(name, "DOWN")).endswith("*") or any(b in state for b in bad)]
 
 
