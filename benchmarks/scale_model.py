@@ -34,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/scale.json"
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 RANKS, MICRO_BATCHES = (2, 4), (1, 2)
+WEIGHTS, LAYERS, ADAPTER = 260_032, 5, 5 * 8 * (64 + 64 + 64 + 32)
+"""Of the Llama that is counted, and of its adapter: q is 64 x 64, v 32 x 64, each with two matrices of rank 8."""
 BUS = {"allreduce": 2.0, "allgather": 1.0, "reduce_scatter": 1.0, "broadcast": 1.0, "reduce": 1.0}
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -133,35 +135,32 @@ def count_jobs(shared: Path, folder: Path, *, ranks: int) -> Any:
                 yield {"about": about, "config": config}
 
 
-def volumes(counted: list[dict[str, Any]]) -> dict[tuple[str, bool], dict[str, float]]:
-    """For each strategy: bus elements a step and a micro-batch, per trained and per frozen weight, and calls per layer.
+def volumes(counted: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """For each strategy, bus elements per trained and per frozen weight: what a step costs and each micro-batch adds.
 
-    Linear in both: `once` is what a step costs whatever its micro-batches, `each` what a micro-batch adds.
+    Of four ranks. Two equations, two unknowns: one run trains all weights, the other an adapter beside frozen ones.
     """
-    trained = {False: 260_032, True: 5 * 8 * (64 + 64 + 64 + 32)}  # five layers; q is 64 x 64, v is 32 x 64
-    layers, found = 5, {}
+    found = {}
     for strategy in STRATEGIES:
-        for lora in (False, True):
-            rows = {
-                (row["ranks"], row["micro_batches"]): row["per_step"]
-                for row in counted
-                if (row["strategy"], row["lora"]) == (strategy, lora)
-            }
-            bus = {key: sum(BUS[kind] * values[0] for kind, values in row.items()) for key, row in rows.items()}
-            calls = {key: sum(values[1] for values in row.values()) for key, row in rows.items()}
-            frozen = 260_032 if lora else 0
-            each, once = bus[4, 2] - bus[4, 1], 2 * bus[4, 1] - bus[4, 2]
-            found[strategy, lora] = {
-                # under ZeRO-3 frozen weights are gathered for each micro-batch, and nothing else is said of them
-                "each_frozen": round(each / frozen, 2) if lora and each > trained[True] * 4 else 0.0,
-                "each_trained": 0.0 if lora and each > trained[True] * 4 else round(each / trained[lora], 2),
-                "once_trained": max(0.0, round(once / trained[lora], 2))
-                if not (lora and each > trained[True] * 4)
-                else 1.0,
-                "calls_each_layer": round((calls[4, 2] - calls[4, 1]) / layers, 1),
-                "calls_once": 2 * calls[4, 1] - calls[4, 2],
-                "ranks_differ_by": round(abs(bus[2, 1] - bus[4, 1]) / bus[4, 1], 4),
-            }
+        rows = {
+            (row["lora"], row["ranks"], row["micro_batches"]): row["per_step"]
+            for row in counted
+            if row["strategy"] == strategy
+        }
+        bus = {key: sum(BUS[kind] * values[0] for kind, values in row.items()) for key, row in rows.items()}
+        calls = {key: sum(values[1] for values in row.values()) for key, row in rows.items()}
+        each = {lora: bus[lora, 4, 2] - bus[lora, 4, 1] for lora in (False, True)}
+        once = {lora: bus[lora, 4, 1] - each[lora] for lora in (False, True)}
+        per_trained = {"each": each[False] / WEIGHTS, "once": once[False] / WEIGHTS}
+        found[strategy] = {
+            "each_trained": round(per_trained["each"], 3),
+            "once_trained": round(per_trained["once"], 3),
+            "each_frozen": round((each[True] - per_trained["each"] * ADAPTER) / WEIGHTS, 3),
+            "once_frozen": round((once[True] - per_trained["once"] * ADAPTER) / WEIGHTS, 3),
+            "calls_each_layer": round((calls[False, 4, 2] - calls[False, 4, 1]) / LAYERS, 1),
+            "calls_once": round(2 * calls[False, 4, 1] - calls[False, 4, 2], 1),
+            "two_ranks_differ_by": round(abs(bus[False, 2, 1] / bus[False, 4, 1] - 1), 4),
+        }
     return found
 
 
@@ -186,8 +185,8 @@ def step_seconds(
     arithmetic = (6 * trained + 4 * frozen + 2 * recompute * model.weights) * tokens / (cluster.peak * busy)
     if gpus == 1:
         return arithmetic
-    each = volume["each_trained"] * trained + volume["each_frozen"] * frozen
-    elements = volume["once_trained"] * trained + micro_batches * each
+    once, each = (volume[f"{when}_trained"] * trained + volume[f"{when}_frozen"] * frozen for when in ("once", "each"))
+    elements = once + micro_batches * each
     link = cluster.nvlink if gpus <= cluster.node else min(cluster.nvlink, cluster.network)
     calls = volume["calls_once"] + micro_batches * volume["calls_each_layer"] * model.layers
     seconds = 2 * elements * (gpus - 1) / gpus / (SHARE * link) + calls * LATENCY_S * math.log2(gpus)
@@ -203,7 +202,7 @@ def memory_bytes(model: Model, strategy: str, *, gpus: int, lora: bool) -> float
     return weights + gradients + optimizer
 
 
-def predict(found: dict[tuple[str, bool], dict[str, float]], *, tokens: int = 4096) -> list[dict[str, Any]]:
+def predict(found: dict[str, dict[str, float]], *, tokens: int = 4096) -> list[dict[str, Any]]:
     """Tokens/s and efficiency beside as many single GPUs without communication; only what fits the memory."""
     rows = []
     for cluster in (A100, H100, A100_SLOW):
@@ -214,7 +213,7 @@ def predict(found: dict[tuple[str, bool], dict[str, float]], *, tokens: int = 40
                         bytes_needed = memory_bytes(model, strategy, gpus=gpus, lora=lora)
                         if bytes_needed > 0.8 * cluster.memory:
                             continue
-                        volume = found[strategy, lora]
+                        volume = found[strategy]
                         seconds = step_seconds(model, cluster, volume, gpus=gpus, tokens=tokens, lora=lora)
                         alone = step_seconds(model, cluster, volume, gpus=1, tokens=tokens, lora=lora)
                         rows.append(
@@ -239,9 +238,9 @@ ZEROPP = "https://github.com/microsoft/DeepSpeed/tree/master/blogs/zeropp"
 MOSAIC = "https://github.com/mosaicml/llm-foundry/tree/main/scripts/train/benchmarking"
 
 
-def checks(found: dict[tuple[str, bool], dict[str, float]]) -> list[dict[str, Any]]:
+def checks(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Published figures beside the model's, each with its source."""
-    zero3 = found["zero3", False]
+    zero3 = found["zero3"]
     rows = [
         {
             "figure": "ZeRO-3 says three times the weights a step and micro-batch",
@@ -367,7 +366,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "deepspeed", "accelerate")},
         "constants": {"busy": BUSY, "hidden": HIDDEN, "share": SHARE, "latency_s": LATENCY_S},
         "clusters": [asdict(cluster) for cluster in (A100, H100, A100_SLOW, V100_400, V100_100)],
-        "volumes": [{"strategy": name, "lora": lora, **values} for (name, lora), values in found.items()],
+        "volumes": found,
         "checks": checked,
         "predicted": rows,
         "counted": counted,

@@ -27,15 +27,13 @@ from ftscale.logs import FAILURE, LOGS
 
 POLL_S = 0.5
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
-HANGING_S = 30.0  # after a rank's error, until srun is given up: it waits for nodes that are gone
+HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
 DUMP_S = 15.0  # for the ranks to write where they stand
-KILLED = re.compile(
-    r"srun: error: (\S+): tasks? [\d,-]+: "
-    r"(Killed|Out Of Memory|Segmentation fault|Bus error|Exited with exit code 1(?:37|39|35))"
-)
+TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?:Exited with exit code (\d+)|(.+))")
+KILLED = {"137": "Killed", "139": "Segmentation fault", "135": "Bus error"}
+"""Ends of a task that come from outside of it, by the exit code that a launcher makes of them."""
 RANK_LINE = re.compile(r"rank \d+ is process (\d+) on (\S+)")
-CODES = {"137": "Killed", "139": "Segmentation fault", "135": "Bus error"}
 
 
 @dataclass(frozen=True)
@@ -202,22 +200,23 @@ class Job:
         else:
             node = ["node", f"--launcher={launcher}", f"--processes={processes}", "--"]
             self.step = self._srun([*node, *command], tasks_per_node=1, name="train")
-        killed: list[tuple[str, str]] = []
-        reader = threading.Thread(target=_pass_on, args=(self.step, killed), daemon=True)
+        ends: list[tuple[str, str]] = []
+        reader = threading.Thread(target=_pass_on, args=(self.step, ends), daemon=True)
         reader.start()
         if self.signal == "SIGUSR1":  # it came before there was a step
             self.step.send_signal(signal.SIGUSR1)
         silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) != written)
         if self.step.poll() is not None:
             reader.join(timeout=HANGING_S)
+        code, killed = _first_end(ends)
         return self._facts(
-            exit_code=self.step.returncode or 0,
+            exit_code=code or self.step.returncode or 0,
             status=run_status(self.records.run_folder) if _changed(result) != written else "",
             failure=(error := read_json(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
             silent_nodes=silent_nodes,
-            killed=tuple(killed[:1]),  # what follows is what the first one led to
+            killed=killed,
         )
 
     def _facts(self, *, exit_code: int, **more: object) -> Facts:
@@ -256,17 +255,20 @@ class Job:
         After SIGTERM there is little time: when the run has saved, the rest is Slurm's.
         """
         assert self.step is not None
-        began, failed, word, silent_s = time.time(), None, 0, 0.0
+        began, over, word, silent_s = time.time(), None, 0, 0.0
         while self.step.poll() is None:
             time.sleep(POLL_S)
             if self.signal == "SIGTERM" and saved():
                 break
-            if failed is None and failure.exists():
-                failed = time.monotonic()
-            if failed is not None and time.monotonic() - failed > HANGING_S:
-                self.say(f"the step does not end {HANGING_S:.0f} s after the error of a rank; giving it up")
-                self._end_step("train")
-                return 0.0, ()
+            if over is None and (failure.exists() or saved()):
+                over = time.monotonic()
+            if over is not None:
+                if time.monotonic() - over > HANGING_S:
+                    self.say(
+                        f"the step has not ended {HANGING_S:.0f} s after a rank failed or the run saved; ending it"
+                    )
+                    self._end_step("train")
+                continue
             stepping = _changed(self.records.run_folder / "metrics.jsonl") > began * 1e9
             word, before = _last_word(self.records.run_folder), word
             # not by the clock: a job that Slurm suspended for an hour was not silent
@@ -406,14 +408,27 @@ class Job:
         return True
 
 
-def _pass_on(step: subprocess.Popen[str], killed: list[tuple[str, str]]) -> None:
-    """Copy the step's errors to this process's, and note the nodes that srun reports a killed task of."""
+def _pass_on(step: subprocess.Popen[str], ends: list[tuple[str, str]]) -> None:
+    """Copy the step's errors to this process's, and note the nodes and ends of tasks that srun reports."""
     assert step.stderr is not None
     for line in step.stderr:
         sys.stderr.write(line)
         sys.stderr.flush()
-        if match := KILLED.match(line):
-            killed.append((match[1], CODES.get(match[2][-3:], match[2])))
+        if match := TASK_ENDED.match(line):
+            ends.append((match[1], match[2] or match[3].strip()))
+
+
+def _first_end(ends: Sequence[tuple[str, str]]) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Exit code of the first task that ended in an error, and its node with how it was killed; 0, () = neither.
+
+    The others' ends are what the first one led to, and srun's own code is the last one's.
+    """
+    if not ends:
+        return 0, ()
+    node, how = ends[0]
+    how = KILLED.get(how, how)
+    killed = ((node, how),) if how in (*KILLED.values(), "Out Of Memory") else ()
+    return (int(how) if how.isdecimal() else 0), killed
 
 
 def _last_word(run_folder: Path) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from ftscale.cluster.job import _first_end, _pass_on
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
 
 OWN = {"rank": 3, "host": "n2", "error": "ValueError: no", "exit_code": 1, "peer_lost": False}
@@ -97,3 +100,26 @@ def test_restarts_are_bounded(before: list[dict[str, object]], progress: int, st
 def test_a_preemption_without_progress_is_not_held_against_the_run():
     preempted = Verdict("again", "preempted, saved", 75)
     assert bounded(preempted, before=[ended(progress=0)], progress=0, max_restarts=3) == preempted
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "killed"),
+    [
+        ([], 0, ()),
+        (["n2: task 3: Exited with exit code 1", "n1: task 0: Terminated"], 1, ()),
+        (["n2: tasks 2-3: Killed", "n1: task 0: Exited with exit code 1"], 0, (("n2", "Killed"),)),
+        (["n2: task 1: Exited with exit code 137"], 0, (("n2", "Killed"),)),
+        (["n2: task 1: Out Of Memory"], 0, (("n2", "Out Of Memory"),)),
+        (["n2: task 1: Terminated"], 0, ()),
+    ],
+)
+def test_the_first_task_that_ended_tells_code_and_node(
+    lines: list[str], code: int, killed: tuple[tuple[str, str], ...], capfd: pytest.CaptureFixture[str]
+):
+    text = "".join(f"srun: error: {line}\n" for line in lines)
+    step = subprocess.Popen(["sh", "-c", f"printf '%s' '{text}' >&2"], stderr=subprocess.PIPE, text=True)
+    ends: list[tuple[str, str]] = []
+    _pass_on(step, ends)
+    step.wait()
+    assert _first_end(ends) == (code, killed)
+    assert capfd.readouterr().err == text

@@ -63,7 +63,7 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
             assert following is not None
             said[FOLLOW] = following.communicate(timeout=60)[0]
             mine.wait_for_step(mine.ends[-1]["step"] + 1, start=2)
-            slurm.call("scancel", mine.id)
+            assert tiny.process("ftscale", "cancel", "--now", "runs/mine", cwd=work).stdout == f"cancelled {mine.id}\n"
             write_run(cluster, work, steps=STEPS)
     wait_for(lambda: not slurm.call("squeue", "-h").strip(), "the last jobs")
     assert f"step 1/{LONG}" in said[FOLLOW]

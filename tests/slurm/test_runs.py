@@ -58,7 +58,7 @@ def test_bad_nodes_are_named_and_left_out(cluster: Cluster, alone: dict[int, flo
     cluster.do("exec", "n1", "dd", "if=/dev/zero", f"of={cluster.scratch}/full", "bs=1M", "count=7")
     cluster.do("exec", "n2", "mount", "-o", "remount,ro", str(cluster.scratch))
     try:
-        job = submit(cluster, "bad-nodes", overrides=("distributed.strategy=zero3",))
+        job = submit(cluster, "bad-nodes", distributed={"strategy": "zero3"})
         wait_for(lambda: len(job.ends) >= 1, "the health check", job=job)
         # a job for two nodes cannot tell which of two bad ones is at fault: it stops
         assert job.wait_for_end("FAILED") == "FAILED"
@@ -102,7 +102,7 @@ def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted
     assert tiny.command("logs", job.folder, "--rank", 3).stdout == (job.folder / "logs/rank-00003.log").read_text()
     assert len(job.records.events("start")) == 1
 
-    (model / "modeling_broken.py").write_text(BROKEN.replace("raise ValueError", "pass; ("))
+    (model / "modeling_broken.py").write_text(BROKEN.replace("raise ValueError", "print"))
     assert "submitted job" in tiny.command("resubmit", job.folder).stdout
     job.wait_for_end()
     assert job.records.events("start")[-1]["step"] > 0
