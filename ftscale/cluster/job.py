@@ -191,7 +191,7 @@ class Job:
     def _train(self) -> Facts:
         result, failure = self.records.run_folder / "result.json", self.records.run_folder / LOGS / FAILURE
         failure.unlink(missing_ok=True)
-        written = _changed(result)
+        before = _changed(result)
         processes = self.settings.processes or int(os.environ.get("SLURM_GPUS_ON_NODE", "1"))
         launcher = self.settings.launcher if processes * len(self.nodes) > 1 else "srun"
         command = ["train", *self.arguments, "--resume"]
@@ -205,13 +205,13 @@ class Job:
         reader.start()
         if self.signal == "SIGUSR1":  # it came before there was a step
             self.step.send_signal(signal.SIGUSR1)
-        silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) != written)
+        silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) not in (0, before))
         if self.step.poll() is not None:
             reader.join(timeout=HANGING_S)
         code, killed = _first_end(ends)
         return self._facts(
             exit_code=code or self.step.returncode or 0,
-            status=run_status(self.records.run_folder) if _changed(result) != written else "",
+            status=run_status(self.records.run_folder) if _changed(result) not in (0, before) else "",
             failure=(error := read_json(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
@@ -255,15 +255,15 @@ class Job:
         After SIGTERM there is little time: when the run has saved, the rest is Slurm's.
         """
         assert self.step is not None
-        began, over, word, silent_s = time.time(), None, 0, 0.0
+        began, word, over_s, silent_s = time.time(), 0, 0.0, 0.0
         while self.step.poll() is None:
             time.sleep(POLL_S)
             if self.signal == "SIGTERM" and saved():
                 break
-            if over is None and (failure.exists() or saved()):
-                over = time.monotonic()
-            if over is not None:
-                if time.monotonic() - over > HANGING_S:
+            # seconds are counted in polls, not by the clock: a job that Slurm suspended for an hour does not hang
+            if over_s or failure.exists() or saved():
+                over_s += POLL_S
+                if over_s > HANGING_S:
                     self.say(
                         f"the step has not ended {HANGING_S:.0f} s after a rank failed or the run saved; ending it"
                     )
@@ -271,7 +271,6 @@ class Job:
                 continue
             stepping = _changed(self.records.run_folder / "metrics.jsonl") > began * 1e9
             word, before = _last_word(self.records.run_folder), word
-            # not by the clock: a job that Slurm suspended for an hour was not silent
             silent_s = silent_s + POLL_S if word == before and stepping else 0.0
             if silent_s > self.settings.silence_s:
                 nodes = self._silent_nodes()
@@ -439,6 +438,7 @@ def _last_word(run_folder: Path) -> int:
 
 
 def _changed(path: Path) -> int:
+    """When a file was written, in nanoseconds since 1970; 0 = it is not there."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
