@@ -176,7 +176,8 @@ class Job:
 
     def wait_for_end(self, *states: str) -> str:
         """Until the job has ended for good; returns its state, which must be one of `states`."""
-        wait_for(lambda: self.fields["JobState"] in slurm.ENDED, f"the end of job {self.id}", job=self)
+        over = 3 * PATIENCE_S  # it trains, and starts again
+        wait_for(lambda: self.fields["JobState"] in slurm.ENDED, f"the end of {self.id}", job=self, patience_s=over)
         state = self.fields["JobState"]
         assert state in (states or ("COMPLETED",)), f"{state}\n{self.log}"
         return state

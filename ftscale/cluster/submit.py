@@ -133,7 +133,7 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
     options: dict[str, str | None] = {
         "job-name": run_folder.name,
         "output": str(folder / _log_name(bool(array))),
-        "nodes": f"1-{request.nodes}" if request.elastic and request.nodes > 1 else str(request.nodes),
+        "nodes": f"1-{request.nodes}" if request.elastic else str(request.nodes),
         "cpus-per-task": str(site.cpus_per_node or processes),
         "time": request.time or site.time,
         "signal": f"B:USR1@{_signal_s(request.time or site.time, site)}",
@@ -144,6 +144,8 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
     options |= {name: value for name, value in named.items() if value}
     if site.mail:
         options |= {"mail-user": site.mail, "mail-type": "END,FAIL,REQUEUE"}
+    if request.elastic:  # with it Slurm gives the smallest number of nodes, without it the largest it has
+        options["ntasks-per-node"] = None
     if request.chain:
         options |= {"requeue": None, "no-requeue": ""}
     if array:

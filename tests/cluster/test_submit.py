@@ -83,6 +83,7 @@ def test_the_command_line_wins_over_the_site(tmp_path: Path):
         "nodes=1-2",
     ):
         assert f"#SBATCH --{option}" in lines
+    assert "ntasks-per-node" not in script.split("set -euo")[0]
     assert "PROCESSES=4" in lines
     assert "ELASTIC=yes" in lines
 

@@ -13,7 +13,7 @@ from slurm_story import EVERY, Story
 STEPS = 700
 LEFT_OUT = ("one worker killed", "one worker stopped (SIGSTOP)")
 LOST = ("node crashed without a farewell", "link cut")
-SAVED = ("scontrol requeue", "preempted by a higher partition", "time limit in a step")
+SAVED = ("scontrol requeue", "preempted by a higher partition", "time limit in a step")  # the last takes most steps
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -24,7 +24,7 @@ def story(cluster: Cluster) -> Story:
     run = cluster.run_file("story", steps=STEPS, checkpoint={"every": EVERY, "prove": "never"})
     cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
     story = Story(cluster, Job(cluster.folder / "story"))
-    for name in (*LEFT_OUT, *SAVED, *LOST):
+    for name in (*LEFT_OUT, *LOST, *SAVED):
         story.happen(name)
     story.job.wait_for_end()
     return story
