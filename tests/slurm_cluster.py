@@ -73,8 +73,7 @@ class Cluster:
             self.do("link", node, "up")
             self.do("start", node)
         wait_for(lambda: all(self._is_idle(node) for node in self.nodes), "all nodes to be idle")
-        left = {node: self.processes(node) for node in self.nodes}
-        assert not any(left.values()), left
+        wait_for(lambda: not any(map(self.processes, self.nodes)), "no process to be left on any node")
 
     def _is_idle(self, node: str) -> bool:
         state = slurm.node_states([node])[node]
