@@ -173,9 +173,10 @@ class Job:
         options = [f"--scratch={settings.scratch}", f"--min-free-gib={settings.min_free_gib}"]
         command = ["node-check", str(folder), *options, "--", *self.arguments]
         self.step = self._srun(command, tasks_per_node=1, name="check", options=["--wait=0"])
-        deadline = time.monotonic() + CHECK_S
-        while self.step.poll() is None and time.monotonic() < deadline and not self.signal:
-            time.sleep(POLL_S / 5)
+        polls = 0
+        while self.step.poll() is None and polls * POLL_S < CHECK_S and not self.signal:
+            time.sleep(POLL_S)
+            polls += 1
         self._end_step("check")
         if self.signal:
             return judge(self._facts(exit_code=0))
