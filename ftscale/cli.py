@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import time
@@ -11,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from ftscale.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from ftscale.logs import launched_rank, quiet_libraries
+from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from ftscale.logs import launched_rank, note_failure, quiet_libraries, report_fault
 
 app = typer.Typer(
     add_completion=False,
@@ -34,13 +35,21 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 
 
 def main() -> None:
-    """Run a command; the user's mistakes end in one message and exit code 2, without a traceback."""
+    """Run a command; the user's mistakes end in one message and exit code 2, faults in a traceback and exit code 1."""
     quiet_libraries()
     try:
         app()
     except UserError as error:
+        note_failure(error, exit_code=EXIT_USER_ERROR)
         report(error)
         sys.exit(EXIT_USER_ERROR)
+    except Exception as error:
+        report_fault(error, exit_code=EXIT_FAULT)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            os._exit(
+                EXIT_FAULT
+            )  # the others learn of it when this process is gone, and Python takes seconds to clear up
+        sys.exit(EXIT_FAULT)
 
 
 def report(error: UserError) -> None:
@@ -173,6 +182,165 @@ def schema() -> None:
     from ftscale.config.load import config_schema
 
     print(json.dumps(config_schema(), indent=2))
+
+
+# ---------------------------------------------------------------- Slurm
+
+
+@app.command(epilog="Example: ftscale submit run.yaml --nodes 4 --gpus-per-node 8 --time 24:00:00")
+def submit(
+    run: RunFile,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the job.")] = 1,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of each; the site's by default.")] = None,
+    processes: Annotated[int, typer.Option(min=0, help="Processes a node; 0 = one a GPU.")] = 0,
+    launcher: Annotated[str, typer.Option(help="torchrun, accelerate (one a node) or srun (none).")] = "torchrun",
+    time: Annotated[str | None, typer.Option(help="Time limit, as sbatch takes it.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition; the site's by default.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account; the site's by default.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option(help="A further option of sbatch, key=value; repeatable.")] = None,
+    seeds: Annotated[int, typer.Option(min=0, help="An array of so many runs that differ in their seed.")] = 0,
+    grid: Annotated[list[str] | None, typer.Option(help="An array over setting=value,value; repeatable.")] = None,
+    array: Annotated[str | None, typer.Option(help="Members of the array to run, e.g. 0-5%2; all by default.")] = None,
+    chain: Annotated[int, typer.Option(min=0, help="So many jobs in a row, for sites without requeue.")] = 0,
+    elastic: Annotated[bool, typer.Option("--elastic", help="May start on fewer nodes, with the same batch.")] = False,
+    resume: Resume = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script and do nothing.")] = False,
+) -> None:
+    """Check RUN.yaml, write its job script into the run folder and submit it to Slurm."""
+    from ftscale.cluster.submit import Request
+    from ftscale.cluster.submit import submit as submit_run
+
+    request = Request(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        processes=processes,
+        launcher=launcher,
+        time=time,
+        partition=partition,
+        account=account,
+        sbatch=tuple(sbatch or ()),
+        array=array,
+        seeds=seeds,
+        grid=tuple(grid or ()),
+        chain=chain,
+        elastic=elastic,
+        resume=resume,
+    )
+    submission = submit_run(run, overrides or (), request, dry_run=dry_run)
+    print(submission.script if dry_run else submission.told)
+
+
+@app.command(epilog="Example: ftscale status runs/mine")
+def status(run_folder: RunFolder) -> None:
+    """Tell how a submitted run is doing: its job, its step, and why it was started again."""
+    from ftscale.cluster.watch import status_lines
+
+    print("\n".join(status_lines(run_folder)))
+
+
+@app.command(epilog="Example: ftscale logs -f runs/mine")
+def logs(
+    run_folder: RunFolder,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="The log of this rank instead of the job's.")] = None,
+) -> None:
+    """Print the log of a run's newest job, or of one of its ranks."""
+    from ftscale.cluster.watch import follow as follow_log
+    from ftscale.cluster.watch import log_file
+
+    path = log_file(run_folder, rank=rank)
+    for text in follow_log(path, run_folder=run_folder) if follow else (path.read_text(errors="replace"),):
+        print(text, end="", flush=True)
+
+
+@app.command(epilog="Example: ftscale cancel runs/mine")
+def cancel(
+    run_folder: RunFolder,
+    now: Annotated[bool, typer.Option("--now", help="At once, without a checkpoint.")] = False,
+) -> None:
+    """End a run's jobs after a checkpoint."""
+    from ftscale.cluster.watch import cancel as cancel_run
+
+    print("\n".join(cancel_run(run_folder, now=now)))
+
+
+@app.command(epilog="Example: ftscale resubmit runs/mine time=48:00:00")
+def resubmit(
+    run_folder: RunFolder,
+    options: Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options of sbatch.")] = None,
+) -> None:
+    """Submit a run's job again; it goes on from the newest checkpoint."""
+    from ftscale.cluster.submit import resubmit as resubmit_run
+
+    print(resubmit_run(run_folder, options or ()).told)
+
+
+@app.command(epilog="Example: ftscale table runs/mine/seed-*")
+def table(run_folders: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDERS")]) -> None:
+    """Print the results of several runs, with mean and deviation over seeds."""
+    from ftscale.cluster.table import as_text, result_table
+
+    print(as_text(result_table(run_folders)))
+
+
+@app.command(hidden=True)
+def job(
+    run: RunFile,
+    overrides: Overrides = None,
+    launcher: Annotated[str, typer.Option()] = "torchrun",
+    processes: Annotated[int, typer.Option(min=0)] = 0,
+    on_stop: Annotated[str, typer.Option()] = "requeue",
+    elastic: Annotated[str, typer.Option()] = "no",
+    max_restarts: Annotated[int, typer.Option(min=0)] = 50,
+    silence_s: Annotated[float, typer.Option(min=1)] = 1800,
+    scratch: Annotated[str, typer.Option()] = "",
+    min_free_gib: Annotated[float, typer.Option(min=0)] = 1,
+    max_clock_skew_s: Annotated[float, typer.Option(min=0)] = 5,
+    interface: Annotated[str, typer.Option()] = "",
+) -> None:
+    """What the job scripts of slurm/ run on their first node."""
+    from ftscale.cluster.job import JobSettings, run_job
+
+    settings = JobSettings(
+        launcher=launcher,
+        processes=processes,
+        on_stop=on_stop,
+        elastic=elastic,
+        max_restarts=max_restarts,
+        silence_s=silence_s,
+        scratch=scratch,
+        min_free_gib=min_free_gib,
+        max_clock_skew_s=max_clock_skew_s,
+        interface=interface,
+    )
+    sys.exit(run_job(run, overrides or (), settings))
+
+
+@app.command(hidden=True)
+def node(
+    arguments: Annotated[list[str], typer.Argument()],
+    launcher: Annotated[str, typer.Option()],
+    processes: Annotated[int, typer.Option(min=1)],
+) -> None:
+    """Start a node's processes of `ftscale ARGUMENTS` through a launcher."""
+    from ftscale.cluster.node import launch_node
+
+    sys.exit(launch_node(launcher, processes=processes, arguments=arguments))
+
+
+@app.command(hidden=True)
+def node_check(
+    folder: Annotated[Path, typer.Argument()],
+    run: RunFile,
+    overrides: Overrides = None,
+    scratch: Annotated[str, typer.Option()] = "",
+    min_free_gib: Annotated[float, typer.Option(min=0)] = 1,
+) -> None:
+    """The health check of one node of a job."""
+    from ftscale.cluster.health import check_node
+
+    check_node(folder, run, overrides or (), scratch=scratch, min_free_gib=min_free_gib)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,127 @@
-"""Logging that knows its rank: rank 0 speaks at INFO, the others only in warnings, with rank and host."""
+"""Logging that knows its rank: rank 0 speaks at INFO, the others only in warnings, with rank and host.
+
+What each rank says at INFO stands in the run folder too, in `logs/rank-NNNNN.log`.
+"""
 
 from __future__ import annotations
 
+import faulthandler
+import json
 import logging
+import logging.handlers
 import os
+import signal
 import socket
 import sys
+import time
+import traceback
 import warnings
+from pathlib import Path
 
 log = logging.getLogger("ftscale")
 
+LOGS = "logs"
+FAILURE = "failure.json"
+"""In `logs/`, the error that ended the newest start: rank, host, time, exit_code, peer_lost, error."""
+
+_kept = logging.handlers.MemoryHandler(capacity=0)  # holds lines as long as it has no file to pass them to
+_failures: Path | None = None
+
 
 def setup_logging(*, rank: int = 0, level: str = "INFO") -> None:
-    """Send ftscale's log lines to stderr; other libraries speak from WARNING on."""
-    who = "" if rank == 0 else f"[rank {rank} on {socket.gethostname()}] "
+    """Send ftscale's log lines to stderr, and keep them for `open_log`; other libraries speak from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s", datefmt="%H:%M:%S"))
-    log.handlers[:] = [handler]
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {_who(rank)}%(message)s", datefmt="%H:%M:%S"))
+    handler.setLevel(level if rank == 0 else logging.WARNING)
+    close_log()
+    log.handlers[:] = [handler, _kept]
     log.propagate = False
-    log.setLevel(level if rank == 0 else logging.WARNING)
+    log.setLevel(logging.INFO)
+
+
+def open_log(run_folder: Path, *, rank: int) -> None:
+    """Write this rank's lines, those kept so far too, to its file in the run folder."""
+    global _failures
+    folder = run_folder / LOGS
+    folder.mkdir(exist_ok=True)
+    _failures = folder / FAILURE
+    if rank == 0:
+        _failures.unlink(missing_ok=True)
+    file = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _kept.setTarget(file)
+    assert file.stream is not None
+    faulthandler.register(signal.SIGUSR2, file=file.stream)  # where each thread stands, for a run that hangs
+    log.info("rank %d is process %d on %s", rank, os.getpid(), host())
+
+
+def close_log() -> None:
+    """Forget the run folder, and lines that no file was opened for."""
+    global _failures
+    if isinstance(_kept.target, logging.Handler):
+        faulthandler.unregister(signal.SIGUSR2)
+        _kept.target.close()
+    _kept.setTarget(None)
+    _kept.buffer.clear()
+    _failures = None
+
+
+def report_fault(error: BaseException, *, exit_code: int) -> None:
+    """Say why this process ends: the rank that fails first with its whole traceback, those that lost it in one line.
+
+    Every rank's own log has its traceback.
+    """
+    who, text = _who(launched_rank()), "".join(traceback.format_exception(error))
+    if isinstance(_kept.target, logging.Handler):
+        _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
+    lost, first = _is_peer_lost(error), note_failure(error, exit_code=exit_code)
+    if _failures is not None and (lost or not first):
+        last = text.strip().splitlines()[-1]
+        text = f"error: {'lost another process' if lost else 'failed after another process'}: {last}"
+    print("\n".join(f"{who}{line}" for line in text.strip().splitlines()), file=sys.stderr, flush=True)
+
+
+def note_failure(error: BaseException, *, exit_code: int) -> bool:
+    """Write logs/failure.json; False where another process's own error stands there. A lost peer is no cause."""
+    if _failures is None:
+        return True
+    lost = _is_peer_lost(error)
+    about = {
+        "rank": launched_rank(),
+        "host": host(),
+        "time": time.time(),
+        "exit_code": exit_code,
+        "peer_lost": lost,
+        "error": f"{type(error).__name__}: {error}",
+    }
+    partial = _failures.with_name(f".{FAILURE}.{launched_rank()}")
+    partial.write_text(json.dumps(about) + "\n")
+    try:
+        os.link(partial, _failures)  # fails where there is one: the first stays
+    except FileExistsError:
+        if lost or not json.loads(_failures.read_text())["peer_lost"]:
+            return False
+        os.replace(partial, _failures)
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed because a process at its other end is gone, or silent for too long."""
+    text = str(error)
+    gloo = "gloo" in text and any(word in text for word in ("Connection", "connection", "Timed out", "Broken pipe"))
+    return gloo or any(kind.__name__ == "DistError" for kind in type(error).__mro__)
+
+
+def _who(rank: int) -> str:
+    return "" if rank == 0 else f"[rank {rank} on {host()}] "
+
+
+def host() -> str:
+    """This machine's name, as Slurm calls it where there is Slurm."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def launched_rank() -> int:

@@ -24,7 +24,7 @@ from ftscale.distributed import Distributed
 from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
-from ftscale.logs import launched_rank, log, setup_logging
+from ftscale.logs import launched_rank, log, open_log, setup_logging
 from ftscale.run_folder import (
     Result,
     check_run_folder,
@@ -123,10 +123,11 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
             clear_run_folder(folder)
         root = loop.saver.root
         checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
-        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
+        about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
     loop.saver.identity["run_id"], checkpoint = shared
+    open_log(folder, rank=distributed.rank)
     return checkpoint
 
 

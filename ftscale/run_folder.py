@@ -28,7 +28,17 @@ from ftscale.train.meters import cut_metrics
 LOCK = "lock.json"
 LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
 
-WRITTEN = ("config.yaml", "run.json", "data.json", "metrics.jsonl", "result.json", "checkpoints", "model", "trackers")
+WRITTEN = (
+    "config.yaml",
+    "run.json",
+    "data.json",
+    "metrics.jsonl",
+    "result.json",
+    "checkpoints",
+    "model",
+    "trackers",
+    "logs",
+)
 """What a run writes into its folder."""
 
 FREE_TO_CHANGE = (

@@ -9,6 +9,22 @@ export HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=1
 export PATH="$PWD/.venv/bin:$PATH" # tests start `accelerate launch` and ftscale
 
+# tests/slurm starts a real Slurm cluster of network namespaces, which takes root
+missing=0
+for program in slurmctld slurmd sbatch munged ip nsenter ps; do command -v "$program" >/dev/null || missing=1; done
+if ((missing)); then
+    slurm=(slurmctld slurmd slurm-client munge iproute2 util-linux procps)
+    if ((EUID == 0)) && command -v apt-get >/dev/null; then
+        echo "Installing ${slurm[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        log=.venv/slurm.log
+        { apt-get update && apt-get install -y --no-install-recommends "${slurm[@]}"; } >"$log" 2>&1 ||
+            echo "that failed, see $log; the tests of tests/slurm are skipped"
+    else
+        echo "The tests of tests/slurm are skipped: they need root, and Debian's ${slurm[*]}"
+    fi
+fi
+
 step() {
     echo "== $*"
     "$@"

@@ -16,7 +16,8 @@ import tiny
 import ftscale
 from ftscale.config.load import config_schema, differences, load_config
 
-COMMANDS = ("train", "launch", "evaluate", "predict", "export", "schema")
+SLURM = ("submit", "status", "logs", "cancel", "resubmit", "table")
+COMMANDS = ("train", "launch", "evaluate", "predict", "export", "schema", *SLURM)
 LONG = 24  # steps of a run that is stopped on its way
 
 
@@ -76,6 +77,7 @@ def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
         "data.json",
         "metrics.jsonl",
         "checkpoints",
+        "logs",
         "model",
         "result.json",
         ".lock.json",

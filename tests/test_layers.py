@@ -25,7 +25,8 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("finish",),
     ("run",),
     ("inference", "launcher"),
-    ("cli", "demo"),
+    ("cluster", "demo"),
+    ("cli",),
     ("__init__", "__main__"),
 )
 ROW = {member: row for row, members in enumerate(LAYERS) for member in members}

@@ -94,14 +94,14 @@ def progress_bar(*, total: int, done: int, enabled: bool) -> Iterator[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    handlers = log.handlers[:]
-    log.handlers[:] = [RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")]
+    shown = log.handlers[0]
+    log.handlers[0] = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     try:
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task("training", total=total, completed=done)
             yield lambda description: progress.update(bar, advance=1, description=description)
     finally:
-        log.handlers[:] = handlers
+        log.handlers[0] = shown
 
 
 def _json_number(value: Any) -> Any:

@@ -1,0 +1,93 @@
+"""What each fault costs on a real Slurm cluster: seconds to the first new step, and steps lost.
+
+    python benchmarks/slurm_faults.py --shared ../shared      # as root; Debian's Slurm; about a quarter of an hour
+
+Five nodes of namespaces on this machine, real training of a small model by 2 nodes x 2 processes on gloo. Slurm's
+SlurmdTimeout is 6 s here and 300 s on most clusters: add the difference to the times of lost nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from slurm_cluster import Cluster, Job  # noqa: E402
+from slurm_story import EVALUATED, EVERY, HAPPENINGS, Story  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results/slurm.json"
+STEPS = 3000
+IN_EVALUATION = "time limit in an evaluation"
+LEFT_OUT = ("one worker killed", "one worker stopped (SIGSTOP)")
+"""Their nodes are not used again: each of these has a run of its own, with the three that are left."""
+
+
+def main() -> None:
+    """Let everything happen, write benchmarks/results/slurm.json, print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="real weights and data")
+    arguments = parser.parse_args()
+    cluster, rows = Cluster(5, shared=arguments.shared.resolve()), []
+    try:
+        others = [name for name in HAPPENINGS if name not in (*LEFT_OUT, IN_EVALUATION)]
+        for number, names in enumerate((LEFT_OUT, others, (IN_EVALUATION,))):
+            rows += tell(cluster, f"run-{number}", list(names))
+    finally:
+        cluster.down()
+    about = {
+        "command": "python benchmarks/slurm_faults.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "slurm": subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip(),
+        "versions": {name: version(name) for name in ("torch", "accelerate")},
+        "settings": {
+            "nodes": 2,
+            "processes_per_node": 2,
+            "checkpoint_every": EVERY,
+            "silence_s": 15,
+            "SlurmdTimeout": 6,
+        },
+        "faults": rows,
+    }
+    RESULTS.write_text(json.dumps(about, indent=1) + "\n")
+    for row in rows:
+        print(
+            f"{row['fault']:<36} {row['seconds_to_new_step']:>6} s  {row['steps_lost']:>3} steps lost  {row['reason']}"
+        )
+
+
+def tell(cluster: Cluster, name: str, faults: list[str]) -> list[dict[str, object]]:
+    """One run that these happen to; rows of the table."""
+    captions = cluster.shared / "data/translation/multi30k_de-en"
+    changes = {"checkpoint": {"every": EVERY, "prove": "never"}}
+    if faults == [IN_EVALUATION]:
+        run = cluster.run_file(name, steps=STEPS, evaluation={"every": EVALUATED}, **changes)
+        text = run.read_text().replace(str(captions / "val.en.gz"), str(captions / "train.en.gz"))
+        run.write_text(text.replace("limit: 32", "limit: 20000"))  # half a minute of two cores
+    else:
+        run = cluster.run_file(name, steps=STEPS, **changes)
+    cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
+    story = Story(cluster, Job(cluster.folder / name))
+    for fault in faults:
+        story.happen(fault)
+    cluster.settle()
+    return [
+        {
+            "fault": fault,
+            "seconds_to_new_step": story.events[fault].recovery_s,
+            "steps_lost": story.events[fault].steps_lost,
+            "reason": story.end(fault)["reason"],
+        }
+        for fault in faults
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""One run that everything happens to, one thing after another; it ends as the run that nothing happened to.
+
+Two more happenings, which take longer, are in benchmarks/slurm_faults.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from slurm_cluster import Cluster, Job
+from slurm_story import EVERY, Story
+
+STEPS = 700
+LEFT_OUT = ("one worker killed", "one worker stopped (SIGSTOP)")
+LOST = ("node crashed without a farewell", "link cut")
+SAVED = ("scontrol requeue", "preempted by a higher partition", "time limit in a step")  # the last takes most steps
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def story(cluster: Cluster) -> Story:
+    """The run is through when the fixture is; the tests look at what it left."""
+    run = cluster.run_file("story", steps=STEPS, checkpoint={"every": EVERY, "prove": "never"})
+    cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
+    story = Story(cluster, Job(cluster.folder / "story"))
+    for name in (*LEFT_OUT, *LOST, *SAVED):
+        story.happen(name)
+    story.job.wait_for_end()
+    return story
+
+
+def test_the_loss_of_every_step_is_that_of_one_undisturbed_process(story: Story):
+    run = story.cluster.run_file("alone", steps=STEPS)
+    assert tiny.command("train", run).code == 0
+    alone, all_along = Job(story.cluster.folder / "alone").losses(), story.job.losses()
+    assert list(all_along) == list(range(1, STEPS + 1))  # no step lost, none twice
+    assert all_along == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_node_with_a_process_that_dies_or_hangs_is_found_and_left_out(story: Story, name: str):
+    event, end = story.events[name], story.end(name)
+    assert end["action"] == "again"
+    assert event.hit in end["reason"]
+    assert event.hit not in story.next_start(name)["nodes"]
+
+
+def test_where_the_ranks_stood_when_one_hung_is_in_their_logs(story: Story):
+    assert story.end("one worker stopped (SIGSTOP)")["reason"].startswith("nothing written for ")
+    logs = "".join(path.read_text() for path in (story.job.folder / "logs").glob("rank-*.log"))
+    assert "most recent call first" in logs
+    assert "_train_step" in logs
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint_at_most(story: Story, name: str):
+    event = story.events[name]
+    assert event.hit in story.end(name)["reason"]
+    assert event.hit not in story.next_start(name)["nodes"]
+    assert event.steps_lost <= 2 * EVERY  # the newest one may not have been written to its end
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_run_that_is_asked_to_stop_loses_no_step(story: Story, name: str):
+    assert "saved" in story.end(name)["reason"]
+    assert "not saved" not in story.end(name)["reason"]
+    assert story.events[name].steps_lost == 0
+
+
+def test_each_reason_is_told_apart(story: Story):
+    reasons = [story.end(name)["reason"] for name in SAVED]
+    assert reasons == ["ended by Slurm (scancel or requeue), saved", "preempted, saved", "time limit, saved"]
+
+
+def test_status_tells_of_every_start(story: Story):
+    shown = tiny.command("status", story.job.folder).stdout
+    assert f"completed at step {STEPS}" in shown
+    assert f"starts: {len(story.events) + 1}" in shown
+    assert all(str(end["reason"]) in shown for end in story.job.ends)

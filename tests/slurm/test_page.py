@@ -1,0 +1,90 @@
+"""Every command of docs/slurm.md, in its order, on a real cluster."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from slurm_cluster import ROOT, Cluster, Job, wait_for
+
+from ftscale.cluster import slurm
+
+PAGE = ROOT / "docs/slurm.md"
+STEPS, LONG = 6, 3000
+FOLLOW = "ftscale logs -f runs/mine"
+WAITS = ("ftscale resubmit", "ftscale table", "sbatch --output=scores.log")
+"""Commands that a user gives when the jobs before are over."""
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def work(cluster: Cluster) -> Path:
+    """The folder of a user: run.yaml, runs.txt, and the project's slurm/."""
+    folder = cluster.folder / "work"
+    folder.mkdir()
+    (folder / "runs.txt").write_text("".join(f"run.yaml seed={n} run_folder=runs/seed-{n}\n" for n in range(2)))
+    (folder / "slurm").symlink_to(ROOT / "slurm")
+    (folder / "cluster.yaml").symlink_to(cluster.folder / "cluster.yaml")
+    return folder
+
+
+def write_run(cluster: Cluster, work: Path, *, steps: int) -> None:
+    run = cluster.run_file("page", steps=steps, checkpoint={"every": 5, "prove": "never"})
+    (work / "run.yaml").write_text(run.read_text().replace(str(cluster.folder / "page"), "runs/mine"))
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
+    write_run(cluster, work, steps=LONG)
+    said: dict[str, str] = {}
+    mine, following = Job(work / "runs/mine"), None
+    assert len(commands()) > 12
+    for command in commands():
+        if command.startswith(WAITS):
+            wait_for(lambda: not slurm.call("squeue", "-h").strip(), f"the jobs before `{command}`")
+        if command == FOLLOW:  # it ends with the job
+            mine.wait_for_step(1, start=1)
+            following = subprocess.Popen(shlex.split(command), cwd=work, stdout=subprocess.PIPE, text=True)
+            continue
+        done = subprocess.run(shlex.split(command), cwd=work, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        said[command] = done.stdout
+        if command.startswith("ftscale resubmit"):
+            assert following is not None
+            said[FOLLOW] = following.communicate(timeout=60)[0]
+            mine.wait_for_step(mine.ends[-1]["step"] + 1, start=2)
+            assert tiny.process("ftscale", "cancel", "--now", "runs/mine", cwd=work).stdout == f"cancelled {mine.id}\n"
+            write_run(cluster, work, steps=STEPS)
+    wait_for(lambda: not slurm.call("squeue", "-h").strip(), "the last jobs")
+    assert f"step 1/{LONG}" in said[FOLLOW]
+    assert "cancelled, saved" in said[FOLLOW]
+    assert "rank 1 is process" in said["ftscale logs runs/mine --rank 1"]
+    assert said["ftscale table runs/rates"].count("mean +- deviation") == 2
+    for name in ("hand", "seed-0", "seed-1", "chain"):
+        shown = tiny.process("ftscale", "status", f"runs/{name}", cwd=work).stdout
+        assert f"completed at step {STEPS}" in shown, shown
+    assert '"perplexity"' in (work / "scores.log").read_text()
+
+
+def test_the_pages_settings_of_a_site_are_read(cluster: Cluster):
+    written = yaml.safe_load(
+        re.findall(r"```yaml\n(# ~/.config/ftscale/cluster.yaml\n.*?)```", PAGE.read_text(), re.S)[0]
+    )
+    cluster.site(**written)
+    try:
+        script = cluster.submit(cluster.run_file("site", steps=STEPS), "--dry-run").stdout
+    finally:
+        cluster.site()
+    for line in ("--account=physics", "--gpus-per-node=8", "--cpus-per-task=64", "--qos=long", "--exclusive"):
+        assert f"#SBATCH {line}\n" in re.sub(r" +#.*", "", script)
+    assert "\n".join(written["setup"]) in script
