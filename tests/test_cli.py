@@ -16,7 +16,7 @@ import tiny
 import ftscale
 from ftscale.config.load import config_schema, differences, load_config
 
-COMMANDS = ("train", "launch", "evaluate", "predict", "export", "schema")
+COMMANDS = ("train", "launch", "evaluate", "predict", "export", "check", "plan", "schema")
 LONG = 24  # steps of a run that is stopped on its way
 
 

@@ -22,7 +22,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("train",),
     ("checks", "run_folder"),
     ("run",),
-    ("inference", "launcher"),
+    ("inference", "launcher", "plan"),
     ("cli", "demo"),
     ("__init__", "__main__"),
 )

@@ -28,6 +28,8 @@ class Row:
     """Refused: the problem as a sentence, with the nearest combination that works. Works: what was seen."""
     source: str
     """Where this is known from: a page of a library's documentation, or a measurement."""
+    tests: tuple[str, ...] = ()
+    """Tests that run the combination (works), or that show it to fail or be wrong (refused)."""
 
 
 def check_combination(config: Config, *, strategy: str | None = None) -> list[str]:
@@ -37,6 +39,12 @@ def check_combination(config: Config, *, strategy: str | None = None) -> list[st
     """
     strategy = config.distributed.strategy or strategy
     return [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
+
+
+def matching_rows(config: Config, *, strategy: str | None = None) -> list[Row]:
+    """What is known of the combinations in `config`."""
+    strategy = config.distributed.strategy or strategy
+    return [row for row in TABLE if row.when(config, strategy)]
 
 
 def _has_adapter(config: Config) -> bool:
