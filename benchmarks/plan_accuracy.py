@@ -12,7 +12,11 @@ MALLOC_MMAP_THRESHOLD_=65536, MALLOC_TRIM_THRESHOLD_=0 and MALLOC_ARENA_MAX=1 ar
 the same process trains a tiny model of the same kind, so that code and kernels are in memory; the resident size after
 that, trimmed, is what "above the imports" starts from. The high-water mark is set back (/proc/self/clear_refs) when the
 model is built and read after the last step, so that loading does not count. On a GPU it is
-torch.cuda.max_memory_allocated over the same steps. Times are medians of the steps after the first two.
+torch.cuda.max_memory_allocated over the same steps.
+
+Times are medians of the steps after the first two: processor time of the process, since other programs may run beside
+it, with the time on the clock kept as well. One number is calibrated, the share of the device's rate that steps reach:
+for each combination it is the median over the others of the same kind of model and precision.
 """
 
 from __future__ import annotations
@@ -244,19 +248,18 @@ def measure_here(case: Case) -> None:
     from ftscale.config import parse_config
     from ftscale.distributed import Distributed
 
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
 
     class Watched(Distributed):
         def prepare(self, *args: Any, **kwargs: Any) -> None:
             super().prepare(*args, **kwargs)
             reset_peak()
-            times[:] = [time.perf_counter()]
+            times[:] = [(time.perf_counter(), time.process_time())]
 
         def step(self, **kwargs: Any) -> float:
             norm = super().step(**kwargs)
-            times.append(time.perf_counter())
-            self.peak = peak_bytes()
-            watched.append(self.peak)
+            times.append((time.perf_counter(), time.process_time()))
+            watched.append(peak_bytes())
             return norm
 
     watched: list[int] = []
@@ -264,8 +267,13 @@ def measure_here(case: Case) -> None:
     run.train(parse_config(config_of(case, tiny=True), source="tiny"), overwrite=True)
     before = resident_bytes()
     run.train(parse_config(config_of(case), source=case.name), overwrite=True)
-    steps = [later - earlier for earlier, later in zip(times[2:], times[3:], strict=False)]
-    figures = {"peak_bytes": watched[-1] - before, "imports_bytes": before, "step_s": median(steps)}
+    steps = list(zip(times[2:], times[3:], strict=False))
+    figures = {
+        "peak_bytes": watched[-1] - before,
+        "imports_bytes": before,
+        "step_s": median(later[0] - earlier[0] for earlier, later in steps),
+        "step_cpu_s": median(later[1] - earlier[1] for earlier, later in steps),
+    }
     if int(os.environ.get("RANK", "0")) == 0:
         (FOLDER / "measure.json").write_text(json.dumps(figures))
 
@@ -280,7 +288,11 @@ def forecast_here(case: Case) -> None:
 
     config = parse_config(config_of(case), source=case.name)
     plan = plan_run(config, gpu=None, nodes=1, gpus_per_node=case.processes, compare=False)
-    figures = {"kinds": plan.memory.kinds, "peak_bytes": plan.memory.total, "flops": plan.step.flops}
+    figures = {
+        "kinds": plan.memory.kinds,
+        "peak_bytes": plan.memory.total,
+        "step_flops": plan.step.flops * case.micro_batches,
+    }
     (FOLDER / "forecast.json").write_text(json.dumps(figures))
 
 
@@ -354,8 +366,46 @@ def comparison(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def verdict(found: dict[str, Any]) -> dict[str, Any]:
+    """Medians and the worst over all combinations, and whether they are within BOUNDS."""
+    records = {name: record for name, record in found["cases"].items() if "forecast" in record}
+    memory = [abs(comparison(record)["memory_error"]) for record in records.values()]
+    times = [abs(error) for error in time_errors(records).values()]
+    figures: dict[str, Any] = {
+        "combinations": len(records),
+        "memory_median": round(median(memory), 4),
+        "memory_worst": round(max(memory), 4),
+        "time_median": round(median(times), 4) if times else None,
+    }
+    within = all(figures[name] is not None and figures[name] <= bound for name, bound in BOUNDS.items())
+    return {**figures, "within_bounds": within}
+
+
+def time_errors(records: dict[str, Any]) -> dict[str, float]:
+    """Of each combination's step, with the rate that the others reach."""
+    rates = {
+        name: record["forecast"]["step_flops"] / record["measured"]["step_cpu_s"]
+        for name, record in records.items()
+        if "step_cpu_s" in record["measured"]
+    }
+    errors = {}
+    for name, rate in rates.items():
+        others = [other for key, other in rates.items() if key != name and _kind(key) == _kind(name)]
+        if others:
+            errors[name] = rate / median(others) - 1  # forecast over measured seconds
+    return errors
+
+
+def _kind(name: str) -> tuple[str, bool]:
+    return name.split("-")[0], "fp32" in name
+
+
 def conclude() -> int:
-    return 0
+    found = results()
+    found["verdict"] = verdict(found)
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found["verdict"]))
+    return 0 if found["verdict"]["within_bounds"] else 1
 
 
 if __name__ == "__main__":

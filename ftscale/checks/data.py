@@ -155,13 +155,14 @@ def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:
             return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
         return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
     labels = item["labels"]
-    if len(labels) != len(ids) or item.get("decoder"):  # a decoder writes another text than the encoder reads
+    in_place = len(labels) == len(ids) and all(label in (IGNORED, token) for label, token in zip(labels, ids, strict=True))
+    if not in_place:  # a decoder writes another text than the encoder reads
         return [(processor.decode(ids), False), (processor.decode([t for t in labels if t != IGNORED]), True)]
-    if not any(label == token for label, token in zip(labels, ids, strict=True) if label != IGNORED):
-        return [(processor.decode(ids), False), (processor.decode([t for t in labels if t != IGNORED]), True)]
-    pieces: list[tuple[list[int], bool]] = []
-    for token, label in zip(ids, labels, strict=True):
-        if not pieces or pieces[-1][1] != (label != IGNORED):
-            pieces.append(([], label != IGNORED))
-        pieces[-1][0].append(token)
-    return [(processor.decode(tokens), target) for tokens, target in pieces]
+    places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]
+    pieces: Pieces = []
+    before = ""
+    for start, stop in zip([0, *places], [*places, len(ids)], strict=True):
+        text = processor.decode(ids[:stop])  # from the start: some tokenizers drop the space before a first word
+        pieces.append((text.removeprefix(before), labels[start] != IGNORED))
+        before = text
+    return pieces

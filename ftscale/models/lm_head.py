@@ -89,14 +89,15 @@ def head_is_known(model: nn.Module, inputs: dict[str, Any]) -> bool:
     return _known_head(model, inputs)[1] is not None
 
 
-def treat_head_like(model: nn.Module, other: nn.Module) -> None:
+def treat_head_like(model: nn.Module, other: nn.Module | None) -> None:
     """Take over what is known of another model's head of the same architecture, where this one cannot be tried out.
 
-    `other` must have gone through `lm_loss` or `head_is_known` once.
+    `other` must have gone through `lm_loss` or `head_is_known` once; None: nothing is known, as of a sharded head.
     """
-    head, known = (transformers_model(item).get_output_embeddings() for item in (model, other))
-    if head is not None and known is not None:
-        _finishes[head] = _finishes[known]
+    head = transformers_model(model).get_output_embeddings()
+    known = transformers_model(other).get_output_embeddings() if other is not None else None
+    if head is not None:
+        _finishes[head] = _finishes[known] if known is not None else None
         if known in _whole_heads:
             _whole_heads.add(head)
 

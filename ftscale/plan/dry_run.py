@@ -106,12 +106,12 @@ class _NoGroup:
 
 
 def dry_step(
-    config: Config, task: Task, processor: Any, batch: Any, *, probe: Probe | None, kind: str, accumulates: bool
+    config: Config, task: Task, processor: Any, batch: Any, *, probe: Probe | None, kind: str, accumulates: bool, sharded: bool
 ) -> DryStep:
     """Run a step. `batch`: a function of the layout that makes the micro-batch.
 
     `probe`: None for tasks without tokens. `kind`: cpu or cuda, whose kernels are chosen. `accumulates`: gradients of
-    another micro-batch are there already.
+    another micro-batch are there already. `sharded`: weights come in pieces, so that the output head runs as a whole.
     """
     depth = _depth(config, task)
     period = _period(config, task)
@@ -119,7 +119,7 @@ def dry_step(
     less, more = few + period, few + 2 * period
     deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
     runs = [
-        _run(config, task, processor, batch, probe=probe, kind=kind, accumulates=accumulates, depth=blocks)
+        _run(config, task, processor, batch, probe=probe, kind=kind, accumulates=accumulates, sharded=sharded, depth=blocks)
         for blocks in ((less, more) if deep else (None,))
     ]
     if not deep or depth is None:
@@ -286,6 +286,7 @@ def _run(
     probe: Probe | None,
     kind: str,
     accumulates: bool,
+    sharded: bool,
     depth: int | None,
 ) -> _Run:
     model = _build(config, task, processor, depth=depth)
@@ -301,7 +302,7 @@ def _run(
             encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),
             probed=probe.twin,
         )
-        treat_head_like(model, probe.twin)
+        treat_head_like(model, None if sharded else probe.twin)
     module = TaskModule(model, task)
     set_training_mode(module)
     micro_batch = batch(layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +10,13 @@ from ftscale.checks import check_config
 from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
-from ftscale.config.compatibility import check_combination
+from ftscale.config.compatibility import ZERO3, check_combination
 from ftscale.errors import UserError
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
 from ftscale.plan.memory import Memory, forecast_memory, state_bytes
 from ftscale.plan.timing import Time, forecast_time, traffic_bytes
-from ftscale.tasks.base import Batch, Layout
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
@@ -125,7 +123,7 @@ def plan_run(
     strategy = config.distributed.strategy or ("ddp" if world_size > 1 else "single")
     if problems := check_combination(config, strategy=strategy):
         raise UserError(*problems)
-    step = planner.dry(config)
+    step = planner.dry(config, strategy)
     memory = planner.memory(config, strategy)
     saved = _checkpoint_bytes(config, step)
     return Plan(
@@ -178,34 +176,33 @@ class _Planner:
         probe.know_head(task, self.batches.shortest())
         return probe
 
-    def dry(self, config: Config) -> DryStep:
+    def dry(self, config: Config, strategy: str) -> DryStep:
         """A step of the longest micro-batch."""
+        sharded = strategy in ZERO3
         key = "/".join(
             section.model_dump_json()
             for section in (config.model, config.adapter, config.trainable, config.head, config.batch, config.train)
         )
+        key += f"/{sharded}"
         if key not in self.steps:
             probe = self.probe
-            made = self._made(config)
             count, _ = self.batches.per_step(config, flat=probe is not None)
             self.steps[key] = dry_step(
                 config,
                 self.batches.sample.task,
                 self.batches.processor,
-                made,
+                self.batches.longest(config),
                 probe=probe,
                 kind="cuda" if self.device.is_gpu else "cpu",
                 accumulates=count > 1,
+                sharded=sharded,
             )
         return self.steps[key]
-
-    def _made(self, config: Config) -> Callable[[Layout], Batch]:
-        return self.batches.longest(config)
 
     def memory(self, config: Config, strategy: str) -> Memory:
         return forecast_memory(
             config,
-            self.dry(config),
+            self.dry(config, strategy),
             strategy=strategy,
             world_size=self.world_size,
             on_gpu=self.device.is_gpu,
@@ -217,7 +214,7 @@ class _Planner:
         return None if self.epoch_steps is None else max(1, round(self.epoch_steps * config.train.epochs))
 
     def time(self, config: Config, strategy: str) -> Time:
-        step = self.dry(config)
+        step = self.dry(config, strategy)
         flat = step.layout == "flat"
         count, tokens = self.batches.per_step(config, flat=flat)
         traffic = traffic_bytes(
@@ -241,7 +238,7 @@ class _Planner:
 
     def largest_micro_size(self, config: Config, strategy: str) -> int:
         """Longest samples of a micro-batch that fit: activations grow with tokens, all else stays."""
-        step, memory = self.dry(config), self.memory(config, strategy)
+        step, memory = self.dry(config, strategy), self.memory(config, strategy)
         tokens = self.batches.tokens(config, flat=step.layout == "flat")
         longest = int(self.batches.lengths.max())
         reserve = memory.kinds["reserve"] / max(memory.total - memory.kinds["reserve"], 1)

@@ -200,12 +200,13 @@ class _Parts:
         """A moment of the forward or backward pass."""
         kinds = self.weights()
         gradients, communication = moment["gradients"], 0.0
-        if self.stage >= 2:
-            share = gradients / max(self.sizes.trained_bytes, 1)
-            communication = self.buckets() * min(1.0, share * 1e9)
-            gradients = 0.0 if self.offloads else gradients / self.world_size
-        elif self.stage == 1:
+        if self.stage == 3:  # bucket and partition are made once and stay
+            communication = self.buckets()
+            gradients = 0.0 if self.offloads else self.sizes.trained * self.weight_bytes / self.world_size
+        elif self.stage:  # there from a backward pass to its end
             communication = self.buckets() if gradients else 0.0
+            if self.stage == 2:
+                gradients = 0.0 if self.offloads else gradients / self.world_size
         else:
             communication = self.buckets()
         kinds["communication"] += communication
