@@ -253,6 +253,7 @@ def measure_here(case: Case) -> None:
     class Watched(Distributed):
         def prepare(self, *args: Any, **kwargs: Any) -> None:
             super().prepare(*args, **kwargs)
+            built[:] = [resident_bytes()]
             reset_peak()
             times[:] = [(time.perf_counter(), time.process_time())]
 
@@ -263,6 +264,7 @@ def measure_here(case: Case) -> None:
             return norm
 
     watched: list[int] = []
+    built: list[int] = []
     run.Distributed = Watched  # type: ignore[misc]
     run.train(parse_config(config_of(case, tiny=True), source="tiny"), overwrite=True)
     before = resident_bytes()
@@ -271,6 +273,7 @@ def measure_here(case: Case) -> None:
     figures = {
         "peak_bytes": watched[-1] - before,
         "imports_bytes": before,
+        "built_bytes": built[0] - before,
         "step_s": median(later[0] - earlier[0] for earlier, later in steps),
         "step_cpu_s": median(later[1] - earlier[1] for earlier, later in steps),
     }

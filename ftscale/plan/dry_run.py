@@ -17,7 +17,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _ModState
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    addmm_flop,
+    baddbmm_flop,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 from transformers import PreTrainedConfig
 
 from ftscale.config import Config
@@ -63,6 +69,8 @@ class Sizes:
     """Elements of the largest weight that trains."""
     largest_matrix: float
     """Elements of the largest frozen linear layer."""
+    largest: float
+    """Elements of the largest weight of all."""
     persistent: float
     """Elements of weights so small that ZeRO-3 keeps them whole, by PERSISTENT."""
 
@@ -226,6 +234,7 @@ def _sizes(model: nn.Module) -> Sizes:
         num_matrices=len(matrices),
         largest_trained=max((weight.numel() for weight in trained), default=0),
         largest_matrix=max(matrices, default=0),
+        largest=max(weight.numel() for weight in weights),
         persistent=sum(weight.numel() for weight in weights if weight.numel() <= PERSISTENT),
     )
 
@@ -311,10 +320,6 @@ def _run(
     autocast = torch.autocast("cpu", dtype=torch.float16, enabled=config.train.precision == "fp16")
     moments: dict[str, Moment] = {}
     with pretending(kind):
-        # on its own: it keeps recomputed activations alive until Python collects its cycles
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION_FLOPS) as counter, autocast:
-            module(micro_batch).backward()
-        module.zero_grad(set_to_none=True)
         with tracker:
             for _ in range(2 if accumulates else 1):
                 tracker.reset_mod_stats()
@@ -324,6 +329,10 @@ def _run(
                     loss.backward()
                 found = _moments(tracker, blocks=depth, logits=logits.peak)
                 moments |= {f"{name} again" if name in moments else name: kinds for name, kinds in found.items()}
+        # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
+        # counts attention twice when its kernel is called for the first time
+        with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
+            module(micro_batch).backward()
     flops = float(counter.get_total_flops())
     return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
 
@@ -430,7 +439,13 @@ def _attention_backward_flops(
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-CPU_ATTENTION_FLOPS = {  # torch counts those of its GPU kernels alone
+def _product_flops(total: Any, left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return addmm_flop(total, left, right) if len(left) == 2 else baddbmm_flop(total, left, right)
+
+
+MORE_FLOPS = {  # torch counts attention by its GPU kernels alone, and no products that are added in place
+    torch.ops.aten.addmm_: _product_flops,
+    torch.ops.aten.baddbmm_: _product_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }

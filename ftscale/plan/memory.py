@@ -42,6 +42,10 @@ GPU_RESERVE = 0.04
 CONTEXT_BYTES = 600 * 2**20
 """The CUDA context, cuBLAS workspace and kernels of a process (PyTorch documentation, page CUDA semantics)."""
 
+CPU_RESERVE = 25 * 2**20
+"""What a process grows by besides tensors. oneDNN lays the matrix of a bfloat16 product out anew beside that
+(benchmarks/plan_accuracy.py: 57 MB were missing with a matrix of 51 MB, 22 to 35 MB with small ones)."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -69,6 +73,8 @@ def forecast_memory(config: Config, step: DryStep, *, strategy: str, world_size:
     kinds = {kind: float(fullest.get(kind, 0.0)) for kind in KINDS}
     if on_gpu:
         kinds["reserve"] = GPU_RESERVE * sum(kinds.values()) + CONTEXT_BYTES
+    else:
+        kinds["reserve"] = CPU_RESERVE + (2 * step.sizes.largest if config.train.precision == "bf16" else 0)
     return Memory(kinds, *parts.outside())
 
 
@@ -203,8 +209,9 @@ class _Parts:
         if self.stage == 3:  # bucket and partition are made once and stay
             communication = self.buckets()
             gradients = 0.0 if self.offloads else self.sizes.trained * self.weight_bytes / self.world_size
-        elif self.stage:  # there from a backward pass to its end
+        elif self.stage:  # there from a backward pass to its end; on a CPU as far as gradients were written to it
             communication = self.buckets() if gradients else 0.0
+            communication = communication if self.on_gpu else min(communication, gradients)
             if self.stage == 2:
                 gradients = 0.0 if self.offloads else gradients / self.world_size
         else:

@@ -24,7 +24,7 @@ RUN = {
 
 def states_gb(parameters: float, strategy: str, world_size: int) -> float:
     """Weights, gradients and optimizer of a device when all gradients are there, bf16 and AdamW, in GB."""
-    sizes = Sizes(parameters, 2 * parameters, parameters, 2 * parameters, 0, 0, 1, 0, 0)
+    sizes = Sizes(parameters, 2 * parameters, parameters, 2 * parameters, 0, 0, 1, 0, 1, 0)
     moment = {"weights": 2 * parameters, "gradients": 2 * parameters, "activations": 1e12, "logits": 0.0}
     step = DryStep([moment], 0.0, "flat", sizes)
     memory = forecast_memory(
