@@ -1,4 +1,4 @@
-"""What the data looks like after preparation: the text with its targets marked, lengths, losses of rows, repetitions."""
+"""What the data looks like when it is prepared: text with its targets marked, lengths, dropped rows, repetitions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ftscale.checks.sample import DataSample, Part
+from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
 from ftscale.tasks.base import KEPT, Row, Sample
 
 SHOWN_ROWS = 3
-SHOWN_LABELS = 12
 IGNORED = -100
 
 Pieces = list[tuple[str, bool]]
@@ -47,14 +47,14 @@ def marked_rows(sample: DataSample, processor: Any) -> list[Pieces]:
 
 def label_distribution(sample: DataSample) -> dict[str, int]:
     """Rows (for tags: words) of each class, most frequent first; empty for generation and numbers."""
-    labels: Counter[str] = Counter()
-    if getattr(sample.config.task, "problem", None) == "regression" or not hasattr(sample.config.task, "labels"):
+    task = sample.config.task
+    if isinstance(task, (CausalLMSettings, Seq2SeqSettings)) or task.labels is None:
         return {}
-    names = sample.config.task.labels or ()
+    numbers: Counter[int] = Counter()
     for item in sample.train.kept:
         own = item.get("tags", item.get("labels"))
-        labels.update(names[number] for number in (own if isinstance(own, list) else [own]))
-    return dict(labels.most_common())
+        numbers.update(own if isinstance(own, list) else [int(own)])  # type: ignore[arg-type]
+    return {task.labels[number]: count for number, count in numbers.most_common()}
 
 
 def overlap(train: Part, evaluation: Part) -> int:
@@ -155,7 +155,9 @@ def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:
             return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
         return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
     labels = item["labels"]
-    in_place = len(labels) == len(ids) and all(label in (IGNORED, token) for label, token in zip(labels, ids, strict=True))
+    in_place = len(labels) == len(ids) and all(
+        label in (IGNORED, token) for label, token in zip(labels, ids, strict=True)
+    )
     if not in_place:  # a decoder writes another text than the encoder reads
         return [(processor.decode(ids), False), (processor.decode([t for t in labels if t != IGNORED]), True)]
     places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]

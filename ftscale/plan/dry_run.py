@@ -114,7 +114,15 @@ class _NoGroup:
 
 
 def dry_step(
-    config: Config, task: Task, processor: Any, batch: Any, *, probe: Probe | None, kind: str, accumulates: bool, sharded: bool
+    config: Config,
+    task: Task,
+    processor: Any,
+    batch: Any,
+    *,
+    probe: Probe | None,
+    kind: str,
+    accumulates: bool,
+    sharded: bool,
 ) -> DryStep:
     """Run a step. `batch`: a function of the layout that makes the micro-batch.
 
@@ -127,7 +135,17 @@ def dry_step(
     less, more = few + period, few + 2 * period
     deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
     runs = [
-        _run(config, task, processor, batch, probe=probe, kind=kind, accumulates=accumulates, sharded=sharded, depth=blocks)
+        _run(
+            config,
+            task,
+            processor,
+            batch,
+            probe=probe,
+            kind=kind,
+            accumulates=accumulates,
+            sharded=sharded,
+            depth=blocks,
+        )
         for blocks in ((less, more) if deep else (None,))
     ]
     if not deep or depth is None:

@@ -21,7 +21,7 @@ from ftscale.plan.timing import Time, forecast_time, traffic_bytes
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
-WEIGHTS = {
+WEIGHTS: dict[str, dict[str, Any]] = {
     "as configured": {},
     "full": {"adapter.method": "none", "model.quantization": "none"},
     "lora": {
@@ -272,9 +272,7 @@ class _Planner:
         memory = self.memory(variant, strategy)
         if memory.total > self.device.memory:
             return []
-        settings = {
-            name: value for name, value in changes.items() if _setting(config, name) != value or value is None
-        }
+        settings = {name: value for name, value in changes.items() if _setting(config, name) != value or value is None}
         if strategy != config.distributed.strategy:
             settings["distributed.strategy"] = strategy
         checkpointing = variant.train.activation_checkpointing

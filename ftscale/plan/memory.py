@@ -1,4 +1,4 @@
-"""Bytes of one device under a strategy: a step's moments, and what sharding, optimizer and quantisation make of them."""
+"""Bytes of a device: a step's moments, and what a strategy, an optimizer and quantisation make of them."""
 
 from __future__ import annotations
 

@@ -196,4 +196,6 @@ def test_deepspeed_needs_a_folder_for_nvme():
 
 def test_models_of_this_file_are_alike():
     """The comparisons above stand on it."""
-    assert all(torch.equal(a, b) for a, b in zip(llama().parameters(), copy.deepcopy(llama()).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(llama().parameters(), copy.deepcopy(llama()).parameters(), strict=True)
+    )

@@ -20,7 +20,10 @@ from ftscale.plan.devices import device_names, load_device
 def values(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     work = tmp_path_factory.mktemp("plan")
     return run_of(
-        llama("7b", work / "model", shared), work, task={"name": "causal_lm", "max_length": 256}, batch={"global_size": 8}
+        llama("7b", work / "model", shared),
+        work,
+        task={"name": "causal_lm", "max_length": 256},
+        batch={"global_size": 8},
     )
 
 
@@ -122,7 +125,10 @@ def test_the_table_has_the_devices_with_their_sources():
 def test_custom_code_is_refused_without_trust(shared: Path, tmp_path: Path):
     model = llama("small", tmp_path / "model", shared)
     config = json.loads((model / "config.json").read_text())
-    config |= {"model_type": "my_llama", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    config |= {
+        "model_type": "my_llama",
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+    }
     (model / "config.json").write_text(json.dumps(config))
     outcome = tiny.command("plan", tiny.write_run(tmp_path, run_of(model, tmp_path)), "--gpu", "l4")
     assert outcome.code == 2
