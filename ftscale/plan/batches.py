@@ -38,7 +38,7 @@ class MicroBatches:
 
     def per_step(self, config: Config, *, flat: bool) -> tuple[int, float]:
         """Micro-batches of a device, and mean tokens of a device, in an optimizer step."""
-        size = self._global_rows(config)
+        size = self.global_rows(config)
         batches = [self.lengths[start : start + size] for start in range(0, len(self.lengths), size)]
         batches = [batch for batch in batches if len(batch) == size] or [np.resize(self.lengths, size)]
         counts, tokens = [], []
@@ -51,18 +51,18 @@ class MicroBatches:
 
     def mean_tokens(self, config: Config) -> float:
         """Real tokens of a global batch."""
-        return float(self.lengths.mean()) * self._global_rows(config)
+        return float(self.lengths.mean()) * self.global_rows(config)
 
-    def _global_rows(self, config: Config) -> int:
+    def global_rows(self, config: Config) -> int:
+        """Rows of a global batch; with `batch.unit: targets`, as many as hold them in the mean."""
         if config.batch.unit == "samples":
             return config.batch.global_size
         mean = sum(item["targets"] for item in self.samples) / len(self.samples)
         return max(1, round(config.batch.global_size / max(mean, 1)))
 
     def _longest_rows(self, config: Config, *, flat: bool) -> np.ndarray:
-        size = self._global_rows(config)
-        rows = np.resize(np.argsort(-self.lengths, kind="stable"), size) if size > len(self.lengths) else None
-        rows = np.argsort(-self.lengths, kind="stable")[:size] if rows is None else rows
+        size = self.global_rows(config)
+        rows = np.resize(np.argsort(-self.lengths, kind="stable"), size)  # again from the longest where there are few
         groups = divide(self.lengths[rows], batch=config.batch, flat=flat, world_size=self.world_size)
         lengths = self.lengths[rows]
 

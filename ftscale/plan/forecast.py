@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +13,7 @@ from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
 from ftscale.config.compatibility import ZERO3, check_combination
+from ftscale.config.schema import TrainableConfig
 from ftscale.errors import UserError
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device
@@ -21,21 +24,12 @@ from ftscale.plan.timing import Time, forecast_time, traffic_bytes
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
 STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+LORA = {"method": "lora", "r": 16, "target_modules": "all-linear"}
 WEIGHTS: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "full": {"adapter.method": "none", "model.quantization": "none"},
-    "lora": {
-        "adapter.method": "lora",
-        "adapter.r": 16,
-        "adapter.target_modules": "all-linear",
-        "model.quantization": "none",
-    },
-    "nf4 + lora": {
-        "adapter.method": "lora",
-        "adapter.r": 16,
-        "adapter.target_modules": "all-linear",
-        "model.quantization": "nf4",
-    },
+    "full": {"adapter": {"method": "none"}, "model.quantization": "none"},
+    "lora": {"adapter": LORA, "model.quantization": "none"},
+    "nf4 + lora": {"adapter": LORA, "model.quantization": "nf4"},
 }
 
 
@@ -200,9 +194,12 @@ class _Planner:
         return self.steps[key]
 
     def memory(self, config: Config, strategy: str) -> Memory:
+        return self._memory(config, self.dry(config, strategy), strategy)
+
+    def _memory(self, config: Config, step: DryStep, strategy: str) -> Memory:
         return forecast_memory(
             config,
-            self.dry(config, strategy),
+            step,
             strategy=strategy,
             world_size=self.world_size,
             on_gpu=self.device.is_gpu,
@@ -238,16 +235,17 @@ class _Planner:
 
     def largest_micro_size(self, config: Config, strategy: str) -> int:
         """Longest samples of a micro-batch that fit: activations grow with tokens, all else stays."""
-        step, memory = self.dry(config, strategy), self.memory(config, strategy)
+        step = self.dry(config, strategy)
         tokens = self.batches.tokens(config, flat=step.layout == "flat")
         longest = int(self.batches.lengths.max())
-        reserve = memory.kinds["reserve"] / max(memory.total - memory.kinds["reserve"], 1)
-        growing = memory.kinds["activations"] * (1 + reserve)
-        if not growing:  # the optimizer's step is fullest: what the passes leave free is theirs
-            growing = max(moment["activations"] for moment in step.moments) * (1 + reserve)
-        room = self.device.memory - memory.total + growing
-        size = int(room / (growing / tokens * longest)) if growing else 0
-        return max(0, min(size, self.batches._global_rows(config)))
+
+        def fits(size: int) -> bool:
+            grown = size * longest / tokens
+            moments = [{**kinds, "activations": kinds["activations"] * grown} for kinds in step.moments]
+            return self._memory(config, replace(step, moments=moments), strategy).total <= self.device.memory
+
+        sizes = range(1, self.batches.global_rows(config) + 1)
+        return bisect_left(sizes, True, key=lambda size: not fits(size))
 
     def choices(self, config: Config) -> list[Choice]:
         """What fits, the cheapest first; by memory where the cost is the same."""
@@ -257,6 +255,8 @@ class _Planner:
                 continue
             for checkpointing in (False, True):
                 changes = {**settings, "train.activation_checkpointing": checkpointing}
+                if changes.get("adapter") == LORA:
+                    changes["trainable"] = TrainableConfig().model_dump()
                 variant = _with(config, changes)
                 for strategy in STRATEGIES:
                     found += self._choice(config, variant, changes, weights, strategy)
@@ -272,7 +272,7 @@ class _Planner:
         memory = self.memory(variant, strategy)
         if memory.total > self.device.memory:
             return []
-        settings = {name: value for name, value in changes.items() if _setting(config, name) != value or value is None}
+        settings = {name: value for name, value in changes.items() if _differs(config, name, value)}
         if strategy != config.distributed.strategy:
             settings["distributed.strategy"] = strategy
         checkpointing = variant.train.activation_checkpointing
@@ -297,20 +297,21 @@ def _weights_of(config: Config) -> str:
 
 
 def _with(config: Config, changes: dict[str, Any]) -> Config:
-    """The configuration with dotted settings changed; a section whose method changes starts anew."""
+    """The configuration with sections and dotted settings changed; an adapter leaves no base weight to `trainable`."""
     data = config.model_dump()
-    if changes.get("adapter.method") is not None:
-        data["adapter"] = {}
-        data["trainable"] = {} if changes["adapter.method"] != "none" else data["trainable"]
     for name, value in changes.items():
-        section, key = name.split(".")
-        data[section][key] = value
+        section, _, key = name.partition(".")
+        if key:
+            data[section][key] = value
+        else:
+            data[section] = value
     return Config.model_validate(data)
 
 
-def _setting(config: Config, name: str) -> Any:
-    section, key = name.split(".")
-    return config.model_dump()[section].get(key)
+def _differs(config: Config, name: str, value: Any) -> bool:
+    section, _, key = name.partition(".")
+    written = config.model_dump()[section]
+    return (written[key] if key else written) != value
 
 
 def _checkpoint_bytes(config: Config, step: DryStep) -> float:
@@ -321,4 +322,4 @@ def _checkpoint_bytes(config: Config, step: DryStep) -> float:
 
 
 def _written(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, str) else value
+    return value if isinstance(value, str) else json.dumps(value)

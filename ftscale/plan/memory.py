@@ -66,7 +66,7 @@ class Memory:
 
 def forecast_memory(config: Config, step: DryStep, *, strategy: str, world_size: int, on_gpu: bool) -> Memory:
     """The fullest of the step's moments and of the optimizer's step, by kind."""
-    parts = _Parts(config, step.sizes, strategy, world_size, on_gpu=on_gpu)
+    parts = _Parts(config=config, sizes=step.sizes, strategy=strategy, world_size=world_size, on_gpu=on_gpu)
     moments = [parts.at(moment) for moment in step.moments]
     moments.append(parts.at_update())
     fullest = max(moments, key=lambda kinds: sum(kinds.values()))
@@ -96,7 +96,7 @@ def state_bytes(optimizer: str, elements: float, *, momentum: float = 0.9) -> fl
     return elements * floats * 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Parts:
     """The bytes of a strategy's parts."""
 
@@ -105,14 +105,6 @@ class _Parts:
     strategy: str
     world_size: int
     on_gpu: bool
-
-    def __init__(self, config: Config, sizes: Sizes, strategy: str, world_size: int, *, on_gpu: bool) -> None:
-        for name, value in zip(
-            ("config", "sizes", "strategy", "world_size", "on_gpu"),
-            (config, sizes, strategy, world_size, on_gpu),
-            strict=True,
-        ):
-            object.__setattr__(self, name, value)
 
     # ------------------------------------------------------------ the parts
 
