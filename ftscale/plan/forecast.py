@@ -160,6 +160,8 @@ class _Planner:
         self.interconnect_gb_s = interconnect_gb_s
         self.epoch_steps = epoch_steps
         self.steps: dict[str, DryStep] = {}
+        self.sizes: dict[str, DryStep] = {}
+        """A step of each kind of weights, for what does not depend on activations."""
 
     @cached_property
     def probe(self) -> Probe | None:
@@ -173,11 +175,9 @@ class _Planner:
     def dry(self, config: Config, strategy: str) -> DryStep:
         """A step of the longest micro-batch."""
         sharded = strategy in ZERO3
-        key = "/".join(
-            section.model_dump_json()
-            for section in (config.model, config.adapter, config.trainable, config.head, config.batch, config.train)
-        )
-        key += f"/{sharded}"
+        model = config.model.model_copy(update={"quantization": "none"})  # counted in the memory, not in the step
+        sections = (model, config.adapter, config.trainable, config.head, config.batch, config.train)
+        key = "/".join([*(section.model_dump_json() for section in sections), str(sharded)])
         if key not in self.steps:
             probe = self.probe
             count, _ = self.batches.per_step(config, flat=probe is not None)
@@ -250,6 +250,7 @@ class _Planner:
     def choices(self, config: Config) -> list[Choice]:
         """What fits, the cheapest first; by memory where the cost is the same."""
         found = []
+        self.sizes["as configured"] = next(iter(self.steps.values()))
         for weights, settings in WEIGHTS.items():
             if weights == _weights_of(config):
                 continue
@@ -269,7 +270,11 @@ class _Planner:
             return []
         if check_combination(_with(variant, {"distributed.strategy": strategy}), strategy=strategy):
             return []
+        known = self.sizes.get(weights)
+        if known and self._memory(variant, replace(known, moments=[]), strategy).total > self.device.memory:
+            return []  # weights and optimizer alone are too much
         memory = self.memory(variant, strategy)
+        self.sizes.setdefault(weights, self.dry(variant, strategy))
         if memory.total > self.device.memory:
             return []
         settings = {name: value for name, value in changes.items() if _differs(config, name, value)}

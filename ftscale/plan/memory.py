@@ -43,8 +43,13 @@ CONTEXT_BYTES = 600 * 2**20
 """The CUDA context, cuBLAS workspace and kernels of a process (PyTorch documentation, page CUDA semantics)."""
 
 CPU_RESERVE = 25 * 2**20
-"""What a process grows by besides tensors. oneDNN lays the matrix of a bfloat16 product out anew beside that
-(benchmarks/plan_accuracy.py: 57 MB were missing with a matrix of 51 MB, 22 to 35 MB with small ones)."""
+"""What a process grows by besides tensors, or by a second copy of its largest matrix, which oneDNN lays out anew for a
+bfloat16 product (benchmarks/plan_accuracy.py: 46 to 61 MB were missing with a matrix of 51 MB, 22 to 35 with small).
+"""
+
+CPU_8BIT_FLOATS = 4.7
+"""float32 numbers for each element of the largest weight while bitsandbytes steps it on a CPU, where it makes its 8-bit
+state whole (measured with 0.50.2: 971 MB for 51 M elements)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def forecast_memory(config: Config, step: DryStep, *, strategy: str, world_size:
     if on_gpu:
         kinds["reserve"] = GPU_RESERVE * sum(kinds.values()) + CONTEXT_BYTES
     else:
-        kinds["reserve"] = CPU_RESERVE + (2 * step.sizes.largest if config.train.precision == "bf16" else 0)
+        kinds["reserve"] = max(CPU_RESERVE, 2 * step.sizes.largest if config.train.precision == "bf16" else 0)
     return Memory(kinds, *parts.outside())
 
 
@@ -141,7 +146,9 @@ class _Parts:
         """The largest quantised layer, made whole for its product."""
         if self.config.model.quantization == "none":
             return 0.0
-        return self.sizes.largest_matrix * (2 if self.config.train.precision != "fp32" else 4)
+        whole = self.sizes.largest_matrix * (2 if self.config.train.precision != "fp32" else 4)
+        # on a CPU the weights file stays mapped for the layers that are not quantised, with all pages that were read
+        return whole if self.on_gpu else whole + 2 * self.sizes.matrices
 
     def masters(self) -> float:
         """float32 copies of trained weights."""
@@ -228,7 +235,11 @@ class _Parts:
             gradients = trained * self.weight_bytes
         else:
             gradients = 0.0 if self.offloads else trained / self.world_size * (self.weight_bytes + 4)
-        return kinds | {"gradients": gradients, "optimizer": self.optimizer()}
+        optimizer = self.optimizer()
+        if not self.on_gpu and self.config.optimizer.name.endswith("_8bit"):
+            largest = trained / self.world_size if self.stage else self.sizes.largest_trained
+            optimizer += CPU_8BIT_FLOATS * 4 * largest
+        return kinds | {"gradients": gradients, "optimizer": optimizer}
 
     def outside(self) -> tuple[float, float]:
         """Host memory and disk of a process, where the strategy offloads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ def show(plan: Plan) -> None:
         console.print(line)
     if not plan.choices:
         return
-    table = Table("strategy", "weights", "checkpointing", "GiB", "tokens/s", "USD", "settings", box=None)
-    for choice in plan.choices[:CHOICES_SHOWN]:
-        table.add_row(*_row(choice))
+    table = Table("", "strategy", "weights", "checkpointing", "GiB", "tokens/s", "USD", box=None)
+    shown = list(enumerate(plan.choices[:CHOICES_SHOWN], 1))
+    for number, choice in shown:
+        table.add_row(str(number), *_row(choice))
     console.print(f"what fits {plan.world_size} x {plan.device.name}, the recommended one first:")
     console.print(table)
+    for number, choice in shown:
+        console.print(f"{number}: {' '.join(_quoted(choice)) or 'as it is'}", markup=False)
 
 
 def summary(plan: Plan) -> list[str]:
@@ -104,5 +108,9 @@ def _row(choice: Choice) -> tuple[str, ...]:
         f"{choice.memory.total / GIB:.1f}",
         f"{choice.time.tokens_per_s:.0f}",
         usd,
-        " ".join(choice.lines()),
     )
+
+
+def _quoted(choice: Choice) -> list[str]:
+    """Settings as a shell takes them."""
+    return [shlex.quote(line) for line in choice.lines()]
