@@ -40,7 +40,7 @@ def llama(name: str, folder: Path, shared: Path, *, vocab_size: int = 32000) -> 
     return folder
 
 
-def run_of(model: Path, work: Path, **sections: Any) -> dict[str, Any]:
+def run_of(folder: Path, work: Path, /, **sections: Any) -> dict[str, Any]:
     """Settings of a run whose every sample is 512 tokens long unless `task` says otherwise."""
     rows = work / "rows.jsonl"
     if not rows.is_file():
@@ -49,7 +49,7 @@ def run_of(model: Path, work: Path, **sections: Any) -> dict[str, Any]:
     return {
         "task": {"name": "causal_lm", "max_length": 512},
         "run_folder": str(work / "run"),
-        "model": {"name": str(model)},
+        "model": {"name": str(folder)},
         "data": {"train": str(rows), "cache_dir": str(work / "cache")},
         "batch": {"global_size": 1, "micro_size": 1},
         "train": {"precision": "bf16", "epochs": 1},
