@@ -158,7 +158,7 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    from ftscale.run import versions
+    from ftscale.run_folder import versions
 
     return versions()
 

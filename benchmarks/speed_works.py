@@ -68,6 +68,7 @@ def works() -> dict[str, Work]:
                 train={"path": words / "train.tsv", "format": "conll", "limit": 800},
                 held_out={"path": words / "devel.tsv", "format": "conll", "limit": 200},
                 batch={"global_size": 32, "micro_size": 32},
+                group_by_length=True,
             ),
             steps=25,
         ),
@@ -112,7 +113,7 @@ def make_inputs() -> None:
 def prepare(folder: Path) -> None:
     """Prepare the rows of `folder`/run.yaml, for ftscale in its cache, and beside it for the other side."""
     from ftscale.config import load_config
-    from ftscale.run import prepare_inputs
+    from ftscale.inputs import prepare_inputs
 
     inputs = prepare_inputs(load_config(folder / "run.yaml"))
     assert inputs.train is not None
@@ -146,6 +147,7 @@ def _run(
         "optimizer": {"lr": lr},
         "train": {"epochs": 1, "precision": "bf16"},
         "evaluation": {"micro_size": 8},
+        "checkpoint": {"prove": "never"},
     }
 
 

@@ -58,13 +58,46 @@ def report(error: UserError) -> None:
 @app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")
 def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
     """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
-    from ftscale.checks import read_config
+    from ftscale.processes import stop_with_launcher
+    from ftscale.train.preemption import Interrupted, StopRequest
 
-    config = read_config(run, overrides or ())
-    from ftscale.run import train as run_training
+    stop_request = StopRequest()
+    try:
+        stop_request.listen()  # before torch is imported, which takes seconds, and until the process has ended
+        stop_with_launcher()
+        from ftscale.checks import read_config
 
-    if run_training(config, resume=resume, overwrite=overwrite).status == "preempted":
+        config = read_config(run, overrides or ())
+        from ftscale.run import train as run_training
+
+        result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    except Interrupted:
         sys.exit(EXIT_PREEMPTED)
+    if result.status == "preempted":
+        sys.exit(EXIT_PREEMPTED)
+
+
+@app.command(epilog="Example: ftscale checkpoints runs/demo")
+def checkpoints(run_folder: RunFolder) -> None:
+    """List the checkpoints of a run: step, complete or why not, size, number of processes, metric."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ftscale.run_folder import run_id
+    from ftscale.train.manifest import list_checkpoints
+
+    if (identity := run_id(run_folder)) is None:
+        raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no run.json); name the folder of one.")
+    table = Table("step", "state", "size", "processes", "metric", box=None)
+    for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):
+        if (found := item.checkpoint) is None:
+            table.add_row(item.folder.name, f"incomplete: {item.reason}", "", "", "")
+            continue
+        metric, about = found.manifest["metric"], found.manifest
+        shown = "" if metric is None else f"{metric:.4f}"
+        size = f"{found.size_bytes / 2**20:.1f} MiB"
+        table.add_row(str(found.step), "complete", size, f"{about['world_size']} ({about['strategy']})", shown)
+    Console().print(table)
 
 
 @app.command(epilog="Example: ftscale launch run.yaml --processes 8 --strategy zero2 --resume")

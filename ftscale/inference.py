@@ -25,13 +25,14 @@ from ftscale.config.schema import DistributedConfig, Section, SourceConfig, Text
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
+from ftscale.inputs import evaluation_rows
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
-from ftscale.run import batch_layout, evaluation_rows, run_evaluation
+from ftscale.run import batch_layout
 from ftscale.tasks import build_task
 from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
-from ftscale.train.evaluate import to_device
+from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import TaskModule
 
 FORMATS_OUT = (".csv", ".tsv", ".jsonl")
@@ -56,14 +57,14 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         like = (config.data.eval or config.data.train)[0].model_copy(update={"path": data, "limit": 0})
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
-        config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
+        config = parse_config(apply_overrides(config.model_dump(by_alias=True), overrides), source="the command line")
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)
-        return run_evaluation(config, task, processor, rows, distributed, layout=layout)()
+        return evaluation_of(config, task, processor, rows, distributed, layout=layout)()
     finally:
         distributed.close()
 

@@ -13,6 +13,7 @@ from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
 from ftscale.resources import strategy_file
+from ftscale.train.preemption import Interrupted, listening
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and the one that Slurm is asked to send
 STOP_TIMEOUT_S = 600  # for a checkpoint to be written after a signal; torchrun's own is 30 s
@@ -31,7 +32,9 @@ def launch_training(
         raise UserError(f"--strategy single is for one process, not {processes}; use ddp.")
     settings = [*overrides, f"distributed.strategy={strategy}"]
     config = read_config(run, settings)
-    from ftscale.run import check_run_folder, prepare_inputs, train
+    from ftscale.inputs import prepare_inputs
+    from ftscale.run import train
+    from ftscale.run_folder import check_run_folder
 
     if processes == 1:
         return EXIT_PREEMPTED if train(config, resume=resume, overwrite=overwrite).status == "preempted" else 0
@@ -39,7 +42,11 @@ def launch_training(
     log.info("checking %s and preparing its data for %d processes", run, processes)
     setup_logging(level="WARNING")  # the first process says all of it again
     check_run_folder(config, resume=resume, overwrite=overwrite)
-    prepare_inputs(config)
+    with listening():
+        try:
+            prepare_inputs(config)
+        except Interrupted:
+            return EXIT_PREEMPTED
     setup_logging()
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
@@ -76,6 +83,6 @@ def _exit_code(rank: int, code: int) -> int:
 
 
 def _is_preempted(config: Config) -> bool:
-    """Whether the processes wrote their checkpoint before they ended."""
+    """Whether the run can go on: its processes wrote a checkpoint before they ended, or had not begun."""
     path = Path(config.run_folder) / "result.json"
-    return path.is_file() and json.loads(path.read_text())["status"] == "preempted"
+    return not path.is_file() or json.loads(path.read_text())["status"] == "preempted"

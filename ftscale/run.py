@@ -2,148 +2,82 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ftscale.checks import PEFT_TASK_TYPES, check_config, steps_problems
+from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
 from ftscale.data.batching import describe_batch
-from ftscale.data.loader import TrainingSteps, evaluation_batches, iterate_steps
+from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
-from ftscale.data.sources import read_rows
+from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, unknown_name
+from ftscale.finish import check_disk, finish, save_and_prove
+from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.run_folder import (
     Result,
     check_run_folder,
+    clear_run_folder,
     finished_result,
-    installed_version,
+    locked,
     open_run_folder,
+    run_id,
     versions,
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Layout, Task
-from ftscale.train.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from ftscale.train.evaluate import evaluate
-from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, best_checkpoint, run_loop
+from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
+from ftscale.train.evaluate import evaluation_of, to_device
+from ftscale.train.guard import Statistics
+from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, run_loop
+from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
-from ftscale.train.preemption import StopRequest, listen
+from ftscale.train.preemption import Interrupted, StopRequest, listening
 
 SOME_ROWS = 8  # for trying out the evaluation
 
 
-@dataclass
-class Inputs:
-    """Everything known before a process group exists."""
-
-    config: Config
-    """With what the training rows told filled in, e.g. labels."""
-    task: Task
-    processor: Any
-    train: Prepared | None
-    """None where training rows are streamed."""
-    evaluation: Prepared | None
-    test: Prepared | None
-
-
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Result:
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, stop_request: StopRequest | None = None
+) -> Result:
     """Fine-tune as the configuration says; call it in every process of a launch, or in a single one.
 
+    `stop_request`: one that listens already; None = listen to signals while training.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
-    rank = launched_rank()
+    if stop_request is None:
+        with listening() as stop_request:
+            return train(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    rank, folder = launched_rank(), Path(config.run_folder)
     setup_logging(rank=rank)
-    if rank == 0:
-        check_run_folder(config, resume=resume, overwrite=overwrite)
-    inputs = prepare_inputs(config)
-    config = inputs.config
-    distributed = Distributed(
-        config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
-    )
-    with listen() as stop_request:
-        result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+    stop_request.set_deadline(config.checkpoint.before_end_s)
+    try:
+        if rank == 0:
+            check_run_folder(config, resume=resume, overwrite=overwrite)
+        inputs = prepare_inputs(config)
+        with locked(folder) if rank == 0 else nullcontext():
+            distributed = Distributed(
+                config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
+            )
+            stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
+            result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+    except Interrupted as request:
+        log.info("asked to stop (%s) before training began; nothing is lost", request)
+        return Result("preempted", 0, {}, None, 0.0, "")
     distributed.close()  # not after an error on this rank alone: the others may never come to it
     return result
-
-
-def prepare_inputs(config: Config) -> Inputs:
-    """Check the configuration and prepare its data: no process group, no weights."""
-    processor = check_config(config)
-    task, data = build_task(config.task), config.data
-    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
-    learned = task.fit(_training_rows(config, task))
-    config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    task = build_task(config.task)
-    prepare = Preparer(task, processor)
-    train_rows: Prepared | None
-    evaluation: Prepared | None
-    if held is not None:
-        train_rows = _prepare(config, prepare, "train", keep=lambda source, row: row not in held[source])
-        evaluation = _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
-    else:
-        train_rows = None if data.streaming else _prepare(config, prepare, "train")
-        evaluation = _prepare(config, prepare, "eval") if data.eval else None
-    test = _prepare(config, prepare, "test") if data.test else None
-    inputs = Inputs(config, task, processor, train_rows, evaluation, test)
-    if problems := steps_problems(config, num_steps=_num_steps(inputs)):
-        raise UserError(*problems)
-    return inputs
-
-
-def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
-    """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
-    prepare = Preparer(task, processor)
-    if config.data.eval:
-        return _prepare(config, prepare, "eval")
-    if not config.data.eval_ratio:
-        raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
-    held = split_rows(config.data.train, data=config.data, roles=task.columns, seed=config.seed)
-    return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
-
-
-def _prepare(
-    config: Config, prepare: Preparer, name: str, *, keep: Callable[[int, int], bool] | None = None
-) -> Prepared:
-    """One part of the data: train, eval or test; with `keep`, a part of the training sources."""
-    data = config.data
-    split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
-    return prepare_sources(
-        data.train if keep else getattr(data, name),
-        prepare,
-        name=name,
-        key=f"{prepare.key()}/{split}",
-        roles=prepare.task.columns,
-        data=data,
-        keep=keep,
-    )
-
-
-@dataclass
-class Preparer:
-    """`task.prepare` with its processor, as worker processes can take it along."""
-
-    task: Any
-    processor: Any
-    labelled: bool = True
-
-    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.task.prepare(rows, self.processor, labelled=self.labelled)
-
-    def key(self) -> str:
-        """Everything that prepared samples depend on besides the rows."""
-        return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
@@ -152,14 +86,10 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if not overwrite and (finished := finished_result(folder)) is not None:
         log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
         return finished
-    loop, layout, stream = _build(inputs, distributed, stop_request, folder=folder, started=started)
-    distributed.barrier()  # from here on an earlier run may be written over: every rank has come this far
-    if distributed.is_main:
-        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
-        open_run_folder(config, run=about, overwrite=overwrite)
+    loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
+    checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
         _start_trackers(config, distributed)
-    checkpoint = _agree_on_checkpoint(loop.checkpoints, distributed)
     progress = Progress()
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
@@ -168,17 +98,43 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
         loop.num_steps,
         describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
     )
-    status = run_loop(loop, progress)
-    result = _finish(inputs, loop, progress, status, layout=layout)
+    try:
+        status = run_loop(loop, progress)
+        result = finish(inputs, loop, progress, status, layout=layout)
+    except Exception as error:
+        if distributed.is_main:
+            loop.metrics.write("event", progress.step, event="failed", error=str(error))
+            write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
+        raise
     loop.metrics.close()
     return result
 
 
+def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
+    """Write the run folder's first files; the checkpoint that the run goes on from, None = from the start. Collective.
+
+    From here on an earlier run may be written over: every rank has come this far.
+    """
+    config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
+    distributed.barrier()
+    opened: tuple[str, Checkpoint | None] | None = None
+    if distributed.is_main:
+        if overwrite:
+            clear_run_folder(folder)
+        root = loop.saver.root
+        checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
+        about = {"world_size": distributed.world_size, "strategy": distributed.strategy}
+        opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
+    shared = distributed.gather_objects(opened)[0]
+    loop.saver.identity["run_id"], checkpoint = shared
+    return checkpoint
+
+
 def _build(
-    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, folder: Path, started: float
+    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
-    config, task = inputs.config, inputs.task
-    order, num_steps = _global_order(inputs), _num_steps(inputs)
+    config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
+    order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
@@ -190,27 +146,33 @@ def _build(
     distributed.prepare(module, optimizer, unused_weights=unused)
     # every rank draws its own dropout from here on
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
-    from ftscale.models.adapt import advance_adapter
+    from ftscale.models.adapt import adapter_state, advance_adapter
     from ftscale.models.freeze import set_training_mode
 
-    def save(progress: Progress) -> Checkpoint:
-        state = {
+    def state(progress: Progress) -> dict[str, Any]:
+        return {
             "loop": as_dict(progress),
             "schedule": schedule.state_dict(),
             "stream": vars(stream.position) if stream else None,
         }
-        return save_checkpoint(
-            folder / "checkpoints",
-            distributed,
-            step=progress.step,
-            progress=state,
-            digest=config_digest(config),
-            versions=versions(),
-        )
+
+    train_rows: Any = inputs.train
+
+    def where(row: int) -> str:
+        return stream.where(row) if stream is not None else train_rows.dataset[row]["where"]
+
+    def prove_checkpoint() -> None:
+        if config.checkpoint.prove == "always":
+            copy = folder / "checkpoints" / ".proof"
+            save_and_prove(inputs, distributed, copy, loop.metrics)
+            if distributed.is_main:
+                shutil.rmtree(copy)
 
     evaluation = None
     if inputs.evaluation is not None:
-        evaluation = run_evaluation(config, task, inputs.processor, inputs.evaluation, distributed, layout=layout)
+        evaluation = evaluation_of(
+            config, task, inputs.processor, inputs.evaluation, distributed, layout=layout, stop_request=stop_request
+        )
     metric, higher = _best_metric(config, task)
     loop = Loop(
         task=task,
@@ -221,19 +183,31 @@ def _build(
         train=config.train,
         evaluation=config.evaluation,
         checkpoint=config.checkpoint,
+        guard=config.guard,
         evaluation_steps=_evaluation_steps(config, order, num_steps),
         evaluate=evaluation,
         set_training_mode=lambda: set_training_mode(distributed.module),
         advance_schedule=lambda loss: advance_schedule(schedule, loss=loss),
         after_update=lambda step: advance_adapter(model, step=step),
-        save=save,
-        checkpoints=folder / "checkpoints",
+        state=state,
+        saver=Saver(
+            folder / "checkpoints",
+            distributed,
+            identity={"config_digest": config_digest(config), "versions": versions()},
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.in_background,
+            more=lambda: adapter_state(model),
+        ),
+        after_save=prove_checkpoint,
+        where=where,
         metrics=MetricsFile(folder / "metrics.jsonl", enabled=distributed.is_main, start_time=started),
         stop_request=stop_request,
         best_metric=(metric, higher),
+        statistics=Statistics(module),
     )
     if config.evaluation.metric and inputs.evaluation is not None:
         _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
+    check_disk(loop, config)
     return loop, layout, stream
 
 
@@ -331,30 +305,6 @@ def _build_optimizer(config: Config, model: Any, head_names: list[str], distribu
 Steps = Callable[[int], Iterator[Any]]
 
 
-def _global_order(inputs: Inputs) -> GlobalOrder | None:
-    """The order of prepared training rows; None for a stream."""
-    if inputs.train is None:
-        return None
-    config = inputs.config
-    return GlobalOrder(
-        np.asarray(inputs.train.dataset["targets"]),
-        inputs.train.sources,
-        batch=config.batch,
-        shuffle=config.data.shuffle,
-        seed=config.seed,
-        lengths=np.asarray(inputs.train.dataset["length"]) if config.data.group_by_length else None,
-    )
-
-
-def _num_steps(inputs: Inputs) -> int:
-    """Optimizer steps of the run."""
-    if inputs.config.train.max_steps:
-        return inputs.config.train.max_steps
-    order = _global_order(inputs)
-    assert order is not None, "a stream has max_steps"
-    return order.num_steps(inputs.config.train.epochs)
-
-
 def _build_steps(
     inputs: Inputs, order: GlobalOrder | None, distributed: Distributed, *, layout: Layout, num_steps: int
 ) -> tuple[Steps, StreamSteps | None]:
@@ -374,7 +324,7 @@ def _build_steps(
             buffer=config.data.shuffle_buffer,
             shuffle=config.data.shuffle,
             max_empty=config.data.max_empty,
-            joins=config.task.name == "causal_lm" and config.task.join_texts,
+            joins=joins(task),
             rank=rank,
             world_size=world_size,
             seed=seed,
@@ -382,7 +332,7 @@ def _build_steps(
         )
         return lambda start: stream.steps(stream.position), stream
     dataset = inputs.train.dataset
-    rows, lengths = dataset.remove_columns(["length", "targets"]), np.asarray(dataset["length"])
+    rows, lengths = dataset.remove_columns(["length", "targets", "where"]), np.asarray(dataset["length"])
     steps = TrainingSteps(
         rows, order, lengths, collate, batch=batch, flat=flat, rank=rank, world_size=world_size, seed=seed
     )
@@ -396,8 +346,6 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     A mistake in model or data shows here, before processes wait for each other.
     """
     import torch
-
-    from ftscale.train.evaluate import to_device
 
     if distributed.zero_stage or distributed.world_size == 1:  # no DDP to tell
         return False
@@ -415,33 +363,6 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     return bool(unused)
 
 
-def run_evaluation(
-    config: Config, task: Task, processor: Any, rows: Prepared, distributed: Distributed, *, layout: Layout
-) -> Callable[[], dict[str, float]]:
-    """A function that scores the rows with the model as it stands. Collective."""
-    collate = task.collator(processor, layout=layout, train=False)
-    batch = config.batch
-    if config.evaluation.micro_size:
-        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
-    lengths = np.asarray(rows.dataset["length"])
-    samples = rows.dataset.remove_columns(["length", "targets"])
-
-    def run() -> dict[str, float]:
-        batches = evaluation_batches(
-            samples,
-            lengths,
-            collate,
-            batch=batch,
-            flat=layout == "flat",
-            rank=distributed.rank,
-            world_size=distributed.world_size,
-            seed=config.seed,
-        )
-        return evaluate(task, distributed, batches, processor=processor)
-
-    return run
-
-
 def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int) -> frozenset[int]:
     """After every `evaluation.every` steps, or at the end of each epoch; and after the last."""
     every = config.evaluation.every
@@ -454,70 +375,18 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
     return frozenset(ends)
 
 
-def _agree_on_checkpoint(root: Path, distributed: Distributed) -> Checkpoint | None:
-    """Rank 0 verifies and chooses; the others follow."""
-    chosen = latest_checkpoint(root) if distributed.is_main and root.is_dir() else None
-    return distributed.gather_objects(chosen)[0]
-
-
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:
+    from ftscale.models.adapt import load_adapter_state
+
     load_checkpoint(checkpoint, loop.distributed)
+    load_adapter_state(loop.distributed.unwrapped.model, load_more(checkpoint))
     if stream is not None:
         stream.position = StreamPosition(**checkpoint.progress["stream"])
     progress = Progress(**checkpoint.progress["loop"])
     loop.schedule.load_state_dict(checkpoint.progress["schedule"])
+    loop.saved = progress.step
     log.info("resumed from %s at step %d", checkpoint.folder, progress.step)
     return progress
-
-
-def _finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
-    """Best weights, test rows, the saved model and result.json."""
-    config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
-    metrics, model = dict(progress.last_metrics), ""
-    if status != "preempted":
-        best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
-        if best is not None:
-            distributed.load_state(best.folder, weights_only=True)
-            metrics = dict(progress.best_metrics)
-            log.info("the best weights are those of step %d", best.step)
-        if inputs.test is not None:
-            scores = run_evaluation(config, inputs.task, inputs.processor, inputs.test, distributed, layout=layout)()
-            metrics |= {f"test/{name}": value for name, value in scores.items()}
-            loop.metrics.write("eval", progress.step, **{f"test/{name}": value for name, value in scores.items()})
-        model = str(folder / "model")
-        _save_model(inputs, distributed, Path(model))
-    found = (
-        None
-        if progress.best_step is None
-        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
-    )
-    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
-    if distributed.is_main:
-        write_result(folder, result)
-    distributed.barrier()
-    if status != "preempted":
-        log.info("%s after %d steps; model in %s", status, progress.step, model)
-    return result
-
-
-def _save_model(inputs: Inputs, distributed: Distributed, folder: Path) -> None:
-    from ftscale.models.save import save_model
-
-    state = distributed.full_state_dict()
-    if state is not None:
-        module = distributed.unwrapped
-        own = {name.removeprefix("model."): weight for name, weight in state.items()}
-        save_model(module.model, inputs.processor, folder, state_dict=own)
-    distributed.barrier()
-
-
-def _splits(config: Config) -> bool:
-    return bool(config.data.eval_ratio and not config.data.eval)
-
-
-def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
-    for index, source in enumerate(config.data.train):
-        yield from read_rows(source, roles=task.columns, setting=f"data.train[{index}]")
 
 
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
@@ -534,7 +403,7 @@ def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, l
     """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
     name = inputs.config.evaluation.metric
     few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = run_evaluation(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
     if name not in known and "/" not in str(name):  # a class may be missing in a few rows
         raise UserError(unknown_name("evaluation.metric", name, known))
 

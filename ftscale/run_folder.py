@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +22,11 @@ from ftscale.config import Config, load_config, write_config
 from ftscale.config.load import differences
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
-from ftscale.train.checkpoint import latest_checkpoint
+from ftscale.logs import log
 from ftscale.train.meters import cut_metrics
+
+LOCK = "lock.json"
+LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
 
 WRITTEN = ("config.yaml", "run.json", "data.json", "metrics.jsonl", "result.json", "checkpoints", "model", "trackers")
 """What a run writes into its folder."""
@@ -53,7 +58,7 @@ class Result:
     """How a run ended, as in its result.json."""
 
     status: str
-    """completed, stopped_early or preempted."""
+    """completed, stopped_early, preempted or failed."""
     steps: int
     """Optimizer steps done."""
     metrics: dict[str, float]
@@ -92,19 +97,67 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
         raise UserError(*problems)
 
 
-def open_run_folder(config: Config, *, run: dict[str, Any], overwrite: bool) -> None:
-    """Write config.yaml, data.json and run.json (versions, machine, command, and `run`); cut metrics.jsonl."""
-    folder = Path(config.run_folder)
-    if overwrite:
-        for name in WRITTEN:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder against a second run; a lock whose process is dead is free.
+
+    Raises UserError where another process holds it for longer than LOCK_WAIT_S.
+    """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    lock = FileLock(folder / f".{LOCK}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("run_folder = %s is in use (%s); waiting up to %.0f s", folder, _holder(path), LOCK_WAIT_S)
+        try:
+            lock.acquire(timeout=LOCK_WAIT_S)
+        except Timeout as error:
+            raise UserError(
+                f"run_folder = {folder} is in use by {_holder(path)}; wait for it, stop it, or name another folder."
+            ) from error
+    except NotImplementedError:
+        log.warning("the file system of run_folder = %s has no locks: a second run on it would not be noticed", folder)
+    if path.exists():
+        log.info("taking over the lock of %s, which has ended without giving it back", _holder(path))
+    write_json(path, {"host": platform.node(), "process": os.getpid(), "since": _now()})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        if [item.name for item in folder.iterdir()] == [f".{LOCK}"]:  # nothing was begun
+            shutil.rmtree(folder)
+        lock.release()
+
+
+def clear_run_folder(folder: Path) -> None:
+    """Delete what an earlier run wrote, and nothing else."""
+    for name in WRITTEN:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def run_id(folder: Path) -> str | None:
+    """What tells this run's checkpoints from others'; None for a folder without a run."""
+    path = folder / "run.json"
+    return json.loads(path.read_text())["run_id"] if path.is_file() else None
+
+
+def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> str:
+    """Write config.yaml, data.json and run.json (versions, machine, command, and `run`); gives the run's id.
+
+    `step`: of the checkpoint that the run goes on from, -1 = none; metrics.jsonl is cut behind it.
+    """
+    folder = Path(config.run_folder)
+    identity = run_id(folder) or uuid.uuid4().hex
+    (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
     write_json(folder / "data.json", _fingerprints(config))
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    cut_metrics(folder / "metrics.jsonl", after_step=checkpoint.step if checkpoint else -1)
+    cut_metrics(folder / "metrics.jsonl", after_step=step)
     about = {
+        "run_id": identity,
         "versions": versions(),
         "python": platform.python_version(),
         "host": platform.node(),
@@ -112,9 +165,10 @@ def open_run_folder(config: Config, *, run: dict[str, Any], overwrite: bool) -> 
         **run,
         "git": _git_commit(),
         "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
     }
     write_json(folder / "run.json", about)
+    return identity
 
 
 def finished_result(folder: Path) -> Result | None:
@@ -197,6 +251,18 @@ def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
+
+
+def _holder(path: Path) -> str:
+    try:
+        lock = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return "another process"
+    return f"process {lock['process']} on {lock['host']} since {lock['since']}"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _device_name() -> str:

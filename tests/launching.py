@@ -59,5 +59,5 @@ def forget_after(whole: Path, half: Path, *, step: int) -> None:
     (half / "result.json").unlink()
     shutil.rmtree(half / "model")
     for folder in (half / "checkpoints").iterdir():
-        if folder.name != f"step-{step:08d}":
+        if folder.name > f"step-{step:08d}":
             shutil.rmtree(folder)

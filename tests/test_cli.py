@@ -78,6 +78,7 @@ def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
         "checkpoints",
         "model",
         "result.json",
+        ".lock.json",
     }
     result = json.loads((folder / "result.json").read_text())
     assert set(result) == {"status", "steps", "metrics", "best", "duration_s", "model"}
@@ -190,7 +191,7 @@ def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
 def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     shared: Path, tmp_path: Path, arguments: list[str], number: signal.Signals
 ):
-    values = tiny.settings(shared, tmp_path, train={"max_steps": LONG}, checkpoint={"every": LONG})
+    values = tiny.settings(shared, tmp_path, train={"max_steps": LONG}, checkpoint={"every": LONG, "prove": "never"})
     file = tiny.write_run(tmp_path, values)
     folder, whole = tmp_path / "run", tmp_path / "whole"
     command, *options = arguments

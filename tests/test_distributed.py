@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import Distributed, resolve_strategy
+from ftscale.distributed import STRATEGIES, Distributed, check_takeover, resolve_strategy
 from ftscale.errors import UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE")
@@ -53,3 +53,36 @@ def test_fp16_without_a_gpu_is_refused():
 def test_nvme_needs_a_folder():
     with pytest.raises(UserError, match="distributed.offload_dir"):
         Distributed(DistributedConfig(strategy="zero3_nvme"), precision="fp32", max_grad_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    ("made_by", "here"),
+    [
+        (("single", 1), ("ddp", 4)),
+        (("ddp", 4), ("single", 1)),
+        (("zero1", 2), ("zero3", 3)),
+        (("zero3_offload", 4), ("zero2_offload", 1)),
+        (("zero3_nvme", 4), ("zero3_nvme", 4)),
+    ],
+)
+def test_checkpoints_fit_other_numbers_of_processes_and_other_cuts_of_one_state(made_by, here):
+    check_takeover("step-1", made_by=made_by, here=here)
+
+
+def test_every_strategy_can_at_least_go_on_from_its_own_checkpoints():
+    for strategy in STRATEGIES:
+        check_takeover("step-1", made_by=(strategy, 2), here=(strategy, 2))
+
+
+@pytest.mark.parametrize(
+    ("made_by", "here", "message"),
+    [
+        (("ddp", 2), ("zero2", 2), r"zero2 cannot go on from checkpoint step-1, .* with ddp: .* use single or ddp\."),
+        (("zero2", 2), ("ddp", 2), r"ddp cannot go on .* with zero2: .* use zero1 or zero2 or zero3\."),
+        (("zero2", 2), ("zero2_offload", 2), r"use zero1 or zero2 or zero3\."),
+        (("zero3_nvme", 2), ("zero3_nvme", 3), r"made by 2 processes with zero3_nvme, .* resume with 2, not 3\."),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_taken_over_is_refused_with_what_can(made_by, here, message):
+    with pytest.raises(UserError, match=message):
+        check_takeover("step-1", made_by=made_by, here=here)

@@ -15,12 +15,14 @@ PACKAGE = ROOT / "ftscale"
 
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("errors",),
-    ("logs", "seeding", "resources"),
+    ("logs", "seeding", "resources", "processes", "shards"),
     ("config",),
     ("distributed", "data", "models", "optim", "metrics"),
     ("tasks",),
     ("train",),
     ("checks", "run_folder"),
+    ("inputs",),
+    ("finish",),
     ("run",),
     ("inference", "launcher", "plan"),
     ("cli", "demo"),

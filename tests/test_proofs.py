@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from strategies import jobs
 
 from ftscale.config import parse_config
+from ftscale.inputs import prepare_inputs
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
-from ftscale.run import Result, prepare_inputs, train
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.run import train
+from ftscale.run_folder import Result
+from ftscale.train.manifest import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE_OPTIONS = {
@@ -40,7 +42,8 @@ def run(config: dict[str, Any], folder: Path, *, resume: bool = False, **section
 def captions(shared: Path, tmp_path: Path) -> dict[str, Any]:
     """A quick run: the 260 K Llama on captions."""
     config = jobs.captions(shared, tmp_path)
-    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": {"every": 9}}
+    checkpoint = {"every": 9, "prove": "never"}
+    return config | {"train": {"max_steps": 3}, "batch": {"global_size": 8}, "checkpoint": checkpoint}
 
 
 # ---------------------------------------------------------------- optimizers and schedules
@@ -64,7 +67,8 @@ def test_every_schedule_trains_and_goes_on_after_a_stop(captions: dict[str, Any]
     schedule = {"name": name, "options": SCHEDULE_OPTIONS.get(name, {})}
     if name not in WITHOUT_WARMUP:
         schedule["warmup_steps"] = 2
-    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": {"every": 3, "keep": 9}}
+    checkpoint = {"every": 3, "keep": 9, "prove": "never"}
+    sections = {"schedule": schedule, "train": {"max_steps": 6}, "checkpoint": checkpoint}
     whole, half = tmp_path / "whole", tmp_path / "half"
     run(captions, whole, **sections)
     rates = [line["lr"] for line in jobs.train_lines(whole)]
@@ -283,25 +287,16 @@ def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: Path, tmp_path: Path):
-    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
-    rows[17]["label"] = 1e30  # its squared error is more than float32 holds
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = jobs.reviews(
-        shared,
-        tmp_path,
-        task={"name": "text_classification", "problem": "regression"},
-        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
-        checkpoint={"every": 1},
-    )
+    config = jobs.regression(shared, tmp_path, labels={18: 1e30}, checkpoint={"every": 1, "prove": "never"})
     (tmp_path / "run.json").write_text(json.dumps({**config, "run_folder": str(tmp_path / "run")}))
     command = [sys.executable, "-m", "ftscale", "train", str(tmp_path / "run.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
     assert done.returncode == 1
-    assert "the loss of optimizer step 3 is inf" in done.stderr
-    [event] = [line for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"]
-    assert (event["step"], event["event"], event["what"]) == (2, "not_finite", "loss")
-    assert not (tmp_path / "run/result.json").exists()
-    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [1, 2]
+    assert "optimizer step 5: the loss is not finite; nothing of it was applied" in done.stderr
+    [event] = [line for line in jobs.lines(tmp_path / "run") if line.get("event") == "bad_batch"]
+    assert (event["step"], event["what"], event["action"]) == (5, "the loss is not finite", "stop")
+    assert jobs.result(tmp_path / "run")["status"] == "failed"
+    assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [3, 4]
     weights = torch.load(_last_checkpoint(tmp_path / "run") / "state.pt", weights_only=True)["weights"]
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 

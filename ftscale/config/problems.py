@@ -136,14 +136,14 @@ def _sentence(found: Any, path: Path, *, model: type[BaseModel], data: dict[str,
 def _names_of(path: Path, *, model: type[BaseModel]) -> list[str]:
     """The names between which the sections that may stand at `path` are chosen."""
     return [
-        section.model_fields["name"].default for section in _sections_in(model.model_fields[str(path[-1])].annotation)
+        section.model_fields["name"].default for section in _sections_in(_settings(model)[str(path[-1])].annotation)
     ]
 
 
 def _text_for_section(path: Path, value: str, *, model: type[BaseModel], data: dict[str, Any]) -> str:
     field = _field_at(path, model=model, data=data)
     sections = list(_sections_in(field.annotation)) if field else []
-    key = next(iter(sections[0].model_fields)) if sections else "key"
+    key = next(iter(_settings(sections[0]))) if sections else "key"
     example = value if key in ("name", "method", "path") else "value"
     return f"{_dotted(path)} = {value!r} must be a section of settings; write {{{key}: {example}}}{_about(field)}."
 
@@ -151,7 +151,7 @@ def _text_for_section(path: Path, value: str, *, model: type[BaseModel], data: d
 def _unknown_key(path: Path, *, model: type[BaseModel], data: dict[str, Any]) -> str:
     section, key = path[:-1], str(path[-1])
     owner = _section_at(section, model=model, data=data) or model
-    close = get_close_matches(key, list(owner.model_fields), n=1, cutoff=0.6)
+    close = get_close_matches(key, list(_settings(owner)), n=1, cutoff=0.6)
     if close:
         return f"{_dotted(path)} is not a setting; did you mean {_dotted((*section, close[0]))}?"
     elsewhere = {name: dotted for dotted, name in _all_settings(model)} | _OTHER_NAMES
@@ -159,12 +159,12 @@ def _unknown_key(path: Path, *, model: type[BaseModel], data: dict[str, Any]) ->
     if close:
         return f"{_dotted(path)} is not a setting; did you mean {elsewhere[close[0]]}?"
     where = f"of {_dotted(section)}" if section else "sections and settings"
-    return f"{_dotted(path)} is not a setting; the settings {where} are: {', '.join(owner.model_fields)}."
+    return f"{_dotted(path)} is not a setting; the settings {where} are: {', '.join(_settings(owner))}."
 
 
 def _all_settings(model: type[BaseModel], prefix: Path = ()) -> Iterator[tuple[str, str]]:
     """(dotted path, last name) of each setting of the tree; the settings of all tasks stand under `task`."""
-    for name, field in model.model_fields.items():
+    for name, field in _settings(model).items():
         path = (*prefix, name)
         yield _dotted(path), name
         for section in _sections_in(field.annotation):
@@ -175,7 +175,7 @@ def _field_at(path: Path, *, model: type[BaseModel], data: dict[str, Any]) -> Fi
     while path and isinstance(path[-1], int):  # an element of a list is described by the list
         path = path[:-1]
     owner = _section_at(path[:-1], model=model, data=data) if path else None
-    return owner.model_fields.get(str(path[-1])) if owner else None
+    return _settings(owner).get(str(path[-1])) if owner else None
 
 
 def _section_at(path: Path, *, model: type[BaseModel], data: Any) -> type[BaseModel] | None:
@@ -184,7 +184,7 @@ def _section_at(path: Path, *, model: type[BaseModel], data: Any) -> type[BaseMo
         data = data[part]
         if isinstance(part, int):
             continue
-        field = model.model_fields.get(part)
+        field = _settings(model).get(part)
         choices = list(_sections_in(field.annotation)) if field else []
         if len(choices) > 1:
             name = data.get("name") if isinstance(data, dict) else data
@@ -193,6 +193,11 @@ def _section_at(path: Path, *, model: type[BaseModel], data: Any) -> type[BaseMo
             return None
         model = choices[0]
     return model
+
+
+def _settings(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the names that users write: `async` is no name in Python."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -379,12 +379,34 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Saved states that a run can be resumed from."""
+    """Saved states that a run can be resumed from, and the proof of what was saved."""
 
     every: NonNegativeInt = 0
     """Optimizer steps between checkpoints; 0 = at each evaluation."""
     keep: PositiveInt = 2
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Newest complete checkpoints kept; the best one is kept besides."""
+    in_background: bool = Field(False, alias="async")
+    """Copy the state and go on training while a thread writes it, at most one checkpoint at a time."""
+    before_end_s: NonNegativeFloat = 120.0
+    """Write a checkpoint and stop (exit 75) so many seconds before the end of the job's time, where the launcher names
+    it (SLURM_JOB_END_TIME, FTSCALE_END_TIME: seconds since 1970); 0 = never."""
+    prove: Literal["never", "final", "always"] = "final"
+    """Load the saved model in a fresh process without ftscale and compare its outputs with the trained one's: never,
+    of the final model, or also after each checkpoint (of a copy that is deleted again)."""
+
+
+class GuardConfig(Section):
+    """What happens when a loss or gradient is not finite, or a loss is out of line; nothing of it is ever applied."""
+
+    policy: Literal["stop", "skip", "rewind"] = "stop"
+    """stop = end the run; skip = leave the global batch out; rewind = also go back to the weights of the last
+    checkpoint, and on with the batch after the bad one."""
+    limit: PositiveInt = 5
+    """Bad global batches in a row after which the run stops all the same."""
+    spike_z: NonNegativeFloat = 0.0
+    """A loss so many standard deviations above the mean of the last `window` is bad too; 0 = never."""
+    window: Annotated[int, Field(ge=10)] = 100
+    """Optimizer steps whose losses `spike_z` looks at, 10 or more."""
 
 
 class DistributedConfig(Section):
@@ -425,4 +447,5 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     distributed: DistributedConfig = DistributedConfig()

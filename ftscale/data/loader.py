@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ftscale.config.schema import BatchConfig
 from ftscale.data.batching import divide
 from ftscale.data.order import GlobalOrder
+from ftscale.processes import leave_signals_to_parent
 
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
@@ -85,6 +87,8 @@ def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: i
         sampler=range(start, stop),  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=_as_is,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
     )
     return iter(loader)
 
@@ -109,6 +113,10 @@ def evaluation_batches(
     for group in ranks[rank]:
         chosen = group if len(group) else filler
         yield collate([{**rows[int(row)], "row": int(row), "epoch": 0, "seed": seed} for row in chosen])
+
+
+def _begin_worker(number: int) -> None:
+    leave_signals_to_parent()
 
 
 def _as_is(step: Step) -> Step:

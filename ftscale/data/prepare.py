@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing import get_context
@@ -18,9 +20,10 @@ from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError
 from ftscale.logs import log
+from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
 
-FORMAT = 1  # of the files below; a new number makes old caches unread
+FORMAT = 2  # of the files below; a new number makes old caches unread
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -188,8 +191,18 @@ def _prepared_chunks(
         yield from map(prepare, chunks)
         return
     # spawn: forking after a tokenizer's threads have started can deadlock
-    with get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(prepare, chunks)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=leave_signals_to_parent) as pool:
+        pending: deque[Future[list[dict[str, Any]]]] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(prepare, chunk))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, Any]]:

@@ -86,6 +86,11 @@ class StreamSteps:
         """After the last step that was given out."""
         self.report = SourceReport("stream")
         self._spare: dict[str, Any] | None = None
+        self._places: dict[int, str] = {}
+
+    def where(self, row: int) -> str:
+        """Where a row of this rank's part of the last step was read: file and line."""
+        return self._places[row]
 
     def steps(self, position: StreamPosition) -> Iterator[Step]:
         """Steps from a position on, for ever: epoch after epoch."""
@@ -152,6 +157,7 @@ class StreamSteps:
         for number, sample in zip(numbers, own_rows if self.joins else self.prepare(own_rows), strict=True):
             kept = sift([sample], self.report)
             samples += [{**item, "row": first + number, "epoch": 0, "seed": self.seed} for item in kept]
+        self._places = {sample["row"]: sample.pop("where") for sample in samples}
         lengths = np.array([sample["length"] for sample in samples], dtype=np.int64)
         own = {
             "micro": len(divide(lengths, batch=self.batch, flat=self.flat, world_size=1)[0]),

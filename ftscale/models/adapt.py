@@ -16,6 +16,9 @@ from ftscale.config.schema import AdapterConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.models.initialize import seeded_weights
 
+ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""Of peft's RankAllocator: sensitivity of each weight, and the moving averages of it and of its uncertainty."""
+
 OWN_FIELDS = frozenset({"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping"})
 
 
@@ -84,8 +87,31 @@ def advance_adapter(model: nn.Module, *, step: int) -> None:
 
     AdaLoRA (arXiv:2303.10512) moves ranks between layers; all others do nothing.
     """
-    if isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA:
+    if _is_adalora(model):
         model.base_model.update_and_allocate(step)
+
+
+def adapter_state(model: nn.Module) -> dict[str, Any] | None:
+    """What a method has learned besides its weights, for a checkpoint: AdaLoRA's importance of each; else None."""
+    if not _is_adalora(model):
+        return None
+    allocator = model.base_model.rankallocator
+    state = {name: getattr(allocator, name) for name in ADALORA_STATE}
+    return {**state, "rank_pattern": model.active_peft_config.rank_pattern}
+
+
+def load_adapter_state(model: nn.Module, state: dict[str, Any] | None) -> None:
+    """Bring back what `adapter_state` gave."""
+    if state is None:
+        return
+    model.active_peft_config.rank_pattern = state["rank_pattern"]
+    for kind in ADALORA_STATE:
+        kept = {name: value.to(model.device) for name, value in state[kind].items()}
+        setattr(model.base_model.rankallocator, kind, kept)
+
+
+def _is_adalora(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -98,6 +124,17 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
         for weight in model.parameters()
     ]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def weight_bytes(model: nn.Module) -> tuple[int, int]:
+    """Bytes of the weights that train, and of all weights and buffers."""
+    sizes = [
+        ((weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel()) * weight.element_size(), trained)
+        for weight in model.parameters()
+        for trained in (weight.requires_grad,)
+    ]
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    return sum(size for size, trained in sizes if trained) + buffers, sum(size for size, _ in sizes) + buffers
 
 
 def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:

@@ -63,8 +63,8 @@ def use_padded(model: nn.Module) -> None:
 
 
 @contextmanager
-def generating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model has the attention it had before `use_flat`, so that `generate` works."""
+def padded_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, the model has the attention it had before `use_flat`: padded rows and `generate` work."""
     flat = transformers_model(model).config._attn_implementation == FLAT
     if flat:
         use_padded(model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,25 @@ def save_model(
 
     A whole model: config.json, safetensors. An adapter: adapter_config.json with the base model's name, safetensors,
     `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights.
-    `state_dict`: the weights, where the model's own are sharded; None = the model's own.
+    `state_dict`: the weights, where the model's own are sharded; None = the model's own. The folder is complete or
+    as it was before: everything is written beside it first.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     if isinstance(model, PeftModel):
-        _save_adapter(model, folder, state_dict=state_dict)
+        _save_adapter(model, partial, final=folder, state_dict=state_dict)
     else:
-        model.save_pretrained(folder, state_dict=state_dict)
-        _finish_config(model.config, folder)
+        model.save_pretrained(partial, state_dict=state_dict)
+        _finish_config(model.config, partial)
     if processor is not None:
-        processor.save_pretrained(folder)
+        processor.save_pretrained(partial)
+    for path in filter(Path.is_file, partial.rglob("*")):
+        with path.open("rb") as file:
+            os.fsync(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(partial, folder)
 
 
 def load_saved(
@@ -121,12 +131,12 @@ def export_model(
 # ---------------------------------------------------------------- saving
 
 
-def _save_adapter(model: PeftModel, folder: Path, *, state_dict: dict[str, torch.Tensor] | None) -> None:
+def _save_adapter(model: PeftModel, folder: Path, *, final: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
     base = model.get_base_model()
     peft_config = model.peft_config[model.active_adapter]
     if not base.name_or_path:  # random weights, which no name brings back
         _save_random_base(model, folder / BASE_MODEL)
-        peft_config.base_model_name_or_path = str((folder / BASE_MODEL).resolve())
+        peft_config.base_model_name_or_path = str((final / BASE_MODEL).resolve())
     model.save_pretrained(folder, state_dict=state_dict)
     base.config.save_pretrained(folder / BASE_CONFIG)
     _finish_config(base.config, folder / BASE_CONFIG)

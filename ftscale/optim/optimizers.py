@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -67,6 +69,8 @@ OPTIMIZERS: dict[str, Entry] = {
     **_bitsandbytes(),
 }
 
+PROBED_WEIGHTS = 2**16  # enough for states in blocks of 4,096 elements; tables of a state weigh little among so many
+
 CPU_ADAM = {"adamw": True, "adam": False}  # DeepSpeedCPUAdam's adamw_mode
 
 
@@ -99,6 +103,18 @@ def build_cpu_adam(model: nn.Module, config: OptimizerConfig, *, head_names: Seq
     return DeepSpeedCPUAdam(
         _groups(model, config, head_names), lr=config.lr, adamw_mode=CPU_ADAM[config.name], **_options(config)
     )
+
+
+def state_bytes_per_weight(config: OptimizerConfig) -> float:
+    """Bytes of optimizer state for each trained weight, as one step of a small weight shows."""
+    weight = torch.nn.Parameter(torch.zeros(PROBED_WEIGHTS // 64, 64))
+    weight.grad = torch.ones_like(weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # paged optimizers tell that they are not paged on a CPU
+        optimizer = _construct([{"params": [weight]}], config=config)
+        optimizer.step()
+    tensors = (value for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors) / PROBED_WEIGHTS
 
 
 def check_optimizer(config: OptimizerConfig) -> None:

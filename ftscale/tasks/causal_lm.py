@@ -17,7 +17,7 @@ from ftscale.data.chat import read_template, stop_ids
 from ftscale.errors import UserError
 from ftscale.metrics.rouge import Rouge
 from ftscale.metrics.text_match import ExactMatch, answer
-from ftscale.models.attention import generating
+from ftscale.models.attention import padded_attention
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
@@ -84,7 +84,7 @@ class CausalLM:
             return outputs
         settings = self.settings.generate or GenerationSettings()
         stops = stop_ids(processor, template=self.template)
-        with generating(model):
+        with padded_attention(model):
             written = _generate(model, batch["prompts"], processor, settings=settings, stops=stops)
             if "labels" not in batch:
                 outputs["scores"] = _mean_log_probabilities(model, batch["prompts"], written, pad=pad_id(processor))

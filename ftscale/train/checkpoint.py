@@ -1,171 +1,341 @@
-"""Checkpoints: written under a temporary name, synced, renamed, with a manifest last; only what verifies is one."""
+"""Saving and restoring: written under a temporary name, synced, hashed, sealed with a manifest, renamed."""
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
-import os
 import random
-import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import xxhash
+from torch.utils._pytree import tree_map
 
-from ftscale.distributed import Distributed
+from ftscale.distributed import Distributed, check_takeover
 from ftscale.errors import UserError
-from ftscale.logs import log
+from ftscale.seeding import derive_seed, seed_everything
+from ftscale.train.manifest import (
+    Checkpoint,
+    Files,
+    file_digest,
+    folder_name,
+    partial_folder,
+    prune_checkpoints,
+    seal,
+    sync,
+)
 
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8})")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint: its folder and what its manifest says."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self.manifest["step"]
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """What the loop stored of itself."""
-        return self.manifest["progress"]
+MORE = "more.pt"
+POLL_S = 0.05  # rank 0 looks so often whether the other ranks have written their parts
+JOIN_S = 0.2  # ranks tell each other so often whether they are still writing, when all wait for that
 
 
-def save_checkpoint(
-    root: Path, distributed: Distributed, *, step: int, progress: dict[str, Any], digest: str, versions: dict[str, str]
-) -> Checkpoint:
-    """Write `root/step-NNNNNNNN`, complete or not at all. Collective.
+class SaveError(UserError):
+    """A checkpoint that could not be written; the complete ones are as they were."""
 
-    `progress`: JSON-able state of the loop; `digest`: of the configuration that determines weights and data.
+
+class Saver:
+    """Writes a run's checkpoints, one at a time. Collective: all ranks call `save` and `wait` together.
+
+    `identity`: what every manifest says of the run: `run_id`, `config_digest`, `versions`. `asynchronous`: `save`
+    returns when the state is copied, and a thread writes it; `keep`: newest complete checkpoints that stay. `more`:
+    what else rank 0 writes, the same on all ranks; None = nothing.
     """
-    folder = root / f"step-{step:08d}"
-    partial = root / f".{folder.name}.partial"
-    if distributed.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    distributed.barrier()
-    distributed.save_state(partial)
-    torch.save(_random_state(), partial / f"random-{distributed.rank:05d}.pt")
-    distributed.barrier()
-    manifest = {
-        "step": step,
-        "progress": progress,
-        "world_size": distributed.world_size,
-        "strategy": distributed.strategy,
-        "config_digest": digest,
-        "versions": versions,
-    }
-    if distributed.is_main:
-        _seal(partial, manifest)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(partial, folder)
-        _sync(root)
-    distributed.barrier()
-    return Checkpoint(folder, manifest)
+
+    def __init__(
+        self,
+        root: Path,
+        distributed: Distributed,
+        *,
+        identity: dict[str, Any],
+        keep: int,
+        asynchronous: bool,
+        more: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.root = root
+        self.distributed = distributed
+        self.identity = identity
+        self.keep = keep
+        self.more = more
+        self.asynchronous = asynchronous
+        self.blocked_s = 0.0
+        """How long the last call of `save` kept the training waiting, in seconds."""
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._abandoned = threading.Event()
+        """A rank could not write its part; rank 0 need not wait for it."""
+        self._error: Exception | None = None
+        self._step = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a save in the background went wrong on this rank; `wait` raises it on all ranks."""
+        return self._error is not None
+
+    def save(
+        self,
+        step: int,
+        progress: dict[str, Any],
+        *,
+        best: int | None = None,
+        metric: float | None = None,
+        at_once: bool = False,
+    ) -> None:
+        """Write `root/step-NNNNNNNN`, complete or not at all; then delete what is older than the newest `keep`.
+
+        `progress`: JSON-able state of the loop; `best`: the step whose checkpoint stays besides; `metric`: of the last
+        evaluation; `at_once`: not in the background. Raises SaveError on every rank where one could not write, the
+        last save in the background included.
+        """
+        start = time.perf_counter()
+        self.wait()
+        self._step = step
+        distributed, partial = self.distributed, partial_folder(self.root, step)
+        self._try(self._make_folder, partial)
+        self._agree()
+        background = self.asynchronous and not at_once
+        part = Part(partial, rank=distributed.rank, snapshot=self._snapshot if background else None)
+        self._try(distributed.save_state, partial, part.write)
+        if distributed.is_main and (more := self.more()) is not None:
+            part.write(more, partial / MORE)
+        part.write(random_state(), partial / f"random-{distributed.rank:05d}.pt")
+        manifest = {
+            "step": step,
+            "metric": metric,
+            "progress": progress,
+            "world_size": distributed.world_size,
+            "strategy": distributed.strategy,
+            **self.identity,
+        }
+        if background:
+            self._abandoned.clear()
+            self._thread = threading.Thread(target=self._try, args=(self._complete, part, manifest, best), daemon=True)
+            self._thread.start()
+        else:
+            self._try(part.finish)
+            self._agree()
+            self._try(self._seal, part, manifest, best)
+            self._agree()
+        self.blocked_s = time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Until the save in the background is complete. Raises SaveError on every rank where one could not write."""
+        if self._thread is None:
+            return
+        writing = True
+        while writing:
+            self._thread.join(timeout=JOIN_S)
+            states = self.distributed.gather_objects((self._thread.is_alive(), self.failed))
+            writing = any(alive for alive, _ in states)
+            if any(failed for _, failed in states):
+                self._abandoned.set()
+        self._thread = None
+        self._agree()
+
+    def _complete(self, part: Part, manifest: dict[str, Any], best: int | None) -> None:
+        """In the background: no collective here, ranks find each other's parts in the folder."""
+        part.finish()
+        if self.distributed.is_main:
+            while len(part.all_parts()) < self.distributed.world_size:
+                if self._abandoned.wait(POLL_S):
+                    return
+        self._seal(part, manifest, best)
+
+    def _seal(self, part: Part, manifest: dict[str, Any], best: int | None) -> None:
+        if self.distributed.is_main:
+            seal(part.folder, self.root / folder_name(manifest["step"]), manifest, part.all_files())
+            prune_checkpoints(self.root, keep=self.keep, best=best)
+
+    def _make_folder(self, partial: Path) -> None:
+        if self.distributed.is_main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _try(self, action: Callable[..., None], *arguments: Any) -> None:
+        """An error is kept for `_agree`: a rank that left now would leave the others waiting for it."""
+        if self._error is None:
+            try:
+                action(*arguments)
+            except Exception as error:  # noqa: BLE001: raised by _agree
+                self._error = error
+
+    def _agree(self) -> None:
+        """A barrier that raises on every rank where one has an error."""
+        own, self._error = self._error, None
+        texts = [text for text in self.distributed.gather_objects(None if own is None else _described(own)) if text]
+        if not texts:
+            return
+        if self.distributed.is_main:
+            shutil.rmtree(partial_folder(self.root, self._step), ignore_errors=True)
+        if own is not None and not isinstance(own, OSError):
+            raise own
+        raise SaveError(
+            f"the checkpoint of step {self._step} could not be written to {self.root}: {texts[0]}; free space or mend "
+            "the disk, then go on with --resume: the complete checkpoints are as they were."
+        )
 
 
-def complete_checkpoints(root: Path) -> list[Checkpoint]:
-    """Checkpoints that verify, oldest first."""
-    return [found for found in map(_read, _folders(root)) if isinstance(found, Checkpoint)]
+class Part:
+    """What one rank writes of a checkpoint, with sizes and hashes; with a `snapshot`, `write` only takes copies."""
+
+    def __init__(self, folder: Path, *, rank: int, snapshot: Snapshot | None) -> None:
+        self.folder = folder
+        self._rank = rank
+        self._snapshot = snapshot
+        self._kept: list[tuple[Any, Path]] = []
+        self._files: Files = {}
+        self._error: OSError | None = None
+        if snapshot is not None:
+            snapshot.restart()
+
+    def write(self, value: Any, path: Path) -> None:
+        """Have `value` written to `path` by torch.save; an error is raised by `finish`, outside of collectives."""
+        if self._snapshot is not None:
+            self._kept.append((self._snapshot.take(value), path))
+            return
+        try:
+            self._write(value, path)
+        except OSError as error:
+            self._error = self._error or error
+
+    def finish(self) -> None:
+        """Everything on the disk, read back and compared, and named in this rank's list of files."""
+        for value, path in self._kept:
+            self._write(value, path)
+        if self._error is not None:
+            raise self._error
+        names = {name: self.folder / name for name in self._files}
+        sync(names.values())
+        for name, path in names.items():
+            if file_digest(path) != self._files[name][1]:
+                raise OSError(f"{path} was read back with other content than was written")
+        own = self.folder / f".files-{self._rank:05d}.json"
+        own.with_suffix(".partial").write_text(json.dumps(self._files))
+        own.with_suffix(".partial").rename(own)
+
+    def all_parts(self) -> list[Path]:
+        """The lists of files of the ranks that have finished."""
+        return sorted(self.folder.glob(".files-*.json"))
+
+    def all_files(self) -> Files:
+        """The files of all ranks, and what a library has written besides; the lists themselves are gone then."""
+        files: Files = {}
+        for path in self.all_parts():
+            files |= json.loads(path.read_text())
+            path.unlink()
+        for path in sorted(item for item in self.folder.rglob("*") if item.is_file()):
+            name = path.relative_to(self.folder).as_posix()
+            if name not in files:
+                sync([path])
+                files[name] = (path.stat().st_size, file_digest(path))
+        return files
+
+    def _write(self, value: Any, path: Path) -> None:
+        with path.open("wb") as file:
+            hashing = _HashingFile(file)
+            try:
+                torch.save(value, hashing)
+            except Exception as error:
+                # torch's writer replaces the error of the file by one of its own
+                raise hashing.error or error from None
+        self._files[path.relative_to(self.folder).as_posix()] = (hashing.size, hashing.digest.hexdigest())
 
 
-def latest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; newer ones that do not are set aside under `incomplete/` and named."""
-    for folder in sorted(_folders(root), reverse=True):
-        found = _read(folder)
-        if isinstance(found, Checkpoint):
-            return found
-        aside = root / "incomplete"
-        aside.mkdir(exist_ok=True)
-        target = aside / folder.name
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(folder, target)
-        log.warning("checkpoint %s is not complete (%s); set aside as %s", folder.name, found, target)
-    return None
+class Snapshot:
+    """Copies of tensors on the CPU, in memory that the next snapshot uses again."""
+
+    def __init__(self) -> None:
+        self._memory: list[torch.Tensor] = []
+        self._used = 0
+        self._copied: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def restart(self) -> None:
+        """Begin a new snapshot: what the last one gave out will be written over."""
+        self._used = 0
+        self._copied = {}
+
+    def take(self, value: Any) -> Any:
+        """The same nested containers with copies of all that they hold."""
+        return tree_map(self._leaf, value)
+
+    def _leaf(self, value: Any) -> Any:
+        return self._tensor(value) if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() == 0 or key not in self._copied:  # tied weights stay tied
+            self._copied[key] = self._room(tensor).copy_(tensor)
+        return self._copied[key]
+
+    def _room(self, tensor: torch.Tensor) -> torch.Tensor:
+        index, self._used = self._used, self._used + 1
+        if index < len(self._memory):
+            room = self._memory[index]
+            if room.shape == tensor.shape and room.dtype == tensor.dtype:
+                return room
+            del self._memory[index:]
+        self._memory.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda))
+        return self._memory[-1]
+
+
+class _HashingFile:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = xxhash.xxh3_128()
+        self.size = 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.digest.update(view)
+        self.size += len(view)
+        try:
+            self._file.write(view)
+        except OSError as error:
+            self.error = error
+            raise
+        return len(view)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_checkpoint(checkpoint: Checkpoint, distributed: Distributed) -> None:
-    """Restore weights, optimizer, loss scale and random states. Collective.
+    """Restore weights, optimizer, loss scale and random states; the number of processes may be another. Collective.
 
-    Raises UserError: another strategy or number of processes than the checkpoint was made with, where that matters.
+    A rank without a random state of its own there gets one made from its seed and the step. Raises UserError where the
+    state cannot be taken over by this strategy or number of processes.
     """
-    made = (checkpoint.manifest["strategy"], checkpoint.manifest["world_size"])
-    if distributed.zero_stage and made != (distributed.strategy, distributed.world_size):
-        raise UserError(
-            f"checkpoint {checkpoint.folder} was made by {made[1]} processes with strategy {made[0]}, and this is "
-            f"{distributed.world_size} with {distributed.strategy}; resume with the same."
-        )
+    check_takeover(
+        str(checkpoint.folder),
+        made_by=(checkpoint.manifest["strategy"], checkpoint.manifest["world_size"]),
+        here=(distributed.strategy, distributed.world_size),
+    )
     distributed.load_state(checkpoint.folder)
     own = checkpoint.folder / f"random-{distributed.rank:05d}.pt"
     if own.is_file():
-        _set_random_state(torch.load(own, map_location="cpu", weights_only=False))
+        set_random_state(torch.load(own, map_location="cpu", weights_only=False))
+    else:
+        seed_everything(derive_seed(torch.initial_seed(), "resumed", checkpoint.step))
 
 
-def prune_checkpoints(root: Path, *, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` complete checkpoints and the one of step `best`."""
-    for checkpoint in complete_checkpoints(root)[:-keep]:
-        if checkpoint.step != best:
-            shutil.rmtree(checkpoint.folder)
+def load_more(checkpoint: Checkpoint) -> Any:
+    """What the saver's `more` gave; None where it gave nothing."""
+    path = checkpoint.folder / MORE
+    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    return (folder for folder in sorted(root.glob("step-*")) if _NAME.fullmatch(folder.name))
-
-
-def _read(folder: Path) -> Checkpoint | str:
-    """The checkpoint, or why it is none."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        return "no manifest"
-    except ValueError:
-        return "the manifest is torn"
-    for name, (size, digest) in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _digest(path) != digest:
-            return f"{name} has other content than when it was written"
-    return Checkpoint(folder, manifest)
-
-
-def _seal(folder: Path, manifest: dict[str, Any]) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest["files"] = {str(path.relative_to(folder)): [path.stat().st_size, _digest(path)] for path in files}
-    for path in files:
-        _sync(path)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in [folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -174,9 +344,14 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Bring back what `random_state` gave."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _described(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -2,32 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
+from ftscale.config import Config
+from ftscale.data.loader import evaluation_batches
+from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
-from ftscale.tasks.base import Task
+from ftscale.tasks.base import Layout, Task
+from ftscale.train.preemption import Interrupted, StopRequest
 
 
 def evaluate(
-    task: Task, distributed: Distributed, batches: Iterable[dict[str, Any]], *, processor: Any
+    task: Task,
+    distributed: Distributed,
+    batches: Iterable[dict[str, Any]],
+    *,
+    processor: Any,
+    stop_request: StopRequest | None = None,
 ) -> dict[str, float]:
     """Metrics of all rows, the same on every rank. Collective: every rank must bring the same number of batches.
 
-    The model is in eval mode inside; the caller puts it back into training.
+    The model is in eval mode inside; the caller puts it back into training. Raises Interrupted on all ranks, between
+    two batches, when one of them has a `stop_request`.
     """
     evaluator = task.evaluator()
     distributed.share_buffers()  # every rank scores its rows with the statistics that will be saved
     distributed.module.eval()
     with torch.no_grad():
         for batch in batches:
+            if stop_request is not None and distributed.any(bool(stop_request)):
+                raise Interrupted
             outputs = distributed.module(to_device(batch, distributed.device), processor=processor)
             evaluator.update(outputs, batch)
     for records in distributed.gather_objects(evaluator.records):
         evaluator.merge(records)
     return evaluator.compute()
+
+
+def evaluation_of(
+    config: Config,
+    task: Task,
+    processor: Any,
+    rows: Prepared,
+    distributed: Distributed,
+    *,
+    layout: Layout,
+    stop_request: StopRequest | None = None,
+) -> Callable[[], dict[str, float]]:
+    """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
+    collate = task.collator(processor, layout=layout, train=False)
+    batch = config.batch
+    if config.evaluation.micro_size:
+        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
+    lengths = np.asarray(rows.dataset["length"])
+    samples = rows.dataset.remove_columns(["length", "targets", "where"])
+
+    def run() -> dict[str, float]:
+        batches = evaluation_batches(
+            samples,
+            lengths,
+            collate,
+            batch=batch,
+            flat=layout == "flat",
+            rank=distributed.rank,
+            world_size=distributed.world_size,
+            seed=config.seed,
+        )
+        return evaluate(task, distributed, batches, processor=processor, stop_request=stop_request)
+
+    return run
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -6,21 +6,24 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ftscale.config.schema import CheckpointConfig, EvaluationConfig, TrainConfig
+from ftscale.config.schema import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
+from ftscale.models.attention import padded_attention
 from ftscale.tasks.base import Batch, Task
-from ftscale.train.checkpoint import Checkpoint, complete_checkpoints, prune_checkpoints
+from ftscale.train.checkpoint import Saver
 from ftscale.train.evaluate import to_device
-from ftscale.train.meters import MetricsFile, peak_memory_bytes, progress_bar
-from ftscale.train.preemption import StopRequest
+from ftscale.train.guard import NotFiniteError, Statistics, first_not_finite, named_rows, verdict
+from ftscale.train.manifest import Checkpoint, complete_checkpoints
+from ftscale.train.meters import MetricsFile, peak_memory_bytes, progress_bar, rows_hash
+from ftscale.train.preemption import Interrupted, StopRequest
 
 
 class TaskModule(nn.Module):
@@ -36,8 +39,11 @@ class TaskModule(nn.Module):
         """The model's own config: DeepSpeed sizes its buckets by it."""
         return self.model.config
 
-    def forward(self, batch: Batch, processor: Any = None) -> Any:
-        """Sum of the loss over the batch's targets; in eval mode, the task's outputs."""
+    def forward(self, batch: Batch, processor: Any = None, *, plain: bool = False) -> Any:
+        """Sum of the loss over the batch's targets; in eval mode, the task's outputs, or `plain` the model's logits."""
+        if plain:
+            with padded_attention(self.model):
+                return self.model(**batch).logits
         return self.task.loss(self.model, batch) if self.training else self.task.outputs(self.model, batch, processor)
 
 
@@ -46,7 +52,7 @@ class Progress:
     """What the loop knows of itself between steps; stored in each checkpoint."""
 
     step: int = 0
-    """Optimizer steps done; the position in the data order follows from it."""
+    """Global batches gone through; the position in the data order follows from it."""
     tokens: int = 0
     """Tokens trained on, over all ranks."""
     targets: int = 0
@@ -58,6 +64,12 @@ class Progress:
     """Of the last evaluation."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
+    evaluated: int = -1
+    """The step of the last evaluation; -1 = none yet."""
+    losses: list[float] = field(default_factory=list)
+    """Of the last good steps, as many as the guard looks at."""
+    bad_in_row: int = 0
+    """Global batches that the guard has just left out, one after another."""
     elapsed_s: float = 0.0
     """Time spent training, over all starts of the run."""
 
@@ -83,90 +95,220 @@ class Loop:
     train: TrainConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
     evaluation_steps: frozenset[int]
     """Steps after which to evaluate (and, where the config does not say, to save)."""
     evaluate: Callable[[], dict[str, float]] | None
+    """Raises Interrupted on all ranks when one is asked to stop meanwhile."""
     set_training_mode: Callable[[], None]
     advance_schedule: Callable[[float], None]
     """Called with each step's loss."""
     after_update: Callable[[int], None]
     """Called with the number of the step when weights are new and gradients still there."""
-    save: Callable[[Progress], Checkpoint]
-    checkpoints: Path
+    state: Callable[[Progress], dict[str, Any]]
+    """Progress and all else that a checkpoint's manifest holds, JSON-able."""
+    saver: Saver
+    after_save: Callable[[], None]
+    where: Callable[[int], str]
+    """Where a row of this rank's micro-batches was read: file and line."""
     metrics: MetricsFile
     stop_request: StopRequest
     best_metric: tuple[str, bool]
     """Name of the metric that chooses the best checkpoint, and whether higher is better."""
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or gradient that is not a finite number: the weights of the last checkpoint are the last good ones."""
+    statistics: Statistics
+    """Of the module's batch norms."""
+    saved: int = -1
+    """The step of the newest checkpoint; -1 = none."""
 
 
 def run_loop(loop: Loop, progress: Progress) -> str:
     """Train from where `progress` stands; returns completed, stopped_early or preempted."""
     started = time.perf_counter() - progress.elapsed_s
-    first = progress.step == 0 and loop.evaluation.before and loop.evaluate and not progress.last_metrics
-    if first and _evaluate(loop, progress):
-        loop.save(progress)
-    if _out_of_patience(loop, progress):  # killed between its last checkpoint and its result
-        return "stopped_early"
     loop.set_training_mode()
     steps = loop.steps(progress.step)
+    stop = loop.distributed.any(bool(loop.stop_request))
     with progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main) as advance:
-        while progress.step < loop.num_steps:
+        while (status := _between_steps(loop, progress, stop=stop)) is None:
             tick = time.perf_counter()
-            if (data := next(steps, None)) is None:  # a stream can end before the number of steps is reached
-                log.info("the data ended at step %d of %d", progress.step, loop.num_steps)
-                break
-            figures = _train_step(loop, progress, data)
+            figures = _train_step(loop, progress, next(steps))
             progress.elapsed_s = time.perf_counter() - started
-            stop = figures.pop("stop") > 0
+            stop, save_failed = figures.pop("stop") > 0, figures.pop("save_failed") > 0
             _report(loop, progress, figures, seconds=time.perf_counter() - tick)
             advance(f"loss {figures['loss']:.4f}")
-            if (status := _after_step(loop, progress, stop=stop)) is not None:
-                return status
-    return "completed"
+            if save_failed:
+                loop.saver.wait()
+    return status
+
+
+def _between_steps(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
+    """Evaluate, save and stop as this step asks; returns the status when training ends here.
+
+    What was done before a kill is not done again: a resumed run comes here first.
+    """
+    step, last = progress.step, progress.step >= loop.num_steps
+    if stop and not last:
+        return _preempted(loop, progress)
+    due = step in loop.evaluation_steps or (step == 0 and loop.evaluation.before)
+    improved = False
+    if loop.evaluate and due and progress.evaluated != step:
+        try:
+            improved = _evaluate(loop, progress)
+        except Interrupted:
+            return _preempted(loop, progress)
+        finally:
+            loop.set_training_mode()
+    every = loop.checkpoint.every
+    save = step > 0 and (step % every == 0 if every else step in loop.evaluation_steps)
+    if (save or improved or last) and loop.saved != step:
+        _save(loop, progress)
+        loop.after_save()
+    if _out_of_patience(loop, progress):
+        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
+        loop.metrics.write("event", step, event="stopped_early")
+        return "stopped_early"
+    return "completed" if last else None
+
+
+def _preempted(loop: Loop, progress: Progress) -> str:
+    if loop.saved != progress.step:
+        _save(loop, progress, at_once=True)
+    loop.saver.wait()
+    reason = loop.stop_request.reason or "another rank"
+    loop.metrics.write("event", progress.step, event="preempted", reason=reason)
+    log.info("asked to stop (%s): checkpoint of step %d written", reason, progress.step)
+    return "preempted"
+
+
+def _save(loop: Loop, progress: Progress, *, at_once: bool = False) -> None:
+    best, metric = progress.best_step, progress.last_metrics.get(loop.best_metric[0])
+    loop.saver.save(progress.step, loop.state(progress), best=best, metric=metric, at_once=at_once)
+    loop.saved = progress.step
+    loop.metrics.write("event", progress.step, event="saved", blocked_s=round(loop.saver.blocked_s, 4))
 
 
 def _train_step(loop: Loop, progress: Progress, data: Step) -> dict[str, float]:
     """One optimizer step over this rank's micro-batches; figures agreed by all ranks."""
-    distributed, micro_batches, targets = loop.distributed, data.micro_batches, data.targets
+    distributed, targets = loop.distributed, data.targets
     # times world size: DDP and DeepSpeed average gradients over ranks, the global count already covers all of them
     scale = distributed.world_size / max(targets, 1)
     total = torch.zeros((), dtype=torch.float32, device=distributed.device)
     counted = torch.zeros((), dtype=torch.int64, device=distributed.device)
-    for index, (batch, real) in enumerate(micro_batches):
-        last = index == len(micro_batches) - 1
+    loop.statistics.keep()
+    bad: str | None = None
+    agreed: dict[str, float] = {}
+    for index, (batch, real) in enumerate(data.micro_batches):
+        last = index == len(data.micro_batches) - 1
         batch = to_device(batch, distributed.device)
         with distributed.micro_batch(last=last):
             loss: Tensor = distributed.module(batch)
-            distributed.backward(loss * (scale * real), last=last)
-        if real:
-            total += loss.detach().float()
-            counted += loop.task.count(batch)
-    agreed = distributed.sum({"loss": float(total), "targets": float(counted), "stop": float(bool(loop.stop_request))})
+            if real:
+                total += loss.detach().float()
+                counted += loop.task.count(batch)
+            if last:  # agreed before the gradients are whole, so that a bad batch can still be kept out of them
+                agreed = _agree(loop, data, total=total, counted=counted)
+                bad = verdict(loop.guard, progress.losses, agreed["loss"] / max(targets, 1))
+            # gradients that are not finite are dropped whatever the strategy
+            distributed.backward(loss * (scale * real * (math.nan if bad else 1.0)), last=last)
     assert agreed["targets"] == targets, (
         f"step {progress.step}: {agreed['targets']} targets in batches, {targets} announced"
     )
-    if not math.isfinite(agreed["loss"]):
-        raise NotFiniteError(_not_finite(loop, progress, "loss", agreed["loss"]))
-    lr = loop.schedule.get_last_lr()[0]
+    lr, mean = loop.schedule.get_last_lr()[0], agreed["loss"] / max(targets, 1)
     grad_norm = distributed.step(after_update=lambda: loop.after_update(progress.step + 1))
-    if not math.isfinite(grad_norm) and distributed.precision != "fp16":  # fp16 skips such a step and lowers its scale
-        raise NotFiniteError(_not_finite(loop, progress, "gradient norm", grad_norm))
-    loop.advance_schedule(agreed["loss"] / max(targets, 1))
+    # fp16 skips a step whose gradients overflow and lowers its scale
+    if not bad and not math.isfinite(grad_norm) and distributed.precision != "fp16":
+        bad = "the gradient is not finite"
+    loop.advance_schedule(mean)
     progress.tokens += data.tokens
     progress.targets += targets
     progress.step += 1
+    if bad:
+        _bad_batch(loop, progress, data, bad)
+    else:
+        progress.bad_in_row = 0
+        progress.losses = [*progress.losses, mean][-loop.guard.window :] if loop.guard.spike_z else []
     return {
-        "loss": agreed["loss"] / max(targets, 1),
+        "loss": mean,
         "grad_norm": grad_norm,
         "lr": lr,
         "tokens": data.tokens,
         "targets": targets,
+        "rows_hash": int(agreed["rows_hash"]),
         "stop": agreed["stop"],
+        "save_failed": agreed["save_failed"],
     }
+
+
+def _agree(loop: Loop, data: Step, *, total: Tensor, counted: Tensor) -> dict[str, float]:
+    """The step's one all-reduce besides the gradients'."""
+    return loop.distributed.sum(
+        {
+            "loss": float(total),
+            "targets": float(counted),
+            "rows_hash": float(sum(rows_hash(batch["row"]) for batch, real in data.micro_batches if real)),
+            "stop": float(bool(loop.stop_request)),
+            "save_failed": float(loop.saver.failed),
+        }
+    )
+
+
+def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
+    """Name the culprits, then stop, skip or rewind; the weights have not seen the batch. Collective."""
+    progress.bad_in_row += 1
+    step, guard = progress.step, loop.guard
+    found = _culprits(loop, data)
+    loop.statistics.restore()
+    policy: str = guard.policy if progress.bad_in_row <= guard.limit else "stop"
+    loop.metrics.write("event", step, event="bad_batch", what=what, action=policy, culprits=found)
+    named = "; ".join(
+        f"rank {item['rank']}: {item['module'] or 'no output of a module is to blame'}, rows {', '.join(item['rows'])}"
+        for item in found
+    )
+    log.warning("optimizer step %d: %s (%s)", step, what, named)
+    if policy == "rewind":
+        policy = _rewind(loop, progress)
+    if policy == "stop":
+        bounded = f", {progress.bad_in_row} bad batches in a row" if progress.bad_in_row > guard.limit else ""
+        raise NotFiniteError(
+            f"optimizer step {step}: {what}{bounded}; nothing of it was applied, and the checkpoints are as good as "
+            f"they were. First not finite: {named}. Mend the rows and resume; or set "
+            "guard.policy: skip; or lower optimizer.lr, or train in fp32 or bf16, in a new run_folder."
+        )
+
+
+def _culprits(loop: Loop, data: Step) -> list[dict[str, Any]]:
+    """For each rank with outputs that are not finite: its first such module, and the rows of that micro-batch.
+
+    Where all outputs are finite (the gradient alone is not, or the loss is a spike): each rank with all its rows. Each
+    micro-batch goes through the model once more, on all ranks alike: under ZeRO-3 a forward is collective.
+    """
+    guilty: dict[str, Any] | None = None
+    rows: list[str] = []
+    for batch, real in data.micro_batches:
+        batch = to_device(batch, loop.distributed.device)
+        module = first_not_finite(loop.distributed.unwrapped, partial(loop.distributed.module, batch))
+        own = [loop.where(row) for row in batch["row"].tolist()] if real else []
+        rows += own
+        if guilty is None and own and module is not None:
+            guilty = {"rank": loop.distributed.rank, "module": module, "rows": named_rows(own)}
+    everything = {"rank": loop.distributed.rank, "module": None, "rows": named_rows(rows)}
+    found = loop.distributed.gather_objects((guilty, everything))
+    return [item for item, _ in found if item] or [item for _, item in found]
+
+
+def _rewind(loop: Loop, progress: Progress) -> str:
+    """Back to the weights and the optimizer of the newest checkpoint; the data goes on behind the bad batch."""
+    loop.saver.wait()
+    found = None
+    if loop.distributed.is_main:
+        found = next(reversed(complete_checkpoints(loop.saver.root)), None)
+    checkpoint = loop.distributed.gather_objects(found)[0]
+    if checkpoint is None:
+        log.warning("guard.policy = rewind, but there is no checkpoint yet to go back to")
+        return "stop"
+    loop.distributed.load_state(checkpoint.folder)
+    loop.metrics.write("event", progress.step, event="rewound", to=checkpoint.step)
+    log.warning("back to the weights of step %d, on with the batch after step %d", checkpoint.step, progress.step)
+    return "rewind"
 
 
 def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, seconds: float) -> None:
@@ -189,31 +331,6 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
         )
 
 
-def _after_step(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
-    """Evaluate, save and stop as this step asks; returns the status when training ends here."""
-    step, last = progress.step, progress.step == loop.num_steps
-    improved = False
-    if stop and not last:
-        loop.save(progress)
-        loop.metrics.write("event", step, event="preempted", signal=loop.stop_request.signal)
-        log.info("asked to stop (%s): checkpoint of step %d written", loop.stop_request.signal or "another rank", step)
-        return "preempted"
-    if loop.evaluate and step in loop.evaluation_steps:
-        improved = _evaluate(loop, progress)
-        loop.set_training_mode()
-    every = loop.checkpoint.every
-    due = step % every == 0 if every else step in loop.evaluation_steps
-    if due or improved or last:
-        loop.save(progress)
-        if loop.distributed.is_main:
-            prune_checkpoints(loop.checkpoints, keep=loop.checkpoint.keep, best=progress.best_step)
-    if _out_of_patience(loop, progress):
-        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
-        loop.metrics.write("event", step, event="stopped_early")
-        return "stopped_early"
-    return None
-
-
 def _out_of_patience(loop: Loop, progress: Progress) -> bool:
     patience = loop.evaluation.patience
     return bool(patience) and progress.bad_evaluations >= patience and progress.step < loop.num_steps
@@ -227,7 +344,7 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     if name not in metrics:
         raise UserError(unknown_name("evaluation.metric", name, metrics))
     value, best = metrics[name], progress.best_metric
-    progress.last_metrics = metrics
+    progress.last_metrics, progress.evaluated = metrics, progress.step
     improved = math.isfinite(value) and (best is None or (value > best if higher else value < best))
     if improved:
         progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
@@ -245,7 +362,7 @@ def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:
     """The checkpoint of the best evaluation, where it is not the last step."""
     if not (loop.evaluate and loop.evaluation.keep_best) or progress.best_step in (None, progress.step):
         return None
-    found = [item for item in complete_checkpoints(loop.checkpoints) if item.step == progress.best_step]
+    found = [item for item in complete_checkpoints(loop.saver.root) if item.step == progress.best_step]
     return found[0] if found else None
 
 
@@ -259,12 +376,3 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}h{minutes:02d}m" if hours else (f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s")
-
-
-def _not_finite(loop: Loop, progress: Progress, what: str, value: float) -> str:
-    loop.metrics.write("event", progress.step, event="not_finite", what=what, value=value)
-    return (
-        f"the {what} of optimizer step {progress.step + 1} is {value}; the run stops, its checkpoints are as good as "
-        "they were. Look for a faulty row, mend it and resume; or lower optimizer.lr, or train in fp32 or bf16, in a "
-        "new run_folder."
-    )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
 from ftscale.logs import log
@@ -45,6 +46,18 @@ def cut_metrics(path: Path, *, after_step: int) -> None:
         lines = path.read_text().splitlines()
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= after_step]
         path.write_text("".join(line + "\n" for line in kept))
+
+
+def rows_hash(rows: torch.Tensor) -> int:
+    """A sum of 32-bit hashes of row numbers: (samples,) int64. Equal sums on any division of a batch mean equal rows.
+
+    The hash is the finalizer of MurmurHash3 in 64 bits; 2^20 rows and more add up exactly in a float64.
+    """
+    hashed = rows.cpu().numpy().astype(np.uint64)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        hashed ^= hashed >> np.uint64(33)
+        hashed *= np.uint64(factor)
+    return int((hashed >> np.uint64(32)).sum())
 
 
 def peak_memory_bytes() -> int:

@@ -1,34 +1,68 @@
-"""Signals that ask the run to stop: handlers only set a flag, which all ranks agree upon at the next step."""
+"""Requests to stop, by signal or by the end of the job's time: handlers set a flag, and all ranks agree upon it."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from ftscale.processes import STOP_SIGNALS
+
+END_VARIABLES = ("FTSCALE_END_TIME", "SLURM_JOB_END_TIME")
+"""Where a launcher says when the job's time is over, in seconds since 1970."""
+
+
+class Interrupted(Exception):
+    """A request to stop, where there is nothing to finish first."""
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process was asked to stop, and by what. Handlers are installed by `listen`.
+
+    While `at_once` is set, a signal raises Interrupted where it arrives: nothing has been begun that could be lost,
+    and no other process waits in a collective. Else it is only noted.
+    """
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.reason: str | None = None
+        """The signal's name, or "time limit"; None = not asked."""
+        self.at_once = True
+        self._deadline: float | None = None
+
+    def set_deadline(self, before_end_s: float) -> None:
+        """Ask for a stop so many seconds before the end that the launcher names; 0 = never.
+
+        The distance is taken once: setting the clock afterwards changes nothing.
+        """
+        ends = [float(os.environ[name]) for name in END_VARIABLES if os.environ.get(name, "").isdigit()]
+        if before_end_s and ends:
+            self._deadline = time.monotonic() + min(ends) - before_end_s - time.time()
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        if self.reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = "time limit"
+        return self.reason is not None
+
+    def listen(self) -> dict[signal.Signals, signal._HANDLER]:
+        """Notice the signals from now on; returns the handlers that stood before."""
+        return {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal = signal.Signals(number).name
+        self.reason = signal.Signals(number).name
+        if self.at_once:
+            self.at_once = False  # a second signal must not interrupt what cleans up after the first
+            raise Interrupted(self.reason)
 
 
 @contextmanager
-def listen() -> Iterator[StopRequest]:
+def listening() -> Iterator[StopRequest]:
     """Notice SIGTERM, SIGUSR1 and SIGINT while inside; the handlers that stood before come back after."""
     request = StopRequest()
-    before = {number: signal.signal(number, request._note) for number in SIGNALS}
+    before = request.listen()
     try:
         yield request
     finally:

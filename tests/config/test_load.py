@@ -168,7 +168,10 @@ def test_several_mistakes_are_reported_together(run: Path):
         ("globalsize=4", "globalsize is not a setting; did you mean batch.global_size?"),
         ("optimizr.lr=1", "optimizr is not a setting; did you mean optimizer?"),
         ("train.output_dir=x", "train.output_dir is not a setting; did you mean run_folder?"),
-        ("checkpoint.zzz=1", "checkpoint.zzz is not a setting; the settings of checkpoint are: every, keep."),
+        (
+            "checkpoint.zzz=1",
+            "checkpoint.zzz is not a setting; the settings of checkpoint are: every, keep, async, before_end_s, prove.",
+        ),
         ("task=text_clasification", "task = 'text_clasification' is not known; did you mean 'text_classification'?"),
         ("train.precision=bf15", "train.precision = 'bf15' is not known; did you mean 'bf16'?"),
         ("task.too_long=cut", "task.too_long = 'cut' is not known; known: drop, raise, truncate."),

@@ -40,6 +40,7 @@ OWNERS = {  # what a section is called where its settings are read
     "TrainConfig": {"train", "config"},
     "EvaluationConfig": {"evaluation", "config"},
     "CheckpointConfig": {"checkpoint", "config"},
+    "GuardConfig": {"guard", "config"},
     "DistributedConfig": {"distributed", "config"},
     "Config": {"config"},
 }
@@ -79,9 +80,9 @@ def test_every_default_is_an_allowed_value():
                 continue
             value = info.get_default(call_default_factory=True)
             try:
-                section.model_validate({field: value})
+                section.model_validate({info.alias or field: value})
             except ValidationError as error:
-                wrong = [item for item in error.errors() if item["loc"][:1] == (field,)]
+                wrong = [item for item in error.errors() if item["loc"][:1] == (info.alias or field,)]
                 assert wrong == [], f"{name}.{field}"
 
 

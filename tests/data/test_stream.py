@@ -22,6 +22,7 @@ def prepare(rows):
             "length": 1 + len(row["text"]) % 5,
             "targets": int("x" not in row["text"]),
             "note": "no_target" if "x" in row["text"] else "",
+            "where": row["_where"],
         }
         for row in rows
     ]

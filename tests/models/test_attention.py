@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ftscale.models.attention import FLAT, flat_attention, generating, use_flat, use_padded
+from ftscale.models.attention import FLAT, flat_attention, padded_attention, use_flat, use_padded
 
 LENGTHS = (3, 3, 7, 12, 1)
 
@@ -242,7 +242,7 @@ def test_generation_runs_with_the_attention_from_before(adapted: bool) -> None:
     arguments = {"max_new_tokens": 4, "do_sample": False}
     wanted = model.generate(**batch, **arguments)
     use_flat(model)
-    with generating(model):
+    with padded_attention(model):
         assert torch.equal(model.generate(**batch, **arguments), wanted)
     assert model.config._attn_implementation == FLAT
     assert model(**flat(samples())).logits.shape == (1, 26, 211)
@@ -250,7 +250,7 @@ def test_generation_runs_with_the_attention_from_before(adapted: bool) -> None:
 
 def test_generation_of_a_padded_model_changes_nothing() -> None:
     model = build("llama")
-    with generating(model):
+    with padded_attention(model):
         assert model.config._attn_implementation == "sdpa"
     assert model.config._attn_implementation == "sdpa"
 
@@ -258,7 +258,7 @@ def test_generation_of_a_padded_model_changes_nothing() -> None:
 def test_the_attention_comes_back_after_an_error_in_generation() -> None:
     model = build("llama")
     use_flat(model)
-    with pytest.raises(RuntimeError, match="stop"), generating(model):
+    with pytest.raises(RuntimeError, match="stop"), padded_attention(model):
         raise RuntimeError("stop")
     assert model.config._attn_implementation == FLAT
     use_padded(model)

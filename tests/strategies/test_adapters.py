@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import launching
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import Jobs
 
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -67,6 +66,18 @@ def test_the_saved_adapter_answers_as_the_trained_model(done: dict[str, Path], s
     assert evaluate_run(folder)["loss"] == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
 
 
+PROVED = ("lora-single", *(f"lora-{strategy}" for strategy in LORA), *(f"{kind}-{name}" for kind, name in QUANTISED))
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_a_fresh_process_proves_the_saved_adapter(done: dict[str, Path], name: str):
+    [event] = [line for line in jobs.lines(done[name]) if line.get("event") == "proved"]
+    assert event["largest_difference"] <= event["tolerance"]
+    assert event["adapter_change"] > 0
+    if name.startswith("lora"):
+        assert event["largest_difference"] < event["adapter_change"] / 10
+
+
 @pytest.mark.parametrize("name", ["lora-single", "lora-ddp", "lora-zero1", "lora-zero2"])
 def test_lora_trains_only_lora(done: dict[str, Path], name: str):
     seen = jobs.seen(done[name])
@@ -113,32 +124,30 @@ def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, str
 @pytest.mark.parametrize(
     ("strategy", "label", "what"),
     [
-        ("ddp", 1.8e19, "gradient norm"),  # the squared error fits into float32, the square of its gradient does not
-        ("zero2", 1.8e19, "gradient norm"),
+        ("ddp", 1.8e19, "gradient"),  # the squared error fits into float32, the square of its gradient does not
+        ("zero2", 1.8e19, "gradient"),
         ("zero3", 1e30, "loss"),  # DeepSpeed takes norms in float64 here
     ],
 )
 def test_what_is_not_finite_stops_the_run_and_harms_no_checkpoint(
     shared: Path, tmp_path: Path, strategy: str, label: float, what: str
 ):
-    rows = [{"text": f"row {number} of a table", "label": number % 7} for number in range(24)]
-    rows[17]["label"] = label
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = jobs.reviews(
+    config = jobs.regression(
         shared,
         tmp_path,
-        task={"name": "text_classification", "problem": "regression"},
-        data={"cache_dir": str(tmp_path / "cache"), "train": str(tmp_path / "rows.jsonl"), "shuffle": False},
+        labels={18: label},
+        num_rows=24,
+        train={"max_steps": 6},
         batch={"global_size": 4, "micro_size": 1},
-        evaluation={},
-        checkpoint={"every": 1},
+        checkpoint={"every": 1, "prove": "never"},
     )
     runs = Jobs(tmp_path)
     runs.add("run", config, strategy=strategy)
     done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=300)
     assert done.returncode == 1
-    assert f"the {what} of optimizer step 5 is" in done.stderr
-    assert [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"] == ["not_finite"]
+    assert f"optimizer step 5: the {what} is not finite; nothing of it was applied" in done.stderr
+    events = [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"]
+    assert events == ["saved"] * 4 + ["bad_batch", "failed"]
     assert [item.step for item in complete_checkpoints(tmp_path / "run/checkpoints")] == [3, 4]
 
 

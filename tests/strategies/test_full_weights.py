@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import HALF, STEPS, Jobs
 
-from ftscale.train.checkpoint import complete_checkpoints
+from ftscale.train.manifest import complete_checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -40,8 +41,9 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         train={"max_steps": 5, "max_grad_norm": 0},
         evaluation={"every": 1},
     )
+    proved = captions | {"checkpoint": {**captions["checkpoint"], "prove": "final"}}
     for strategy in SHARED_OUT:
-        add(f"captions-{strategy}", captions, strategy=strategy, resume_from=HALF)
+        add(f"captions-{strategy}", proved, strategy=strategy, resume_from=HALF)
         add(f"rising-{strategy}", rising, strategy=strategy)
     add("rising-single", rising, strategy="single", processes=1)
     worse = rising | {
@@ -55,11 +57,15 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for strategy in ("ddp", "zero3"):
         add(f"recomputed-{strategy}", recomputed, strategy=strategy)
 
-    bf16 = jobs.captions(shared, work, train={**captions["train"], "precision": "bf16"})
+    bf16 = proved | {"train": {**captions["train"], "precision": "bf16"}}
     for strategy in ("ddp", "zero2", "zero3"):
         add(f"bf16-{strategy}", bf16, strategy=strategy, resume_from=HALF)
 
     eight_bits = jobs.captions(shared, work, optimizer={"name": "adamw_8bit", "lr": 0.002})
+    skipping = jobs.regression(shared, work, labels={18: 1e30}, guard={"policy": "skip"})
+    add("skipping-single", skipping, strategy="single", processes=1)
+    for strategy in SHARED_OUT:
+        add(f"skipping-{strategy}", skipping, strategy=strategy)
     add("8bit-single", eight_bits, strategy="single", processes=1)
     for strategy in ("zero2", "zero3"):
         add(f"8bit-{strategy}", eight_bits, strategy=strategy, resume_from=HALF)
@@ -179,6 +185,14 @@ def test_8bit_adam_goes_its_way_under_zero(done: dict[str, Path], strategy: str)
     assert torch.uint8 in kinds
 
 
+@pytest.mark.parametrize("strategy", SHARED_OUT)
+def test_nothing_of_a_batch_that_is_left_out_stays_behind(done: dict[str, Path], strategy: str):
+    single, other = jobs.losses(done["skipping-single"]), jobs.losses(done[f"skipping-{strategy}"])
+    assert [not math.isfinite(float(loss)) for loss in other] == [step == 5 for step in range(1, 9)]
+    finite = [(one, two) for one, two in zip(other, single, strict=True) if math.isfinite(float(one))]
+    assert [one for one, _ in finite] == pytest.approx([two for _, two in finite], rel=1e-4)
+
+
 # ---------------------------------------------------------------- models that come out
 
 
@@ -188,6 +202,12 @@ def test_the_saved_model_loads_in_transformers_and_answers_as_the_trained_one(
 ):
     folder = done[f"captions-{strategy}"]
     assert _caption_loss(folder, shared) == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*(f"captions-{name}" for name in SHARED_OUT), "bf16-ddp", "bf16-zero2", "bf16-zero3"])
+def test_a_fresh_process_proves_the_saved_model(done: dict[str, Path], name: str):
+    [event] = [line for line in jobs.lines(done[name]) if line.get("event") == "proved"]
+    assert event["largest_difference"] <= event["tolerance"] == (0.05 if name.startswith("bf16") else 1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["single", *SHARED_OUT])

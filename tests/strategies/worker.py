@@ -66,7 +66,9 @@ def run_job(config: dict[str, Any], *, resume_from: int) -> None:
         half = whole.with_name(whole.name + "-resumed")
         if launched_rank() == 0:
             forget_after(whole, half, step=resume_from)
-        train(parse_config({**config, "run_folder": str(half)}, source="job"), resume=True)
+        checkpoint = {**config["checkpoint"], "prove": "never"}
+        again = {**config, "run_folder": str(half), "checkpoint": checkpoint}
+        train(parse_config(again, source="job"), resume=True)
 
 
 def main() -> None:

@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import Distributed
-from ftscale.train.checkpoint import (
+from ftscale.train.checkpoint import Part, SaveError, Saver, Snapshot, load_checkpoint
+from ftscale.train.manifest import (
+    Checkpoint,
     complete_checkpoints,
     latest_checkpoint,
-    load_checkpoint,
+    list_checkpoints,
+    partial_folder,
     prune_checkpoints,
-    save_checkpoint,
 )
 
 
@@ -37,8 +43,24 @@ def step(distributed: Distributed) -> float:
     return distributed.step()
 
 
-def save(root: Path, distributed: Distributed, number: int):
-    return save_checkpoint(root, distributed, step=number, progress={"loop": number}, digest="d", versions={})
+def saver(root: Path, distributed: Distributed, *, asynchronous: bool = False, keep: int = 9) -> Saver:
+    identity = {"run_id": "this", "config_digest": "d", "versions": {}}
+    return Saver(root, distributed, identity=identity, keep=keep, asynchronous=asynchronous)
+
+
+def save(root: Path, distributed: Distributed, number: int, **options: Any) -> Checkpoint:
+    saver(root, distributed, **options).save(number, {"loop": number})
+    found = latest_checkpoint(root)
+    assert found is not None
+    assert found.step == number
+    return found
+
+
+def steps(root: Path) -> list[int]:
+    return [item.step for item in complete_checkpoints(root)]
+
+
+# ---------------------------------------------------------------- what is in it
 
 
 def test_weights_optimizer_buffers_and_random_numbers_come_back(tmp_path, distributed):
@@ -58,8 +80,103 @@ def test_frozen_weights_are_not_written(tmp_path, distributed):
     assert {"0.bias", "2.weight", "1.running_mean"} <= stored.keys()
 
 
+# ---------------------------------------------------------------- in the background
+
+
+def test_a_background_save_holds_the_state_of_its_step_whatever_training_does_meanwhile(tmp_path, distributed):
+    step(distributed)
+    background = saver(tmp_path, distributed, asynchronous=True)
+    background.save(1, {"loop": 1})
+    expected = [step(distributed) for _ in range(3)]
+    background.wait()
+    [checkpoint] = complete_checkpoints(tmp_path)
+    load_checkpoint(checkpoint, distributed)
+    assert [step(distributed) for _ in range(3)] == expected
+
+
+def test_at_most_one_save_is_in_flight_and_all_become_complete(tmp_path, distributed):
+    background = saver(tmp_path, distributed, asynchronous=True)
+    for number in (1, 2, 3):
+        background.save(number, {"loop": number})
+        assert steps(tmp_path)[: number - 1] == list(range(1, number))
+    background.wait()
+    assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_a_failed_background_save_is_known_and_raised(tmp_path, distributed, monkeypatch):
+    save(tmp_path, distributed, 1)
+    fill(monkeypatch)
+    background = saver(tmp_path, distributed, asynchronous=True)
+    background.save(2, {"loop": 2})
+    background._thread.join()
+    assert background.failed
+    with pytest.raises(SaveError, match=r"the checkpoint of step 2 could not be written to .*No space left"):
+        background.wait()
+    assert steps(tmp_path) == [1]
+    assert not partial_folder(tmp_path, 2).exists()
+
+
+def test_a_snapshot_keeps_tied_tensors_tied_and_uses_its_memory_again():
+    weight = torch.arange(4.0)
+    snapshot = Snapshot()
+    taken = snapshot.take({"a": weight, "b": [weight, weight + 1]})
+    assert taken["a"] is taken["b"][0]
+    weight += 10
+    assert taken["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    memory = taken["a"].data_ptr()
+    snapshot.restart()
+    again = snapshot.take({"a": weight})
+    assert again["a"].data_ptr() == memory
+    assert again["a"].tolist() == [10.0, 11.0, 12.0, 13.0]
+
+
+# ---------------------------------------------------------------- damage
+
+
+def fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full after the first 1,000 bytes of a file."""
+    write = Part._write
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, data: Any) -> int:
+            if self.file.tell() + len(data) > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    def limited(self: Part, value: Any, path: Path) -> None:
+        opened: Callable[..., Any] = Path.open
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "open", lambda place, mode="r", **options: _Context(Full(opened(place, mode))))
+            write(self, value, path)
+
+    monkeypatch.setattr(Part, "_write", limited)
+
+
+class _Context:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __enter__(self) -> Any:
+        return self.value
+
+    def __exit__(self, *_: Any) -> None:
+        self.value.file.close()
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before_and_says_so(tmp_path, distributed, monkeypatch):
+    save(tmp_path, distributed, 1)
+    fill(monkeypatch)
+    with pytest.raises(SaveError, match=r"step 2 could not be written to .*No space left on device; free space"):
+        saver(tmp_path, distributed).save(2, {"loop": 2})
+    assert steps(tmp_path) == [1]
+    assert not partial_folder(tmp_path, 2).exists()
+
+
 def damage(folder: Path, how: str) -> None:
-    state = folder / "state.pt"
+    state, manifest = folder / "state.pt", folder / "manifest.json"
     if how == "truncated":
         state.write_bytes(state.read_bytes()[:-10])
     elif how == "flipped":
@@ -69,33 +186,71 @@ def damage(folder: Path, how: str) -> None:
     elif how == "missing":
         state.unlink()
     elif how == "no manifest":
-        (folder / "manifest.json").unlink()
+        manifest.unlink()
+    elif how == "of another run":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "run_id": "another"}))
     else:
-        (folder / "manifest.json").write_text('{"step": ')
+        manifest.write_text('{"step": ')
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "no manifest", "torn manifest"])
+DAMAGES = {
+    "truncated": "state.pt has",
+    "flipped": "state.pt has other content than when it was written",
+    "missing": "state.pt is missing",
+    "no manifest": "no manifest",
+    "torn manifest": "the manifest is torn",
+    "of another run": "it belongs to another run",
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(tmp_path, distributed, how):
     save(tmp_path, distributed, 1)
     damage(save(tmp_path, distributed, 2).folder, how)
-    found = latest_checkpoint(tmp_path)
+    [first, second] = list_checkpoints(tmp_path, run_id="this")
+    assert (first.checkpoint is not None, second.checkpoint) == (True, None)
+    assert second.reason.startswith(DAMAGES[how])
+    found = latest_checkpoint(tmp_path, run_id="this")
     assert found is not None
     assert found.step == 1
     assert (tmp_path / "incomplete" / "step-00000002").is_dir()
-    assert [item.step for item in complete_checkpoints(tmp_path)] == [1]
+    assert steps(tmp_path) == [1]
+    assert [item.reason for item in list_checkpoints(tmp_path)] == ["", "it was set aside"]
 
 
-def test_a_half_written_folder_is_no_checkpoint(tmp_path, distributed):
-    folder = tmp_path / ".step-00000003.partial"
+def test_a_half_written_folder_is_no_checkpoint_and_is_set_aside(tmp_path, distributed):
+    folder = partial_folder(tmp_path, 3)
     folder.mkdir(parents=True)
     (folder / "state.pt").write_bytes(b"half")
+    assert [item.reason for item in list_checkpoints(tmp_path)] == ["it was not finished"]
     assert latest_checkpoint(tmp_path) is None
-    assert save(tmp_path, distributed, 3).step == 3
-    assert json.loads((tmp_path / "step-00000003" / "manifest.json").read_text())["world_size"] == 1
+    assert (tmp_path / "incomplete" / "step-00000003" / "state.pt").read_bytes() == b"half"
+    assert save(tmp_path, distributed, 3).manifest["world_size"] == 1
+
+
+def test_a_folder_of_the_same_step_is_replaced(tmp_path, distributed):
+    shutil.rmtree(save(tmp_path, distributed, 1).folder / "state.pt", ignore_errors=True)
+    step(distributed)
+    assert save(tmp_path, distributed, 1).step == 1
+
+
+# ---------------------------------------------------------------- what is kept
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path, distributed):
     for number in (1, 2, 3, 4, 5):
         save(tmp_path, distributed, number)
     prune_checkpoints(tmp_path, keep=2, best=2)
-    assert [item.step for item in complete_checkpoints(tmp_path)] == [2, 4, 5]
+    assert steps(tmp_path) == [2, 4, 5]
+
+
+def test_saving_deletes_what_is_too_old_only_when_the_new_one_is_complete(tmp_path, distributed, monkeypatch):
+    writer = saver(tmp_path, distributed, keep=1)
+    writer.save(1, {"loop": 1})
+    with monkeypatch.context() as patch:
+        fill(patch)
+        with pytest.raises(SaveError):
+            writer.save(2, {"loop": 2})
+    assert steps(tmp_path) == [1]
+    writer.save(3, {"loop": 3})
+    assert steps(tmp_path) == [3]

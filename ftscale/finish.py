@@ -1,0 +1,173 @@
+"""How a run ends: its best weights, test rows, the saved model and its proof; and whether the disk has room."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftscale.config import Config
+from ftscale.data.sources import read_rows
+from ftscale.distributed import Distributed
+from ftscale.errors import UserError
+from ftscale.inputs import Inputs, Preparer
+from ftscale.logs import log
+from ftscale.run_folder import Result, write_result
+from ftscale.tasks.base import Layout, model_inputs
+from ftscale.train.evaluate import evaluation_of, to_device
+from ftscale.train.loop import Loop, Progress, best_checkpoint
+from ftscale.train.meters import MetricsFile
+from ftscale.train.preemption import Interrupted
+
+PROOF_ROWS = 4  # for comparing the saved model with the trained one
+
+
+def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
+    """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
+    distributed, folder = loop.distributed, Path(inputs.config.run_folder)
+    loop.saver.wait()
+    metrics, model = dict(progress.last_metrics), ""
+    if status != "preempted":
+        best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
+        if best is not None:
+            distributed.load_state(best.folder, weights_only=True)
+            metrics = dict(progress.best_metrics)
+            log.info("the best weights are those of step %d", best.step)
+        try:
+            metrics |= _test(inputs, loop, progress, layout=layout)
+            if distributed.any(bool(loop.stop_request)):
+                raise Interrupted
+            model = str(folder / "model")
+            save_and_prove(inputs, distributed, Path(model), loop.metrics)
+        except Interrupted:
+            status, model = "preempted", ""
+            log.info("asked to stop (%s): resume to finish", loop.stop_request.reason or "another rank")
+    found = (
+        None
+        if progress.best_step is None
+        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
+    )
+    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
+    if distributed.is_main:
+        write_result(folder, result)
+    distributed.barrier()
+    if status != "preempted":
+        log.info("%s after %d steps; model in %s", status, progress.step, model)
+    return result
+
+
+def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> dict[str, float]:
+    """Metrics of the test rows, by names that begin with `test/`; none where there are no such rows."""
+    if inputs.test is None:
+        return {}
+    run = evaluation_of(
+        inputs.config,
+        inputs.task,
+        inputs.processor,
+        inputs.test,
+        loop.distributed,
+        layout=layout,
+        stop_request=loop.stop_request,
+    )
+    scores = {f"test/{name}": value for name, value in run().items()}
+    loop.metrics.write("eval", progress.step, **scores)
+    return scores
+
+
+def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    """The saved model, and the proof that it loads and answers as the trained one. Collective."""
+    from ftscale.models.save import save_model
+
+    state = distributed.full_state_dict()
+    if state is not None:
+        module = distributed.unwrapped
+        own = {name.removeprefix("model."): weight for name, weight in state.items()}
+        save_model(module.model, inputs.processor, folder, state_dict=own)
+    distributed.barrier()
+    if inputs.config.checkpoint.prove != "never":
+        _prove(inputs, distributed, folder, metrics)
+
+
+def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    from ftscale.models.prove import prove_saved
+
+    config, module = inputs.config, distributed.unwrapped
+    batch = to_device(_kept_batch(inputs), distributed.device)
+    dtype = module.model.dtype
+    proved = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in batch.items()
+        if isinstance(value, torch.Tensor)
+    }
+    distributed.module.eval()
+    with torch.no_grad():
+        logits = distributed.module(proved, plain=True).float().cpu()
+    outcome: Any = None
+    if distributed.is_main:
+        try:
+            outcome = prove_saved(
+                folder,
+                proved,
+                logits,
+                auto_class=inputs.task.auto_class,
+                dtype=dtype,
+                device=distributed.device,
+                quantized=config.model.quantization != "none",
+            )
+        except (UserError, RuntimeError) as error:
+            outcome = error
+    outcome = distributed.gather_objects(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    metrics.write("event", -1, event="proved", **vars(outcome))
+    log.info(
+        "the saved model loads without ftscale and answers as the trained one (largest difference %.1e)",
+        outcome.largest_difference,
+    )
+
+
+def _kept_batch(inputs: Inputs) -> dict[str, Any]:
+    """The first few rows as inputs of the model's forward: padded tensors with one entry a sample."""
+    task, data = inputs.task, inputs.config.data
+    part = "eval" if data.eval else "train"
+    rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
+    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
+    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
+    batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
+    kept = model_inputs(batch)
+    return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
+
+
+def check_disk(loop: Loop, config: Config) -> None:
+    """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
+    needed, free = 0, 0
+    if loop.distributed.is_main:
+        root = loop.saver.root
+        # the newest ones, the best, and one that is being written; what is there already will be written over
+        there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
+        checkpoint, model = _forecast_bytes(loop.distributed, config)
+        needed = (config.checkpoint.keep + 2) * checkpoint + model - there
+        free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
+    needed, free = loop.distributed.gather_objects((needed, free))[0]
+    if needed > free:
+        raise UserError(
+            f"run_folder = {config.run_folder}: {config.checkpoint.keep + 2} checkpoints (checkpoint.keep = "
+            f"{config.checkpoint.keep}, the best and one that is being written) and the model need about "
+            f"{needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there; free space, lower checkpoint.keep, "
+            "or name a folder on another disk."
+        )
+
+
+def _forecast_bytes(distributed: Distributed, config: Config) -> tuple[int, int]:
+    """Bytes of a checkpoint and of the saved model, as they will be."""
+    from ftscale.models.adapt import count_parameters, weight_bytes
+    from ftscale.optim.optimizers import state_bytes_per_weight
+
+    model = distributed.unwrapped.model
+    trained, everything = weight_bytes(model)
+    masters = 4.0 if config.train.precision == "bf16" or distributed.zero_stage else 0.0
+    states = count_parameters(model)[0] * (state_bytes_per_weight(config.optimizer) + masters)
+    return trained + int(states), trained if config.adapter.method != "none" else everything

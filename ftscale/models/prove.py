@@ -1,0 +1,109 @@
+"""Proof of a saved model: a fresh process without ftscale loads it and must answer as the trained one did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ftscale.errors import UserError
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+"""Largest difference of a logit, as a share of the largest logit: kernels round differently, no more."""
+QUANTIZED_TOLERANCE = 0.1
+"""Of 4-bit and 8-bit bases: bitsandbytes multiplies by other kernels in inference than in training."""
+LAUNCHERS = (
+    "RANK",
+    "LOCAL_",
+    "WORLD_SIZE",
+    "GROUP_",
+    "ROLE_",
+    "MASTER_",
+    "TORCHELASTIC_",
+    "ACCELERATE_",
+    "SLURM_",
+    "PMI",
+)
+"""Beginnings of environment variables by which a process takes itself for a part of a group."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the fresh process found."""
+
+    largest_difference: float
+    """Of a logit, as a share of the largest logit."""
+    tolerance: float
+    adapter_change: float | None
+    """Largest change of a logit by the adapter, as a share of the largest logit; None = no adapter."""
+
+
+def prove_saved(
+    folder: Path,
+    inputs: Mapping[str, Tensor],
+    logits: Tensor,
+    *,
+    auto_class: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: bool,
+) -> Proof:
+    """Load `folder` in a fresh process and compare its outputs.
+
+    `inputs`: of the model's forward, with (samples, ...) tensors; `logits`: the trained model's for them, float32.
+    Raises RuntimeError: the folder does not load, or answers otherwise; UserError: an adapter that changes nothing.
+    """
+    name = str(dtype).removeprefix("torch.")
+    with tempfile.TemporaryDirectory(prefix="ftscale-proof-") as made:
+        work = Path(made)
+        torch.save({key: value.cpu() for key, value in inputs.items()}, work / "inputs.pt")
+        request = {"auto_class": auto_class, "dtype": name, "device": str(device)}
+        (work / "request.json").write_text(json.dumps(request))
+        program = Path(__file__).with_name("reload.py").read_text()  # by -c: no folder of ours on its path
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(folder.resolve()), made],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+            start_new_session=True,  # a signal to the run's group asks the run, which waits for this
+        )
+        if done.returncode:
+            raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
+        outputs = torch.load(work / "outputs.pt", weights_only=True)
+    change = None
+    if "without" in outputs:
+        own = outputs["without"].shape[1]  # a learned prompt adds positions before those of the sample
+        change = _difference(outputs["logits"][:, -own:], outputs["without"])
+    proof = Proof(
+        largest_difference=_difference(outputs["logits"], logits),
+        tolerance=QUANTIZED_TOLERANCE if quantized else TOLERANCES[name],
+        adapter_change=change,
+    )
+    if proof.adapter_change == 0:
+        raise UserError(
+            f"the adapter in {folder} is empty or changes nothing: the base model alone gives the same outputs. Likely "
+            "causes: optimizer.lr too small for train.precision, so few steps that nothing moved, or target_modules "
+            "that this model does not use."
+        )
+    if not proof.largest_difference <= proof.tolerance:
+        raise RuntimeError(
+            f"the saved model in {folder} answers otherwise than the trained one: logits differ by "
+            f"{proof.largest_difference:.3g} of the largest, more than {proof.tolerance}. The checkpoints are good; "
+            "resume to save it again."
+        )
+    return proof
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))

@@ -1,0 +1,71 @@
+"""Loads a saved model as its next user would, with transformers and peft alone, and writes its outputs.
+
+Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
+`device`; WORK/inputs.pt the model's inputs. Writes WORK/outputs.pt: `logits`, and for an adapter `without`, the logits
+of the base alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+
+def main(folder: Path, work: Path) -> None:
+    request = json.loads((work / "request.json").read_text())
+    inputs = torch.load(work / "inputs.pt", weights_only=True)
+    dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
+    adapter = (folder / "adapter_config.json").is_file()
+    load = load_adapter if adapter else load_whole
+    model = load(folder, getattr(transformers, request["auto_class"]), dtype, device).eval()
+    inputs = {
+        name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
+    }
+    with torch.no_grad():
+        outputs = {"logits": model(**inputs).logits.float().cpu()}
+        if adapter:
+            with model.disable_adapter():
+                outputs["without"] = model(**inputs).logits.float().cpu()
+    assert "ftscale" not in sys.modules
+    torch.save(outputs, work / "outputs.pt")
+
+
+def load_whole(folder, auto_class, dtype, device):
+    config = transformers.AutoConfig.from_pretrained(folder)
+    # the code of an MLP head was written into the folder by this very run
+    trust = "mlp_head" in config.to_dict()
+    return auto_class.from_pretrained(folder, dtype=dtype, device_map=device, trust_remote_code=trust)
+
+
+def load_adapter(folder, auto_class, dtype, device):
+    from peft import PeftConfig, PeftModel
+
+    adapter = PeftConfig.from_pretrained(str(folder))
+    config = transformers.AutoConfig.from_pretrained(folder / "base_config")
+    if "mlp_head" in config.to_dict():  # its code lies beside the adapter, not beside the base
+        auto_class = get_class_from_dynamic_module(config.auto_map[auto_class.__name__], str(folder / "base_config"))
+    quantization = config.to_dict().get("quantization_config")
+    if quantization is not None:  # the base on disk is not quantised yet
+        del config.quantization_config
+        quantization = transformers.BitsAndBytesConfig.from_dict(quantization)
+    base = auto_class.from_pretrained(
+        adapter.base_model_name_or_path,
+        config=config,
+        revision=adapter.revision,
+        dtype=dtype,
+        device_map=device,
+        quantization_config=quantization,
+        ignore_mismatched_sizes=True,
+    )
+    if quantization is not None and device.type == "cpu":
+        # bitsandbytes 0.50.2 repacks 4-bit weights at the first inference on AVX512-BF16 and refuses sizes off 32
+        for module in base.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=dtype == torch.float32)
+
+
+main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,181 @@
+"""What makes a folder a checkpoint: a manifest, written last, of its files' sizes and hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ftscale.logs import log
+
+MANIFEST = "manifest.json"
+INCOMPLETE = "incomplete"
+"""Folder beside the checkpoints for what turned out not to be one."""
+_NAME = re.compile(r"step-(\d{8})")
+_PARTIAL = re.compile(r"\.(step-\d{8})\.partial")
+
+Files = dict[str, tuple[int, str]]
+"""Relative path to size in bytes and hash of the content (XXH3, 128 bits, hexadecimal)."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder and what its manifest says."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.manifest["step"]
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the loop stored of itself."""
+        return self.manifest["progress"]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(size for size, _ in self.manifest["files"].values())
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A folder among the checkpoints, complete or not."""
+
+    folder: Path
+    checkpoint: Checkpoint | None
+    """None where it is not complete."""
+    reason: str
+    """Why it is not complete; "" where it is."""
+
+
+def folder_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def partial_folder(root: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is complete."""
+    return root / f".{folder_name(step)}.partial"
+
+
+def list_checkpoints(root: Path, *, run_id: str | None = None) -> list[Listed]:
+    """Every checkpoint and what should have been one, verified, oldest first; those set aside come last."""
+
+    def look(folder: Path, reason: str = "") -> Listed:
+        found = reason or read_checkpoint(folder, run_id=run_id)
+        return Listed(folder, found, "") if isinstance(found, Checkpoint) else Listed(folder, None, found)
+
+    return [
+        *map(look, _folders(root)),
+        *(look(folder, "it was not finished") for folder in _partial_folders(root)),
+        *(look(folder, "it was set aside") for folder in _folders(root / INCOMPLETE)),
+    ]
+
+
+def latest_checkpoint(root: Path, *, run_id: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint that verifies; what is newer, or was never finished, is set aside and named in the log.
+
+    `run_id`: of the run that it must be of; None = any.
+    """
+    for folder in _partial_folders(root):
+        _set_aside(folder, "it was not finished")
+    for folder in reversed(_folders(root)):
+        found = read_checkpoint(folder, run_id=run_id)
+        if isinstance(found, Checkpoint):
+            return found
+        _set_aside(folder, found)
+    return None
+
+
+def complete_checkpoints(root: Path) -> list[Checkpoint]:
+    """Checkpoints that verify, oldest first."""
+    return [found for found in map(read_checkpoint, _folders(root)) if isinstance(found, Checkpoint)]
+
+
+def prune_checkpoints(root: Path, *, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` complete checkpoints and the one of step `best`.
+
+    Contents are not read again: each verified when it was written, the newest a moment ago.
+    """
+    found = [read_checkpoint(folder, contents=False) for folder in _folders(root)]
+    for checkpoint in [item for item in found if isinstance(item, Checkpoint)][:-keep]:
+        if checkpoint.step != best:
+            shutil.rmtree(checkpoint.folder)
+
+
+def read_checkpoint(folder: Path, *, run_id: str | None = None, contents: bool = True) -> Checkpoint | str:
+    """The checkpoint, or why it is none. `contents`: the files' hashes are compared, not only their sizes."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return "no manifest"
+    except (ValueError, UnicodeDecodeError):
+        return "the manifest is torn"
+    if run_id is not None and manifest["run_id"] != run_id:
+        return "it belongs to another run"
+    for name, (size, digest) in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if contents and file_digest(path) != digest:
+            return f"{name} has other content than when it was written"
+    return Checkpoint(folder, manifest)
+
+
+def seal(folder: Path, final: Path, manifest: Mapping[str, Any], files: Files) -> None:
+    """Write the manifest last, and give the folder its final name; durable when this returns."""
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**manifest, "files": files}, indent=1))
+    sync([path, *(item for item in folder.rglob("*") if item.is_dir()), folder])
+    shutil.rmtree(final, ignore_errors=True)  # a checkpoint of this step that was not complete
+    os.rename(folder, final)
+    sync([final.parent])
+
+
+def file_digest(path: Path) -> str:
+    """Hash of a file's content."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Have the operating system write files or folders to their disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(folder for folder in root.glob("step-*") if _NAME.fullmatch(folder.name))
+
+
+def _partial_folders(root: Path) -> list[Path]:
+    return sorted(folder for folder in root.glob(".step-*.partial") if _PARTIAL.fullmatch(folder.name))
+
+
+def _set_aside(folder: Path, reason: str) -> None:
+    found = _PARTIAL.fullmatch(folder.name)
+    target = folder.parent / INCOMPLETE / (found.group(1) if found else folder.name)
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(folder, target)
+    log.warning("checkpoint %s is not complete (%s); set aside as %s", folder.name, reason, target)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from ftscale.train.preemption import Interrupted, StopRequest, listening
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_noted_and_a_second_does_no_harm(number: signal.Signals):
+    with listening() as request:
+        request.at_once = False
+        assert not request
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert request
+        assert request.reason == number.name
+
+
+def test_before_ranks_wait_for_each_other_a_signal_ends_what_is_done():
+    with listening() as request:
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # while cleaning up: only noted
+        assert request
+
+
+def test_handlers_come_back():
+    before = signal.getsignal(signal.SIGUSR1)
+    with listening():
+        assert signal.getsignal(signal.SIGUSR1) != before
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_the_end_of_the_jobs_time_is_a_request_that_the_clock_cannot_move(monkeypatch: pytest.MonkeyPatch):
+    now = time.time()
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(now) + 101))
+    request = StopRequest()
+    request.set_deadline(100.0)
+    monkeypatch.setattr(time, "time", lambda: now - 86_400)  # the clock is set back
+    assert not request
+    time.sleep(1.2)
+    assert request
+    assert request.reason == "time limit"
+
+
+def test_no_deadline_without_a_launcher_that_names_it_or_with_0(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    request = StopRequest()
+    request.set_deadline(1e9)
+    assert not request
+    monkeypatch.setenv("FTSCALE_END_TIME", "1")
+    request.set_deadline(0.0)
+    assert not request
+    request.set_deadline(1.0)
+    assert request
