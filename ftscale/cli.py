@@ -31,6 +31,9 @@ Overrides = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folder that a run wrote.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from the last checkpoint.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+GpusPerNode = Annotated[int, typer.Option(min=1, help="Devices, and processes, of a machine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in its folder.")]
 
 
@@ -174,6 +177,77 @@ def export(
 
     for line in export_run(run_folder, out, merge=merge, dtype=dtype):
         print(line)
+
+
+@app.command(epilog="Example: ftscale check run.yaml --nodes 2 --gpus-per-node 4")
+def check(
+    run: RunFile,
+    overrides: Overrides = None,
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 1,
+    full: Annotated[bool, typer.Option("--full", help="Prepare all rows instead of the first 2000.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check RUN.yaml, its model and its data, and show what would be trained on. Reads no weights, needs no GPU."""
+    from ftscale.checks.report import check_run
+
+    found = check_run(run, overrides or (), nodes=nodes, gpus_per_node=gpus_per_node, full=full)
+    if as_json:
+        print(found.as_json())
+    elif found.facts:
+        from ftscale.checks.show import show
+
+        show(found)
+    else:
+        report(UserError(*found.errors))
+    sys.exit(EXIT_USER_ERROR if found.errors else 0)
+
+
+@app.command(epilog="Example: ftscale plan run.yaml --gpu a100-80gb --nodes 2 --gpus-per-node 8")
+def plan(
+    run: RunFile,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="a100-80gb, h100, l4, rtx4090, ...; this machine without it.")] = None,
+    nodes: Nodes = 1,
+    gpus_per_node: GpusPerNode = 1,
+    interconnect: Annotated[float, typer.Option(help="GB/s between machines, a device's share.")] = 25.0,
+    price: Annotated[float | None, typer.Option(help="USD for a device's hour; the table's without it.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Look at all rows instead of the first 2000.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few real steps on this machine.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the recommended settings into RUN.yaml.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw memory by kind into this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forecast memory, time and cost of RUN.yaml, and rank what else would fit. Reads no weights, needs no GPU."""
+    from ftscale.checks import read_config
+
+    config = read_config(run, overrides or ())
+    from ftscale.plan import plan_run
+    from ftscale.plan.report import apply_choice, as_json_text, show
+
+    if calibrate:
+        from ftscale.plan.calibrate import calibrate_here
+
+        print(calibrate_here(config))
+    found = plan_run(
+        config,
+        gpu=gpu,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        interconnect_gb_s=interconnect,
+        usd_per_hour=price,
+        full=full,
+    )
+    if as_json:
+        print(as_json_text(found))
+    else:
+        show(found)
+    if plot:
+        from ftscale.plan.plot import draw
+
+        draw(found, plot)
+    if apply:
+        print(apply_choice(found, run))
 
 
 @app.command(epilog="Example: ftscale schema > ftscale.schema.json")

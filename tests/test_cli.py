@@ -17,7 +17,7 @@ import ftscale
 from ftscale.config.load import config_schema, differences, load_config
 
 SLURM = ("submit", "status", "logs", "cancel", "resubmit", "table")
-COMMANDS = ("train", "launch", "evaluate", "predict", "export", "schema", *SLURM)
+COMMANDS = ("train", "launch", "evaluate", "predict", "export", "check", "plan", "checkpoints", "schema", *SLURM)
 LONG = 24  # steps of a run that is stopped on its way
 
 

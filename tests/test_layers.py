@@ -24,7 +24,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("inputs",),
     ("finish",),
     ("run",),
-    ("inference", "launcher"),
+    ("inference", "launcher", "plan"),
     ("cluster", "demo"),
     ("cli",),
     ("__init__", "__main__"),

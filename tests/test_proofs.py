@@ -194,7 +194,9 @@ def test_patience_ends_a_run_with_its_best_weights(rising: dict[str, Any], tmp_p
     assert result.best == {"step": best, "metric": "loss", "value": values[best]}
     assert result.metrics["loss"] == values[best]
     assert result.metrics["test/loss"] == pytest.approx(values[best], rel=1e-6)
-    assert [line["event"] for line in jobs.lines(tmp_path / "run") if line.get("event") not in (None, "saved")] == ["stopped_early"]
+    assert [line["event"] for line in jobs.lines(tmp_path / "run") if line.get("event") not in (None, "saved")] == [
+        "stopped_early"
+    ]
 
 
 def test_without_keep_best_a_run_ends_with_its_last_weights(rising: dict[str, Any], tmp_path: Path):

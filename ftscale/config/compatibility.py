@@ -28,6 +28,8 @@ class Row:
     """Refused: the problem as a sentence, with the nearest combination that works. Works: what was seen."""
     source: str
     """Where this is known from: a page of a library's documentation, or a measurement."""
+    tests: tuple[str, ...] = ()
+    """Tests that run the combination (works), or that show it to fail or be wrong (refused)."""
 
 
 def check_combination(config: Config, *, strategy: str | None = None) -> list[str]:
@@ -37,6 +39,12 @@ def check_combination(config: Config, *, strategy: str | None = None) -> list[st
     """
     strategy = config.distributed.strategy or strategy
     return [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
+
+
+def matching_rows(config: Config, *, strategy: str | None = None) -> list[Row]:
+    """What is known of the combinations in `config`."""
+    strategy = config.distributed.strategy or strategy
+    return [row for row in TABLE if row.when(config, strategy)]
 
 
 def _has_adapter(config: Config) -> bool:
@@ -52,6 +60,61 @@ def _evaluates(config: Config) -> bool:
 
 
 TABLE: tuple[Row, ...] = (
+    # ------------------------------------------------------------ what training is made of
+    Row(
+        "all weights, DDP or ZeRO",
+        lambda config, strategy: not _has_adapter(config) and strategy in ("ddp", *ZERO) and strategy != "zero3_nvme",
+        "works",
+        "losses and gradient norms are those of one process",
+        "measured with deepspeed 0.19.8 on 2 processes",
+        ("tests/strategies/test_full_weights.py::test_losses_and_gradient_norms_are_those_of_one_process",),
+    ),
+    Row(
+        "LoRA, DDP or ZeRO",
+        lambda config, strategy: (
+            config.adapter.method == "lora"
+            and strategy in ("ddp", "zero1", "zero2", "zero3")
+            and not _quantised(config)
+        ),
+        "works",
+        "losses and gradient norms are those of one process, and the saved adapter is the trained one",
+        "measured with deepspeed 0.19.8 and peft 0.21.2 on 2 processes",
+        ("tests/strategies/test_adapters.py::test_lora_goes_the_way_of_one_process",),
+    ),
+    Row(
+        "bf16 under DDP and ZeRO",
+        lambda config, strategy: config.train.precision == "bf16" and strategy in ("ddp", "zero2", "zero3"),
+        "works",
+        "losses stay near those of fp32, and a resumed run goes the same way",
+        "measured with deepspeed 0.19.8 on 2 processes",
+        ("tests/strategies/test_full_weights.py::test_bf16_stays_near_fp32_and_resumes",),
+    ),
+    Row(
+        "activation checkpointing under DDP and ZeRO-3",
+        lambda config, strategy: config.train.activation_checkpointing and strategy in ("ddp", "zero3"),
+        "works",
+        "recomputed activations change no loss",
+        "torch documentation, page torch.utils.checkpoint (not reentrant)",
+        ("tests/strategies/test_full_weights.py::test_recomputed_activations_change_no_loss",),
+    ),
+    Row(
+        "flat rows (packing) under DDP and ZeRO",
+        lambda config, strategy: (
+            config.task.name == "causal_lm" and config.batch.layout != "padded" and strategy in ZERO
+        ),
+        "works",
+        "samples end to end in one row give the losses of padded rows; each sees itself alone",
+        "measured: tests/trajectories",
+        ("tests/trajectories/test_trajectories.py::test_loss_and_gradient_do_not_depend_on_how_a_step_is_cut_up",),
+    ),
+    Row(
+        "optimizers over float32 masters",
+        lambda config, strategy: config.train.precision == "bf16" and strategy in (None, "single", "ddp"),
+        "works",
+        "every optimizer of the table lowers the loss on bf16 weights with float32 masters",
+        "ftscale/optim/master_weights.py",
+        ("tests/optim/test_optimizers.py::test_every_optimizer_lowers_the_loss",),
+    ),
     # ------------------------------------------------------------ quantised bases
     Row(
         "quantised base without an adapter",
@@ -60,6 +123,7 @@ TABLE: tuple[Row, ...] = (
         "model.quantization needs an adapter: weights in 4 or 8 bits have no gradient; set adapter.method: lora, or "
         "model.quantization: none.",
         "transformers documentation, page bitsandbytes: only extra parameters can be trained on 4-bit and 8-bit models",
+        ("tests/config/test_refusals.py::test_a_quantised_weight_takes_no_gradient",),
     ),
     Row(
         "quantised base, random weights",
@@ -68,6 +132,7 @@ TABLE: tuple[Row, ...] = (
         "model.quantization does not go with model.init = random: weights are quantised while a checkpoint is read; "
         "set model.init: pretrained, or model.quantization: none.",
         "transformers documentation, page bitsandbytes: the quantisation config is an argument of from_pretrained",
+        ("tests/config/test_refusals.py::test_random_weights_are_not_quantised",),
     ),
     Row(
         "quantised base, ZeRO-3",
@@ -77,13 +142,22 @@ TABLE: tuple[Row, ...] = (
         "scales that they are read with; use distributed.strategy: zero2, which keeps the small quantised base whole.",
         "PEFT documentation, page DeepSpeed: ZeRO-3 wants 4-bit weights stored in the dtype of the others "
         "(bnb_4bit_quant_storage); ours are in uint8, bitsandbytes' default",
+        ("https://github.com/deepspeedai/DeepSpeed/issues/3620",),
     ),
     Row(
-        "quantised base with an adapter, DDP or up to ZeRO-2",
-        lambda config, strategy: _quantised(config) and _has_adapter(config) and strategy not in ZERO3,
+        "quantised base with an adapter, DDP or ZeRO-2",
+        lambda config, strategy: (
+            _quantised(config)
+            and _has_adapter(config)
+            and (strategy in ("single", "ddp") or (strategy == "zero2" and config.model.quantization == "nf4"))
+        ),
         "works",
         "the quantised base is bit-identical after training",
         "PEFT documentation, page DeepSpeed; tests/models/test_quantize.py",
+        (
+            "tests/strategies/test_adapters.py::test_lora_on_a_quantised_base_goes_the_way_of_one_process",
+            "tests/strategies/test_adapters.py::test_a_quantised_base_is_bit_identical_after_training",
+        ),
     ),
     Row(
         "quantised base, activation checkpointing",
@@ -91,6 +165,7 @@ TABLE: tuple[Row, ...] = (
         "works",
         "blocks are recomputed from the same frozen weights, in the mode that is not reentrant",
         "PEFT documentation, page Quantization; torch documentation, page torch.utils.checkpoint",
+        ("tests/config/test_works.py::test_a_quantised_base_learns_the_same_with_recomputed_activations",),
     ),
     # ------------------------------------------------------------ adapters
     Row(
@@ -100,6 +175,7 @@ TABLE: tuple[Row, ...] = (
         "trainable says which base weights train, and with adapter.method set none do; leave out trainable, or set "
         "adapter.method: none.",
         "schema: trainable holds where there is no adapter",
+        ("tests/config/test_refusals.py::test_an_adapter_freezes_the_whole_base",),
     ),
     Row(
         "adalora under ZeRO",
@@ -108,6 +184,7 @@ TABLE: tuple[Row, ...] = (
         "adapter.method = adalora does not go with ZeRO: it moves ranks by gradients that DeepSpeed does not leave on "
         "the weights; use adapter.method: lora, or distributed.strategy: ddp.",
         "PEFT documentation, page AdaLoRA (update_and_allocate before zero_grad); DeepSpeed documentation, page ZeRO",
+        ("tests/config/test_refusals.py::test_adalora_needs_the_gradients_that_zero_takes",),
     ),
     Row(
         "random base with an adapter, ZeRO-3",
@@ -116,6 +193,7 @@ TABLE: tuple[Row, ...] = (
         "model.init = random with an adapter does not go with ZeRO-3: the random base must be saved beside the "
         "adapter, and no rank holds it whole; use distributed.strategy: zero2, or name a base that is on disk.",
         "DeepSpeed documentation, page ZeRO: stage 3 partitions the weights",
+        ("tests/config/test_refusals.py::test_a_partitioned_random_base_cannot_be_saved",),
     ),
     Row(
         "prefix tuning, activation checkpointing",
@@ -124,6 +202,7 @@ TABLE: tuple[Row, ...] = (
         "adapter.method = prefix_tuning does not go with train.activation_checkpointing: transformers drops the past "
         "keys and values, which the prefix is, from blocks that it recomputes; set it to false.",
         "transformers 5.23, GradientCheckpointingLayer: past_key_values=None under gradient checkpointing",
+        ("https://github.com/huggingface/peft/issues/869",),
     ),
     Row(
         "learned prompt, flat layout",
@@ -132,6 +211,7 @@ TABLE: tuple[Row, ...] = (
         "batch.layout = flat does not go with an adapter that puts a learned prompt before each sample: in a flat row "
         "only the first sample would get it; set batch.layout: padded.",
         "PEFT documentation, page Soft prompts: the prompt is put before the whole row",
+        ("tests/config/test_refusals.py::test_a_learned_prompt_reaches_only_the_first_sample_of_a_flat_row",),
     ),
     # ------------------------------------------------------------ heads and frozen parts
     Row(
@@ -140,6 +220,7 @@ TABLE: tuple[Row, ...] = (
         "refused",
         "head.hidden_sizes needs a task with a classifier, and this task's head is the vocabulary; leave out head.",
         "schema: head is a classification head",
+        ("tests/config/test_refusals.py::test_a_language_model_has_no_classifier_to_replace",),
     ),
     Row(
         "last_blocks scope without a number",
@@ -147,6 +228,7 @@ TABLE: tuple[Row, ...] = (
         "refused",
         "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use scope: head.",
         "schema: last_blocks is the number of blocks",
+        ("tests/config/test_refusals.py::test_no_last_blocks_is_no_number_of_blocks",),
     ),
     Row(
         "a number of last blocks in another scope",
@@ -154,6 +236,7 @@ TABLE: tuple[Row, ...] = (
         "refused",
         "trainable.last_blocks is read for trainable.scope: last_blocks alone; set the scope, or leave it out.",
         "schema: last_blocks is for that scope",
+        ("tests/config/test_refusals.py::test_the_number_of_last_blocks_is_not_read_in_another_scope",),
     ),
     # ------------------------------------------------------------ optimizers
     Row(
@@ -163,6 +246,7 @@ TABLE: tuple[Row, ...] = (
         "optimizer.name must be adam or adamw where the optimizer is offloaded: its state lies in CPU memory, where "
         "DeepSpeed steps it by its own Adam; use one of the two, or a strategy without offload (zero2) for others.",
         "DeepSpeed documentation, tutorial ZeRO-Offload: DeepSpeedCPUAdam",
+        ("tests/optim/test_optimizers.py::test_only_adam_can_be_offloaded",),
     ),
     Row(
         "8-bit optimizer under ZeRO without offload",
@@ -170,6 +254,7 @@ TABLE: tuple[Row, ...] = (
         "works",
         "AdamW8bit, Adam8bit, Lion8bit and AdEMAMix8bit step with uint8 state (zero_allow_untested_optimizer)",
         "measured with deepspeed 0.19.8 and bitsandbytes 0.50.2 on 2 processes",
+        ("tests/strategies/test_full_weights.py::test_8bit_adam_goes_its_way_under_zero",),
     ),
     Row(
         "SGD8bit without momentum",
@@ -177,6 +262,7 @@ TABLE: tuple[Row, ...] = (
         "refused",
         "optimizer.momentum = 0 must be positive for sgd_8bit, whose 8-bit state is the momentum; use sgd instead.",
         "bitsandbytes 0.50.2, SGD8bit: SGD without momentum is not supported",
+        ("tests/config/test_refusals.py::test_bitsandbytes_has_no_sgd_without_momentum",),
     ),
     # ------------------------------------------------------------ data
     Row(
@@ -186,6 +272,7 @@ TABLE: tuple[Row, ...] = (
         "train.max_steps = 0 must be positive with data.streaming: a stream has no length to count epochs in; set "
         "train.max_steps, or data.streaming: false.",
         "datasets documentation, page Stream: an IterableDataset has no length",
+        ("tests/config/test_refusals.py::test_a_stream_has_no_length",),
     ),
     Row(
         "evaluation settings without evaluation rows",
@@ -194,6 +281,7 @@ TABLE: tuple[Row, ...] = (
         "evaluation.metric, evaluation.patience and evaluation.before need evaluation rows; set data.eval or "
         "data.eval_ratio, or leave them out.",
         "schema: they choose by the scores of the evaluation rows",
+        ("tests/config/test_refusals.py::test_without_evaluation_rows_nothing_is_chosen",),
     ),
     Row(
         "stream cut by targets",
@@ -203,6 +291,7 @@ TABLE: tuple[Row, ...] = (
         "stream is dealt to the ranks before; set batch.unit: samples (with task.join_texts all samples are of one "
         "length), or data.streaming: false.",
         "ftscale/data/stream.py: the order of a stream depends on rows alone",
+        ("tests/config/test_refusals.py::test_a_row_that_is_not_prepared_has_no_targets",),
     ),
     Row(
         "stream with a share held out",
@@ -211,6 +300,7 @@ TABLE: tuple[Row, ...] = (
         "data.eval_ratio does not go with data.streaming: a share is drawn from all rows, which a stream never has at "
         "once; name evaluation rows in data.eval, or set data.streaming: false.",
         "scikit-learn documentation, page train_test_split: it needs the number of rows",
+        ("tests/config/test_refusals.py::test_a_split_needs_all_rows",),
     ),
     Row(
         "batches of like length without a shuffle",
@@ -219,6 +309,7 @@ TABLE: tuple[Row, ...] = (
         "data.group_by_length sorts a large random draw of prepared rows; set it to false, or data.shuffle: true and "
         "data.streaming: false.",
         "ftscale/data/order.py: it sorts within a hundred shuffled global batches",
+        ("tests/config/test_refusals.py::test_without_a_shuffle_sorted_batches_lose_the_files_order",),
     ),
     Row(
         "stream with collating workers",
@@ -227,6 +318,7 @@ TABLE: tuple[Row, ...] = (
         "data.num_workers does not go with data.streaming: the ranks agree on each step of a stream while it is made, "
         "which only the training process can; set it to 0.",
         "torch documentation, page torch.utils.data: workers are processes of their own, outside the process group",
+        ("tests/config/test_refusals.py::test_a_worker_process_is_in_no_group",),
     ),
     # ------------------------------------------------------------ strategies
     Row(
@@ -235,5 +327,6 @@ TABLE: tuple[Row, ...] = (
         "refused",
         "distributed.offload_dir = null must name a fast local folder for zero3_nvme; set it, or use zero3_offload.",
         "DeepSpeed documentation, page DeepSpeed Configuration JSON: nvme_path",
+        ("tests/config/test_refusals.py::test_deepspeed_needs_a_folder_for_nvme",),
     ),
 )

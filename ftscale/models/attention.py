@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from .probing import transformers_model
+from .probing import device_kind, transformers_model
 
 FLAT = "ftscale_flat"
 """The name under which transformers knows this attention."""
@@ -112,7 +112,7 @@ def flat_attention(
         dropout=dropout,
     )
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (tokens, heads, dim)
-    if query.is_cuda and softcap is None and not dropout and _flash_dtype(query) is not None:
+    if device_kind(query) == "cuda" and softcap is None and not dropout and _flash_dtype(query) is not None:
         return _by_flash_kernel(rows, rule, cu_seq_lens_q, max_length_q).unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
     if sum(lengths) != tokens:
@@ -184,7 +184,7 @@ def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int]) -> Tensor:
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
     """(samples, heads, length, dim) from query, key and value of this shape, with the same or fewer key heads."""
     length = query.shape[2]
-    slow_kernel = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    slow_kernel = device_kind(query) == "cpu" and query.dtype == torch.bfloat16
     if rule.softcap is not None or (slow_kernel and (length <= EXPLICIT_LENGTH or rule.dropout)):
         return _by_products(query, key, value, rule=rule)
     if slow_kernel:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .probing import transformers_model, without_traces
+from .probing import device_kind, transformers_model, without_traces
 
 IGNORED = -100
 """The label of a position outside the loss."""
@@ -87,6 +87,19 @@ def head_is_known(model: nn.Module, inputs: dict[str, Any]) -> bool:
     model's logits with ours; the answer is kept. Otherwise the model's own code makes the logits of supervised rows.
     """
     return _known_head(model, inputs)[1] is not None
+
+
+def treat_head_like(model: nn.Module, other: nn.Module | None) -> None:
+    """Take over what is known of another model's head of the same architecture, where this one cannot be tried out.
+
+    `other` must have gone through `lm_loss` or `head_is_known` once; None: nothing is known, as of a sharded head.
+    """
+    head = transformers_model(model).get_output_embeddings()
+    known = transformers_model(other).get_output_embeddings() if other is not None else None
+    if head is not None:
+        _finishes[head] = _finishes[known] if known is not None else None
+        if known in _whole_heads:
+            _whole_heads.add(head)
 
 
 # ---------------------------------------------------------------- what the head sees
@@ -267,7 +280,7 @@ def _plain_weight(head: nn.Module) -> Tensor | None:
 
 def _rows_of_chunk(head: nn.Module, states: Tensor) -> int:
     vocabulary = max((part.out_features for part in head.modules() if isinstance(part, nn.Linear)), default=1)
-    size = CHUNK_BYTES.get(states.device.type, CHUNK_BYTES["cuda"])
+    size = CHUNK_BYTES.get(device_kind(states), CHUNK_BYTES["cuda"])
     return max(LEAST_ROWS, size // (4 * vocabulary))
 
 

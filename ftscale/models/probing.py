@@ -1,13 +1,32 @@
-"""What probes of a model share: the transformers model inside its wrappers, and a forward pass without traces."""
+"""What probes of a model share: the transformers model inside its wrappers, a forward pass without traces, and the kind
+of device that a tensor stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+_pretended: ContextVar[str | None] = ContextVar("pretended", default=None)
+
+
+def device_kind(tensor: Tensor) -> str:
+    """cpu, cuda, ...: of the tensor's device, or as `pretending` says."""
+    return _pretended.get() or tensor.device.type
+
+
+@contextmanager
+def pretending(kind: str) -> Iterator[None]:
+    """Inside, kernels and chunks are chosen as on this kind of device: a forecast's tensors are in no memory at all."""
+    token = _pretended.set(kind)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:

@@ -17,6 +17,24 @@ TASKS = {
     "image_classification": "ftscale.tasks.image_classification:ImageClassification",
 }
 
+COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {  # here, where they can be read without importing torch
+    "text_classification": (("text", "text_pair", "label"), ("text", "label")),
+    "token_classification": (("words", "tags"),),
+    "causal_lm": (  # with what is optional first
+        ("messages", "tools"),
+        ("messages",),
+        ("conversations", "tools"),
+        ("conversations",),
+        ("instruction", "input", "output"),
+        ("instruction", "output"),
+        ("prompt", "completion"),
+        ("text",),
+    ),
+    "seq2seq": (("source", "target"),),
+    "image_classification": (("image", "label"),),
+}
+"""Alternatives of column names of each task, one of which a row must have whole."""
+
 
 def build_task(settings: Section) -> Task:
     """The task that a config's `task` section describes."""

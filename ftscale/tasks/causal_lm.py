@@ -19,6 +19,7 @@ from ftscale.metrics.rouge import Rouge
 from ftscale.metrics.text_match import ExactMatch, answer
 from ftscale.models.attention import padded_attention
 from ftscale.models.lm_head import lm_loss, lm_target_losses
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.causal_rows import EncodedRow, encode_row, encode_row_prompt, encode_text, row_column
 from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id
@@ -35,16 +36,7 @@ class CausalLM:
 
     auto_class = "AutoModelForCausalLM"
     processor_class = "tokenizer"
-    columns = (  # with what is optional first
-        ("messages", "tools"),
-        ("messages",),
-        ("conversations", "tools"),
-        ("conversations",),
-        ("instruction", "input", "output"),
-        ("instruction", "output"),
-        ("prompt", "completion"),
-        ("text",),
-    )
+    columns = COLUMNS["causal_lm"]
     best_metric = ("loss", False)
 
     def __init__(self, settings: CausalLMSettings) -> None:

@@ -18,6 +18,7 @@ from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores
 from ftscale.metrics.top_k import TopKAccuracy
 from ftscale.models.probing import transformers_model
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
@@ -38,7 +39,7 @@ class ImageClassification:
 
     auto_class = "AutoModelForImageClassification"
     processor_class = "image_processor"
-    columns = (("image", "label"),)
+    columns = COLUMNS["image_classification"]
     best_metric = ("accuracy", True)
 
     def __init__(self, settings: ImageClassificationSettings) -> None:

@@ -15,6 +15,7 @@ from ftscale.metrics.rouge import Rouge
 from ftscale.metrics.translation import TranslationScores
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.models.probing import transformers_model
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id, pad_rows
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
@@ -29,7 +30,7 @@ class Seq2Seq:
 
     auto_class = "AutoModelForSeq2SeqLM"
     processor_class = "tokenizer"
-    columns = (("source", "target"),)
+    columns = COLUMNS["seq2seq"]
 
     def __init__(self, settings: Seq2SeqSettings) -> None:
         self.settings = settings

@@ -13,6 +13,7 @@ from ftscale.config.schema import TextClassificationSettings
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores, MultiLabelScores
 from ftscale.metrics.regression import RegressionScores
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import collate_tokens, pad_id
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
@@ -31,7 +32,7 @@ class TextClassification:
 
     auto_class = "AutoModelForSequenceClassification"
     processor_class = "tokenizer"
-    columns = (("text", "text_pair", "label"), ("text", "label"))
+    columns = COLUMNS["text_classification"]
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         self.settings = settings

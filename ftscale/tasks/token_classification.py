@@ -12,6 +12,7 @@ from torch.nn import functional
 from ftscale.config.schema import TokenClassificationSettings
 from ftscale.errors import UserError
 from ftscale.metrics.sequence_tags import EntityScores
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id, split_positions
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
@@ -32,7 +33,7 @@ class TokenClassification:
 
     auto_class = "AutoModelForTokenClassification"
     processor_class = "tokenizer"
-    columns = (("words", "tags"),)
+    columns = COLUMNS["token_classification"]
     best_metric = ("f1", True)
 
     def __init__(self, settings: TokenClassificationSettings) -> None:

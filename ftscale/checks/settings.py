@@ -12,8 +12,16 @@ from pydantic import ValidationError
 from ftscale.config import Config, parse_config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.load import read_settings, settings_source
-from ftscale.config.schema import AdapterConfig, DistributedConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from ftscale.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    DistributedConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from ftscale.errors import UserError, unknown_name
+from ftscale.tasks import COLUMNS
 
 PEFT_TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -61,10 +69,35 @@ def check_config(config: Config) -> Any:
         processor = load_processor(config.model, kind=task.processor_class)
     except UserError as error:
         problems += error.problems
-    problems += _source_problems(config, roles=task.columns)
+    problems += source_problems(config.data, roles=task.columns)
     if problems:
         raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer
     return processor
+
+
+def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
+    """What is wrong by the schema, by the table of combinations, and in files and columns; without importing torch.
+
+    The configuration is None where the schema refuses it. Raises UserError where the file cannot be read as settings.
+    """
+    settings, source = read_settings(path, overrides), settings_source(path, overrides)
+    try:
+        config = parse_config(settings, source=source)
+    except UserError as error:
+        return None, [*error.problems, *_problems_of_valid_sources(settings)]
+    return config, [*check_combination(config), *source_problems(config.data, roles=COLUMNS[config.task.name])]
+
+
+def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
+    """Of the data section of settings that are wrong elsewhere."""
+    task = settings.get("task")
+    name = task.get("name") if isinstance(task, dict) else task
+    if not isinstance(name, str) or name not in COLUMNS:
+        return []
+    try:
+        return source_problems(DataConfig.model_validate(settings.get("data")), roles=COLUMNS[name])
+    except ValidationError:  # in the report already
+        return []
 
 
 def steps_problems(config: Config, *, num_steps: int | None) -> list[str]:
@@ -152,17 +185,17 @@ def _tracker_problems(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _source_problems(config: Config, *, roles: Sequence[Sequence[str]]) -> list[str]:
-    """Files that are not there, lack columns of the task, or have no row."""
+def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list[str]:
+    """Files that are not there, lack columns of the task, or have no row; imports nothing heavy."""
     from ftscale.data.sources import read_rows
 
     def first_row(part: str, index: int) -> None:
-        source = getattr(config.data, part)[index]
+        source = getattr(data, part)[index]
         next(read_rows(source, roles=roles, setting=f"data.{part}[{index}]"))
 
     return [
         problem
         for part in ("train", "eval", "test")
-        for index in range(len(getattr(config.data, part)))
+        for index in range(len(getattr(data, part)))
         for problem in _problems(partial(first_row, part, index))
     ]

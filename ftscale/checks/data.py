@@ -1,0 +1,170 @@
+"""What the data looks like when it is prepared: text with its targets marked, lengths, dropped rows, repetitions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ftscale.checks.sample import DataSample, Part
+from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
+from ftscale.tasks.base import KEPT, Row, Sample
+
+SHOWN_ROWS = 3
+IGNORED = -100
+
+Pieces = list[tuple[str, bool]]
+"""A text in pieces, each with whether it is a target."""
+
+
+def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
+    """Figures of the sample, and warnings about it."""
+    facts: dict[str, Any] = {"train": _part(sample.train, processor)}
+    warnings = _warnings("data.train", facts["train"])
+    facts["label_distribution"] = label_distribution(sample)
+    if sample.evaluation is not None:
+        facts["eval"] = _part(sample.evaluation, processor)
+        facts["overlap"] = overlap(sample.train, sample.evaluation)
+        warnings += _warnings("data.eval", facts["eval"])
+        if facts["overlap"]:
+            warnings.append(
+                f"{facts['overlap']} of {len(sample.evaluation.rows)} rows of data.eval are in data.train too: their "
+                "scores say nothing about new data; take them out of one of the two."
+            )
+    if len(facts["label_distribution"]) == 1:
+        warnings.append("every row looked at has one and the same label; look at the label column.")
+    return facts, warnings
+
+
+def marked_rows(sample: DataSample, processor: Any) -> list[Pieces]:
+    """The first rows as the model sees them; a class or number that is the target stands at the end."""
+    kept = [item for item in zip(sample.train.rows, sample.train.samples, strict=False) if item[1]["note"] in KEPT]
+    return [_pieces(row, item, processor) for row, item in kept[:SHOWN_ROWS]]
+
+
+def label_distribution(sample: DataSample) -> dict[str, int]:
+    """Rows (for tags: words) of each class, most frequent first; empty for generation and numbers."""
+    task = sample.config.task
+    if isinstance(task, (CausalLMSettings, Seq2SeqSettings)) or task.labels is None:
+        return {}
+    numbers: Counter[int] = Counter()
+    for item in sample.train.kept:
+        own = item.get("tags", item.get("labels"))
+        numbers.update(own if isinstance(own, list) else [int(own)])  # type: ignore[arg-type]
+    return {task.labels[number]: count for number, count in numbers.most_common()}
+
+
+def overlap(train: Part, evaluation: Part) -> int:
+    """Rows of the second whose columns are those of a row of the first."""
+    known = {_content(row) for row in train.rows}
+    return sum(_content(row) in known for row in evaluation.rows)
+
+
+def _part(part: Part, processor: Any) -> dict[str, Any]:
+    kept = part.kept
+    lengths = [item["length"] for item in kept]
+    notes = Counter(item["note"] for item in part.samples if item["note"] not in KEPT)
+    tokens, targets = sum(lengths), sum(item["targets"] for item in kept)
+    facts: dict[str, Any] = {
+        "rows_looked_at": len(part.rows),
+        "rows": part.num_rows,
+        "kept": len(kept),
+        "truncated": sum(item["note"] == "truncated" for item in part.samples),
+        "dropped": dict(notes),
+        "no_target": notes.get("no_target", 0),
+        "lengths": _lengths(lengths),
+        "tokens": tokens,
+        "targets": targets,
+        "share_of_targets": targets / tokens if tokens and _has_token_labels(kept) else None,
+        "duplicates": len(part.rows) - len({_content(row) for row in part.rows}),
+    }
+    if kept and "input_ids" in kept[0]:
+        facts["doubled_special_tokens"] = _doubled(kept, processor)
+        facts["end_supervised"] = _end_supervised(kept, processor)
+    return facts
+
+
+def _lengths(lengths: list[int]) -> dict[str, float]:
+    if not lengths:
+        return {}
+    return {
+        "min": min(lengths),
+        "median": median(lengths),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": max(lengths),
+    }
+
+
+def _doubled(kept: list[Sample], processor: Any) -> int:
+    """Samples in which a beginning or end token stands twice in a row, as after a template that writes its own."""
+    special = {processor.bos_token_id, processor.cls_token_id, processor.eos_token_id} - {None}
+    return sum(
+        any(first == second and first in special for first, second in zip(ids, ids[1:], strict=False))
+        for ids in (item["input_ids"] for item in kept)
+    )
+
+
+def _end_supervised(kept: list[Sample], processor: Any) -> float | None:
+    """Share of samples, not cut off, whose last target is an end token; None where tokens are no targets."""
+    if not _has_token_labels(kept):
+        return None
+    ends = {processor.eos_token_id, *processor.added_tokens_encoder.values()} - {None}
+    whole = [item for item in kept if item["note"] == ""]
+    last = [next((label for label in reversed(item["labels"]) if label != IGNORED), None) for item in whole]
+    return sum(label in ends for label in last) / len(whole) if whole else None
+
+
+def _has_token_labels(kept: list[Sample]) -> bool:
+    """Whether targets are tokens of the vocabulary, as in generation."""
+    return bool(kept) and isinstance(kept[0].get("labels"), list) and "places" not in kept[0]
+
+
+def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
+    warnings = []
+    if facts.get("doubled_special_tokens"):
+        warnings.append(
+            f"{setting}: {facts['doubled_special_tokens']} rows have a special token twice in a row; the text or "
+            "template has one that the tokenizer adds again."
+        )
+    if facts.get("end_supervised") == 0:
+        warnings.append(f"{setting}: no row teaches the end token, so that the model would not learn to stop.")
+    if facts["truncated"] > facts["rows_looked_at"] / 10:
+        warnings.append(
+            f"{setting}: {facts['truncated']} of {facts['rows_looked_at']} rows are cut off; raise task.max_length if "
+            "their ends matter."
+        )
+    if facts["duplicates"] > facts["rows_looked_at"] / 20:
+        warnings.append(f"{setting}: {facts['duplicates']} of {facts['rows_looked_at']} rows repeat another exactly.")
+    return warnings
+
+
+def _content(row: Row) -> str:
+    return json.dumps({name: value for name, value in row.items() if name != "_where"}, sort_keys=True, default=repr)
+
+
+def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:
+    if "input_ids" not in item:
+        return [(str(row.get("image", ""))[-80:], False), (str(row.get("label", "")), True)]
+    ids = item["input_ids"]
+    if not _has_token_labels([item]):
+        if "places" in item:
+            tags = zip(row["words"], row["tags"], strict=True)
+            return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
+        return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
+    labels = item["labels"]
+    in_place = len(labels) == len(ids) and all(
+        label in (IGNORED, token) for label, token in zip(labels, ids, strict=True)
+    )
+    if not in_place:  # a decoder writes another text than the encoder reads
+        return [(processor.decode(ids), False), (processor.decode([t for t in labels if t != IGNORED]), True)]
+    places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]
+    pieces: Pieces = []
+    before = ""
+    for start, stop in zip([0, *places], [*places, len(ids)], strict=True):
+        text = processor.decode(ids[:stop])  # from the start: some tokenizers drop the space before a first word
+        pieces.append((text.removeprefix(before), labels[start] != IGNORED))
+        before = text
+    return pieces

@@ -1,0 +1,81 @@
+"""A check's report as text: colours in a terminal, brackets around targets elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftscale.checks.report import Report
+
+LABELS_SHOWN = 12
+
+
+def show(report: Report) -> None:
+    """Print it, errors last, where they are seen."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for number, pieces in enumerate(report.rows, 1):
+        console.print(Text(f"row {number}, targets {'coloured' if console.is_terminal else 'in [[ ]]'}:", style="bold"))
+        text = Text()
+        for piece, target in pieces:
+            text.append(piece if console.is_terminal or not target else f"[[{piece}]]", "green" if target else "")
+        console.print(text)
+    for line in lines(report.facts):
+        console.print(Text(line))
+    for name, sentences, style in (("warning", report.warnings, "yellow"), ("error", report.errors, "red")):
+        for sentence in sentences:
+            console.print(Text(f"{name}: {sentence}", style=style))
+    if not report.errors:
+        console.print(Text(f"nothing wrong found; {len(report.warnings)} warnings"))
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """The facts, a line each."""
+    found: list[str] = []
+    for part in ("train", "eval"):
+        if part in facts.get("data", {}):
+            found += _part_lines(f"data.{part}", facts["data"][part])
+    if data := facts.get("data"):
+        labels = list(data["label_distribution"].items())
+        if labels:
+            more = f" and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
+            found.append("labels: " + ", ".join(f"{name} {count}" for name, count in labels[:LABELS_SHOWN]) + more)
+        if "overlap" in data:
+            found.append(f"rows of data.eval that are in data.train too: {data['overlap']}")
+    if tokenizer := facts.get("tokenizer"):
+        found.append("tokenizer: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+    if schedule := facts.get("schedule"):
+        found += _schedule_lines(schedule)
+    found += [f"{row['name']}: {row['text']}" for row in facts.get("combination", ())]
+    return found
+
+
+def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
+    of = "" if facts["rows"] in (None, facts["rows_looked_at"]) else f" of {facts['rows']}"
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(facts["dropped"].items())) or "none"
+    lengths = ", ".join(f"{key} {value:g}" for key, value in facts["lengths"].items())
+    line = f"{name}: {facts['rows_looked_at']}{of} rows looked at, {facts['kept']} kept"
+    second = f"{name}: {facts['targets']} targets, rows without one: {facts['no_target']}"
+    if facts["share_of_targets"] is not None:
+        second += f", {facts['share_of_targets']:.1%} of all tokens"
+    if facts.get("end_supervised") is not None:
+        second += f"; end token supervised in {facts['end_supervised']:.0%}"
+    if "doubled_special_tokens" in facts:
+        second += f"; special tokens doubled in {facts['doubled_special_tokens']}"
+    return [
+        f"{line}, {facts['truncated']} truncated, dropped: {dropped}, exact duplicates: {facts['duplicates']}",
+        f"{name}: lengths {lengths}",
+        second,
+    ]
+
+
+def _schedule_lines(facts: dict[str, Any]) -> list[str]:
+    about = "" if facts["exact"] else " (estimated from the rows looked at)"
+    found = [facts["batch"]]
+    found.append(f"steps: {facts['steps_per_epoch']} an epoch, {facts['total_steps']} in all{about}")
+    if "learning_rate" in facts:
+        rates = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in facts["learning_rate"].items())
+        found.append(f"learning rate: {rates}")
+        found.append(f"evaluations: {facts['evaluations']}, checkpoints: {facts['checkpoints']}")
+    return found

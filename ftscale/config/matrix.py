@@ -1,0 +1,83 @@
+"""The table of combinations as Markdown; `python -m ftscale.config.matrix` writes it where it is shown.
+
+Into README.md goes what trains under which strategy, into docs/combinations.md every row with reason, source and test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ftscale.config.compatibility import TABLE, check_combination
+from ftscale.config.schema import Config
+
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme")
+LORA = {"adapter": {"method": "lora", "r": 8}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all weights": {},
+    "LoRA": LORA,
+    "LoRA on nf4": {**LORA, "model": {"name": "m", "quantization": "nf4"}},
+    "LoRA on int8": {**LORA, "model": {"name": "m", "quantization": "int8"}},
+    "AdaLoRA": {"adapter": {"method": "adalora"}},
+    "random weights, LoRA": {**LORA, "model": {"name": "m", "init": "random"}},
+    "SGD, Lion, Adafactor, 8-bit optimizers": {"optimizer": {"name": "adamw_8bit"}},
+    "activation checkpointing": {"train": {"activation_checkpointing": True}},
+}
+START, END = "<!-- combinations: python -m ftscale.config.matrix -->", "<!-- end of combinations -->"
+
+
+def matrix() -> str:
+    """Variants by strategies: yes (a test runs it), no (refused), or untried."""
+    lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (len(STRATEGIES) + 1) + "|"]
+    for name, sections in VARIANTS.items():
+        cells = [_cell(sections, strategy) for strategy in STRATEGIES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table() -> str:
+    """Every row."""
+    lines = ["| combination | verdict | what is known | source | shown by |", "|---|---|---|---|---|"]
+    for row in TABLE:
+        cells = [row.name, row.verdict, row.text, row.source, ", ".join(_shown(test) for test in row.tests)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def with_matrix(readme: str) -> str:
+    """A README's text with the matrix between its two marks."""
+    head, rest = readme.split(START)
+    return f"{head}{START}\n\n{matrix()}\n\n{END}{rest.split(END)[1]}"
+
+
+def combinations_page() -> str:
+    """docs/combinations.md."""
+    about = "Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py."
+    return f"# Combinations\n\n{about}\n\n{table()}\n"
+
+
+def main() -> None:
+    """Write both, in the checkout that this file stands in."""
+    root = Path(__file__).resolve().parents[2]
+    readme = root / "README.md"
+    readme.write_text(with_matrix(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    (root / "docs/combinations.md").write_text(combinations_page(), encoding="utf-8")
+
+
+def _cell(sections: dict[str, Any], strategy: str) -> str:
+    plain = {"task": "text_classification", "run_folder": "r", "model": {"name": "m"}, "data": {"train": "t"}}
+    distributed = {"strategy": strategy, "offload_dir": "/scratch"}
+    config = Config.model_validate({**plain, **sections, "distributed": distributed})
+    if check_combination(config):
+        return "no"
+    works = (row for row in TABLE if row.verdict == "works" and row.when(config, strategy))
+    # a row that holds under any strategy says nothing of this one
+    return "yes" if strategy == "single" or any(not row.when(config, "") for row in works) else "untried"
+
+
+def _shown(test: str) -> str:
+    return f"<{test}>" if test.startswith("https://") else f"`{test.split('::')[1]}`"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Measures a few real steps on this machine, so that forecasts of time know what share of its rate is reached."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ftscale import run
+from ftscale.config import Config
+from ftscale.distributed import Distributed
+from ftscale.plan.devices import Device, load_device
+from ftscale.plan.forecast import plan_run
+from ftscale.plan.timing import calibrate
+
+STEPS = 5
+LEFT_OUT = 2
+"""First steps, which load kernels."""
+
+
+def calibrate_here(config: Config, *, device: Device | None = None) -> str:
+    """Train a few steps in a folder that is removed again, and keep the share of the device's rate that they reach.
+
+    `device`: what this machine has; None = its processor.
+    """
+    device = device or load_device(None)
+    plan = plan_run(config, gpu=device.key if device.is_gpu else None, compare=False)
+    step_s = measure_step(config)
+    flops = plan.time.step_s * plan.time.efficiency * device.flops(config.train.precision)
+    share = calibrate(device, flops=flops, step_s=step_s, precision=config.train.precision)
+    return f"a step takes {step_s:.3g} s here: {share:.1%} of the rate of {device.name}"
+
+
+def measure_step(config: Config) -> float:
+    """Seconds of an optimizer step: the median of a few, the first two left out."""
+    times: list[float] = []
+
+    class Timed(Distributed):
+        def step(self, **options: Any) -> float:
+            norm = super().step(**options)
+            times.append(time.perf_counter())
+            return norm
+
+    with tempfile.TemporaryDirectory() as folder:
+        short = config.model_copy(
+            update={
+                "run_folder": str(Path(folder) / "run"),
+                "train": config.train.model_copy(update={"max_steps": LEFT_OUT + STEPS, "trackers": ()}),
+                "data": config.data.model_copy(update={"eval": (), "eval_ratio": 0.0, "test": ()}),
+                "evaluation": type(config.evaluation)(),
+            }
+        )
+        before, run.Distributed = run.Distributed, Timed  # type: ignore[misc]
+        try:
+            run.train(short)
+        finally:
+            run.Distributed = before  # type: ignore[misc]
+    return median(later - earlier for earlier, later in zip(times[LEFT_OUT - 1 :], times[LEFT_OUT:], strict=False))

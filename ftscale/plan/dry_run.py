@@ -1,0 +1,469 @@
+"""One training step of the real model class on tensors without memory, watched by torch's own trackers.
+
+The model is built on the meta device by the same code as in training, its weights become fake tensors, and the task's
+loss runs forward and backward. Whole numbers of the batch (token ids, labels, boundaries of samples) stay real, so that
+code that looks at them works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _ModState
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    addmm_flop,
+    baddbmm_flop,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+from transformers import PreTrainedConfig
+
+from ftscale.config import Config
+from ftscale.logs import log
+from ftscale.models.freeze import set_training_mode
+from ftscale.models.layout import choose_layout
+from ftscale.models.lm_head import treat_head_like
+from ftscale.models.load import load_model_config, load_small_twin
+from ftscale.models.probing import pretending, transformers_model
+from ftscale.run import build_model
+from ftscale.tasks.base import Batch, Layout, Task
+from ftscale.train.loop import TaskModule
+
+Moment = dict[str, float]
+"""Bytes alive at a moment of the step, by kind: weights, gradients, activations, logits."""
+
+SHALLOW = 4
+"""Blocks up to which a model runs whole. The tracker looks at every module at every operation, so that time grows with
+the square of the depth: 80 blocks of a 70 B Llama took 550 s. Deeper models run twice, at two small depths, and every
+moment of the step is a straight line in the number of equal blocks."""
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
+"""What configs call the number of blocks; the decoder's, where it has its own, stands in DECODER_DEPTHS."""
+DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
+PERSISTENT = 100_000
+"""stage3_param_persistence_threshold of ds_configs/zero3.json."""
+BY_BLOCK = ("layers_to_transform", "layers_pattern", "layer_replication", "rank_pattern", "alpha_pattern")
+"""Fields of adapters that treat blocks unlike each other."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Weights of a model, counted."""
+
+    elements: float
+    bytes: float
+    trained: float
+    """Elements that train."""
+    trained_bytes: float
+    matrices: float
+    """Elements of frozen linear layers, which a quantised base holds in few bits."""
+    num_matrices: float
+    largest_trained: float
+    """Elements of the largest weight that trains."""
+    largest_matrix: float
+    """Elements of the largest frozen linear layer."""
+    largest: float
+    """Elements of the largest weight of all."""
+    persistent: float
+    """Elements of weights so small that ZeRO-3 keeps them whole, by PERSISTENT."""
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """What one forward and backward pass takes on one device without any sharding."""
+
+    moments: list[Moment]
+    """The fullest moments: of the forward pass, of each part of the backward pass, and its end."""
+    flops: float
+    """Of forward and backward, as torch counts them (attention in full, also where it is causal)."""
+    layout: Layout
+    sizes: Sizes
+
+
+class Probe:
+    """A small real twin of a model: what only real numbers can tell (flat or padded, the output head)."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self.twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
+
+    def know_head(self, task: Task, batch: Batch) -> None:
+        """Find out on a padded batch what the model does after its head."""
+        vocabulary = self.twin.config.get_text_config().vocab_size
+        small = {name: value % vocabulary if name == "input_ids" else value for name, value in batch.items()}
+        labels = batch["labels"]
+        small["labels"] = torch.where(labels >= 0, labels % vocabulary, labels)
+        with torch.no_grad():
+            task.loss(self.twin, small)
+
+
+class _NoGroup:
+    """Stands for `Distributed` where a model is built in no memory and without processes."""
+
+    device = torch.device("meta")
+    zero_stage = 0
+
+    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def dry_step(
+    config: Config,
+    task: Task,
+    processor: Any,
+    batch: Any,
+    *,
+    probe: Probe | None,
+    kind: str,
+    accumulates: bool,
+    sharded: bool,
+) -> DryStep:
+    """Run a step. `batch`: a function of the layout that makes the micro-batch.
+
+    `probe`: None for tasks without tokens. `kind`: cpu or cuda, whose kernels are chosen. `accumulates`: gradients of
+    another micro-batch are there already. `sharded`: weights come in pieces, so that the output head runs as a whole.
+    """
+    depth = _depth(config, task)
+    period = _period(config, task)
+    few = max(period, -(-config.trainable.last_blocks // period) * period)
+    less, more = few + period, few + 2 * period
+    deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
+    runs = [
+        _run(
+            config,
+            task,
+            processor,
+            batch,
+            probe=probe,
+            kind=kind,
+            accumulates=accumulates,
+            sharded=sharded,
+            depth=blocks,
+        )
+        for blocks in ((less, more) if deep else (None,))
+    ]
+    if not deep or depth is None:
+        return runs[0].step
+    share = (depth - less) / (more - less)
+    first, second = (run.step for run in runs)
+    moments = [
+        {name: _at_depth(value, second_kinds[name], share) for name, value in kinds.items()}
+        for moment, kinds in runs[0].moments.items()
+        if (second_kinds := runs[1].moments.get(moment)) is not None
+    ]
+    sizes = Sizes(
+        *(_at_depth(size, astuple(second.sizes)[place], share) for place, size in enumerate(astuple(first.sizes)))
+    )
+    return DryStep(moments, _at_depth(first.flops, second.flops, share), first.layout, sizes)
+
+
+def _at_depth(first: float, second: float, share: float) -> float:
+    return first + (second - first) * share
+
+
+# ---------------------------------------------------------------- building
+
+
+def _build(config: Config, task: Task, processor: Any, *, depth: int | None = None) -> nn.Module:
+    """The model as training builds it, on the meta device; the base not quantised."""
+    overrides = dict(config.model.overrides)
+    if task.processor_class == "tokenizer":
+        model_config = load_model_config(config.model, settings={})
+        text = model_config.get_text_config()
+        if len(processor) > text.vocab_size and text is model_config:
+            overrides["vocab_size"] = len(processor)  # the embedding grows for the tokenizer
+    if depth is not None:
+        overrides |= _shallow(config, task, depth)
+    update = {"init": "random", "quantization": "none", "overrides": overrides}
+    plain = config.model_copy(
+        update={
+            "model": config.model.model_copy(update=update),
+            "batch": config.batch.model_copy(update={"layout": "padded"}),
+        }
+    )
+    with _quiet(), torch.device("meta"):
+        model, _, _ = build_model(plain, task, processor, _NoGroup(), num_steps=1000)  # type: ignore[arg-type]
+    return model
+
+
+def _model_config(config: Config, task: Task) -> PreTrainedConfig:
+    return load_model_config(config.model, settings=task.model_settings())
+
+
+def _depth_fields(known: dict[str, Any]) -> list[str]:
+    first = next((name for name in DEPTHS if isinstance(known.get(name), int)), None)
+    if first is None:
+        return []
+    return [first, *(name for name in DECODER_DEPTHS if known.get(name) == known[first])]
+
+
+def _depth(config: Config, task: Task) -> int | None:
+    """Blocks of the model; None where its config has no one number of them."""
+    known = _model_config(config, task).to_dict()
+    fields = _depth_fields(known)
+    own_decoder = [name for name in DECODER_DEPTHS if isinstance(known.get(name), int)]
+    if not fields or len(fields) <= len(own_decoder) - (len(own_decoder) > 1):
+        return None
+    return known[fields[0]]
+
+
+def _period(config: Config, task: Task) -> int:
+    """After how many blocks their kinds (sliding or full attention) repeat."""
+    kinds = _model_config(config, task).to_dict().get("layer_types")
+    if not kinds:
+        return 1
+    return next(
+        size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in range(len(kinds)))
+    )
+
+
+def _shallow(config: Config, task: Task, depth: int) -> dict[str, Any]:
+    known = _model_config(config, task).to_dict()
+    changed: dict[str, Any] = dict.fromkeys(_depth_fields(known), depth)
+    if known.get("layer_types"):
+        changed["layer_types"] = list(known["layer_types"])[:depth]
+    return changed
+
+
+def _equal_blocks(config: Config) -> bool:
+    trainable, adapter = config.trainable, config.adapter.model_extra or {}
+    return not (trainable.patterns or trainable.freeze_patterns or any(adapter.get(name) for name in BY_BLOCK))
+
+
+def _sizes(model: nn.Module) -> Sizes:
+    """bitsandbytes quantises all frozen linear layers but the output head."""
+    head = transformers_model(model).get_output_embeddings()
+    layers = (layer for layer in model.modules() if type(layer) is nn.Linear and layer is not head)
+    weights = list(model.parameters())  # a tied weight once
+    trained = [weight for weight in weights if weight.requires_grad]
+    matrices = [layer.weight.numel() for layer in layers if not layer.weight.requires_grad]
+    return Sizes(
+        elements=sum(weight.numel() for weight in weights),
+        bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+        trained=sum(weight.numel() for weight in trained),
+        trained_bytes=sum(weight.numel() * weight.element_size() for weight in trained),
+        matrices=sum(matrices),
+        num_matrices=len(matrices),
+        largest_trained=max((weight.numel() for weight in trained), default=0),
+        largest_matrix=max(matrices, default=0),
+        largest=max(weight.numel() for weight in weights),
+        persistent=sum(weight.numel() for weight in weights if weight.numel() <= PERSISTENT),
+    )
+
+
+def _to_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Weights and buffers on the meta device become fake ones on the CPU; tied ones stay tied.
+
+    Frozen weights become buffers, for MemTracker hooks every parameter and only those that train can be hooked.
+    """
+    made: dict[int, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []  # alive to the end, so that no id comes twice
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            with mode:
+                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+            made[id(tensor)] = nn.Parameter(new) if tensor.requires_grad else new
+            kept.append(tensor)
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else fake(buffer)
+        for name, weight in list(module._parameters.items()):
+            if weight is not None:
+                del module._parameters[name]
+                held = module._parameters if weight.requires_grad else module._buffers
+                held[name] = fake(weight)  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What building says about random weights and counts is about the forecast, not about the run."""
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+# ---------------------------------------------------------------- running
+
+
+@dataclass(frozen=True)
+class _Run:
+    moments: dict[str, Moment]
+    """By name, so that two depths can be compared."""
+    step: DryStep
+
+
+def _run(
+    config: Config,
+    task: Task,
+    processor: Any,
+    batch: Any,
+    *,
+    probe: Probe | None,
+    kind: str,
+    accumulates: bool,
+    sharded: bool,
+    depth: int | None,
+) -> _Run:
+    model = _build(config, task, processor, depth=depth)
+    sizes = _sizes(model)
+    _to_fake(model, FakeTensorMode(allow_non_fake_inputs=True))
+    layout: Layout = "padded"
+    if probe is not None:
+        layout = choose_layout(
+            model,
+            wanted=config.batch.layout,
+            attention=config.model.attention,
+            pooled=task.auto_class == "AutoModelForSequenceClassification",
+            encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),
+            probed=probe.twin,
+        )
+        treat_head_like(model, None if sharded else probe.twin)
+    module = TaskModule(model, task)
+    set_training_mode(module)
+    micro_batch = batch(layout)
+    tracker = MemTracker()
+    tracker.track_external(module)
+    autocast = torch.autocast("cpu", dtype=torch.float16, enabled=config.train.precision == "fp16")
+    moments: dict[str, Moment] = {}
+    with pretending(kind):
+        with tracker:
+            for _ in range(2 if accumulates else 1):
+                tracker.reset_mod_stats()
+                with _Logits(_vocabulary(model)) as logits:
+                    with autocast:
+                        loss = module(micro_batch)
+                    loss.backward()
+                found = _moments(tracker, blocks=depth, logits=logits.peak)
+                moments |= {f"{name} again" if name in moments else name: kinds for name, kinds in found.items()}
+        # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
+        # counts attention twice when its kernel is called for the first time
+        with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
+            module(micro_batch).backward()
+    flops = float(counter.get_total_flops())
+    return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
+
+
+def _moments(tracker: MemTracker, *, blocks: int | None, logits: int) -> dict[str, Moment]:
+    """The fullest moments. A whole run needs that of each pass; two depths are compared module by module."""
+    found: dict[str, Moment] = {}
+    for stats in tracker.memory_tracking.values():
+        name = _same_at_any_depth(stats.mod_fqn, blocks)
+        if name is None:
+            continue
+        for state in (_ModState.PEAK_FW, _ModState.PEAK_BW):
+            for number, snapshot in enumerate(stats.snapshots.get(state, ())):
+                top = "." not in stats.mod_fqn and state is _ModState.PEAK_FW
+                found[f"{name} {state.value} {number}"] = _kinds(snapshot, logits=logits if top else 0)
+    found["end"] = _kinds(tracker.get_tracker_snapshot(), logits=0)
+    if blocks is None:
+        found["peak"] = _kinds(tracker.get_tracker_snapshot("peak"), logits=0)
+    return found
+
+
+def _same_at_any_depth(name: str, blocks: int | None) -> str | None:
+    """The module's name with its block called first or last; None for blocks between."""
+    if blocks is None:
+        return name
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit() and place and parts[place - 1] in ("layers", "layer", "h", "block", "blocks"):
+            if int(part) not in (0, blocks - 1):
+                return None
+            parts[place] = "first" if int(part) == 0 else "last"
+    return ".".join(parts)
+
+
+def _kinds(snapshot: dict[torch.device, dict[Any, int]], *, logits: int) -> Moment:
+    kinds: dict[Any, int] = {}
+    for of_device in snapshot.values():
+        for kind, size in of_device.items():
+            kinds[kind] = kinds.get(kind, 0) + size
+    other = sum(kinds.get(kind, 0) for kind in (_MemRefType.ACT, _MemRefType.TEMP, _MemRefType.OTH))
+    logits = min(logits, other)
+    return {
+        "weights": float(kinds.get(_MemRefType.PARAM, 0) + kinds.get(_MemRefType.BUFFER, 0)),
+        "gradients": float(kinds.get(_MemRefType.GRAD, 0)),
+        "activations": float(other - logits),
+        "logits": float(logits),
+    }
+
+
+def _vocabulary(model: nn.Module) -> int:
+    head = transformers_model(model).get_output_embeddings()
+    sizes = [part.out_features for part in head.modules() if isinstance(part, nn.Linear)] if head is not None else []
+    return max(sizes, default=0)
+
+
+class _Logits(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most bytes of (rows, vocabulary) that are alive together."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.alive = 0
+        self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if (
+                isinstance(tensor, torch.Tensor)
+                and self.vocabulary
+                and tensor.ndim >= 2
+                and tensor.shape[-1] == self.vocabulary
+                and tensor.is_floating_point()
+            ):
+                self._note(tensor)
+        return result
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        import weakref
+
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        size = storage.nbytes()
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.alive -= size
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _product_flops(total: Any, left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return addmm_flop(total, left, right) if len(left) == 2 else baddbmm_flop(total, left, right)
+
+
+MORE_FLOPS = {  # torch counts attention by its GPU kernels alone, and no products that are added in place
+    torch.ops.aten.addmm_: _product_flops,
+    torch.ops.aten.baddbmm_: _product_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}

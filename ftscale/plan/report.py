@@ -1,0 +1,116 @@
+"""A plan as text, as JSON, and as settings written into a configuration file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ftscale.config.overrides import apply_overrides
+from ftscale.config.yaml_text import read_yaml, write_yaml
+from ftscale.errors import UserError
+from ftscale.plan.forecast import Choice, Plan
+from ftscale.train.loop import duration
+
+CHOICES_SHOWN = 12
+GIB = 2**30
+
+
+def show(plan: Plan) -> None:
+    """Print it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in summary(plan):
+        console.print(line)
+    if not plan.choices:
+        return
+    table = Table("", "strategy", "weights", "checkpointing", "GiB", "tokens/s", "USD", box=None)
+    shown = list(enumerate(plan.choices[:CHOICES_SHOWN], 1))
+    for number, choice in shown:
+        table.add_row(str(number), *_row(choice))
+    console.print(f"what fits {plan.world_size} x {plan.device.name}, the recommended one first:")
+    console.print(table)
+    for number, choice in shown:
+        console.print(f"{number}: {' '.join(_quoted(choice)) or 'as it is'}", markup=False)
+
+
+def summary(plan: Plan) -> list[str]:
+    """The forecast of the run as it is configured, a line each."""
+    memory, time, device = plan.memory, plan.time, plan.device
+    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in memory.kinds.items() if size)
+    verdict = "fits" if plan.fits else "does not fit"
+    found = [
+        f"{plan.strategy} on {plan.nodes} x {plan.gpus_per_node} {device.name}: {memory.total / GIB:.2f} GiB a device "
+        f"of {device.memory / GIB:.0f}, {verdict}",
+        f"by kind (GiB): {kinds}",
+        f"longest micro-batch: {plan.micro_batch_tokens} tokens; largest that fits: {plan.largest_micro_size} of the "
+        f"longest samples; {plan.step.layout} rows",
+    ]
+    if memory.host or memory.nvme:
+        found.append(f"offloaded, a process: host {memory.host / GIB:.2f} GiB, local disk {memory.nvme / GIB:.2f} GiB")
+    source = "calibrated" if time.calibrated else "not calibrated"
+    found.append(
+        f"a step: {plan.step.flops:.3g} operations a micro-batch, {time.step_s:.3g} s at {time.efficiency:.0%} of the "
+        f"device's rate ({source}), {time.communication_bytes / GIB:.2f} GiB sent by a device"
+    )
+    if time.total_s is not None and time.usd is not None and time.gpu_hours is not None:
+        found.append(
+            f"{plan.num_steps} steps: {duration(time.total_s)}, {time.gpu_hours:.3g} device hours, "
+            f"{time.usd:.2f} USD; {time.tokens_per_s:.0f} tokens/s"
+        )
+    found.append(f"a checkpoint: {plan.checkpoint_bytes / GIB:.2f} GiB; disk at most {plan.disk_bytes / GIB:.2f} GiB")
+    return found
+
+
+def as_json_text(plan: Plan) -> str:
+    """Everything but the configuration."""
+    values: dict[str, Any] = {name: value for name, value in asdict(plan).items() if name not in ("config", "step")}
+    values |= {
+        "fits": plan.fits,
+        "memory_bytes": plan.memory.total,
+        "flops_per_micro_batch": plan.step.flops,
+        "layout": plan.step.layout,
+    }
+    for written, choice in zip(values["choices"], plan.choices, strict=True):
+        written["lines"] = choice.lines()
+        written["memory_bytes"] = choice.memory.total
+    return json.dumps(values, indent=2)
+
+
+def apply_choice(plan: Plan, path: Path) -> str:
+    """Write the recommended settings into a configuration file; comments are lost. Says what was written.
+
+    Raises UserError where nothing fits.
+    """
+    if not plan.choices:
+        raise UserError(
+            f"--apply: nothing fits {plan.world_size} x {plan.device.name}; take more or larger devices, or shorter "
+            "samples (task.max_length)."
+        )
+    choice = plan.choices[0]
+    if not choice.settings:
+        return f"{path} is the recommended configuration already"
+    data = read_yaml(path.read_text(encoding="utf-8"), source=str(path))
+    path.write_text(write_yaml(apply_overrides(data, choice.lines())), encoding="utf-8")
+    return f"{path}: {' '.join(choice.lines())}"
+
+
+def _row(choice: Choice) -> tuple[str, ...]:
+    usd = "" if choice.time.usd is None else f"{choice.time.usd:.2f}"
+    return (
+        choice.strategy,
+        choice.weights,
+        "yes" if choice.checkpointing else "no",
+        f"{choice.memory.total / GIB:.1f}",
+        f"{choice.time.tokens_per_s:.0f}",
+        usd,
+    )
+
+
+def _quoted(choice: Choice) -> list[str]:
+    """Settings as a shell takes them."""
+    return [shlex.quote(line) for line in choice.lines()]

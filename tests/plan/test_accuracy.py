@@ -1,0 +1,42 @@
+"""Six combinations of benchmarks/plan_accuracy.py, measured and forecast anew: a regression fails here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import plan_accuracy  # noqa: E402
+
+pytestmark = [pytest.mark.slow, pytest.mark.unsettled, pytest.mark.timeout(1800)]
+
+SIX = (
+    "deep-small-full-adamw-128",
+    "deep-large-lora-adamw-512-checkpointing",
+    "deep-large-nf4-adamw_8bit-512",
+    "wide-large-full-adamw_8bit-128",
+    "deep-large-full-adamw-512-zero2-2",
+    "gpt-large-full-adamw-128",
+)
+
+
+def test_forecasts_of_memory_hold_on_six_combinations(shared: Path):
+    errors = {}
+    for name in SIX:
+        case = next(case for case in plan_accuracy.CASES if case.name == name)
+        record = {"measured": plan_accuracy.measure(case), "forecast": plan_accuracy.forecast(case)}
+        errors[name] = abs(plan_accuracy.comparison(record)["memory_error"])
+    assert max(errors.values()) <= plan_accuracy.BOUNDS["memory_worst"], errors
+    assert median(errors.values()) <= plan_accuracy.BOUNDS["memory_median"], errors
+
+
+def test_the_recorded_campaign_is_within_its_bounds():
+    recorded = json.loads(plan_accuracy.RESULTS.read_text())
+    assert len(recorded["cases"]) >= 24
+    assert plan_accuracy.verdict(recorded)["within_bounds"]
