@@ -40,7 +40,8 @@ STEPS = 60
 PROCESSES = 2
 CHANGING = (1, 2, 3)  # numbers of processes to draw from
 START_LIMIT_S = 240.0  # a start that has not ended by then hangs
-COLLECTIVE_LIMIT_S = 12.0  # distributed.timeout_s: how long a stopped rank is waited for
+PATIENCE_S = 120.0  # distributed.timeout_s: ranks may be that far apart on a busy machine
+IMPATIENCE_S = 12.0  # the same where a rank will be stopped
 DISK_BYTES = 48 * 2**20  # of the small file system that the run folder lies on
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -142,7 +143,15 @@ def play(
             log = work / f"start-{number:03d}.log"
             begun = time.monotonic()
             count = draw.choice(CHANGING) if changing(case.name) else PROCESSES
-            process = start(config, folder, log, strategy=strategy, processes=count, environment=environment)
+            waiting = {"timeout_s": IMPATIENCE_S if FAULTS.get(str(fault)) is stop_rank else PATIENCE_S}
+            process = start(
+                {**config, "distributed": waiting},
+                folder,
+                log,
+                strategy=strategy,
+                processes=count,
+                environment=environment,
+            )
             first = wait_for_step(process, folder, after=before)
             if process.poll() == 1 and "is in use by" in log.read_text():
                 case.refused += 1
@@ -225,7 +234,7 @@ def stop_rank(process: subprocess.Popen, folder: Path, draw: random.Random) -> N
     deadline = time.monotonic() + START_LIMIT_S
     while process.poll() is None and alive(stopped) and time.monotonic() < deadline:
         time.sleep(0.2)
-        if time.monotonic() > deadline - START_LIMIT_S + 3 * COLLECTIVE_LIMIT_S:
+        if time.monotonic() > deadline - START_LIMIT_S + 3 * IMPATIENCE_S:
             send(stopped, signal.SIGCONT)  # long after the time-out: whoever holds it back may go on
 
 
@@ -325,7 +334,7 @@ def settings(name: str, work: Path) -> dict[str, Any]:
         "train": {"max_steps": STEPS, "log_every": 1},
         "evaluation": {"every": 10, "micro_size": 4},
         "checkpoint": {"every": 4, "prove": "never", "async": trains == "full"},
-        "distributed": {"timeout_s": COLLECTIVE_LIMIT_S},
+        "distributed": {"timeout_s": PATIENCE_S},
     }
     if trains == "lora":  # with dropout: random states count
         config["adapter"] = {"method": "lora", "r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
