@@ -1,6 +1,6 @@
 """Kills real runs at random instants, starts them again until they complete, and compares with the uninterrupted run.
 
-    python benchmarks/chaos.py [--kills 216] [--seed 0] [--only ddp-map-full ...]
+    python benchmarks/chaos.py [--kills 224] [--seed 0] [--only ddp-map-full ...]
 
 A case is a strategy, a kind of data and what trains, on 2 processes on this machine; needs ../shared. Every start ends
 by itself or counts as a hang. What must hold at the end of a case: the rows of each optimizer step, its loss and the
@@ -48,6 +48,8 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DATA = ("map", "stream")
 TRAINS = ("full", "lora", "adamw_8bit")
 
+WRONG = ("hangs", "wrong_rows", "wrong_losses", "wrong_weights")
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -91,12 +93,12 @@ class Case:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(case_names())
-    parser.add_argument("--kills", type=int, default=216)
+    parser.add_argument("--kills", type=int, default=224, help="of all cases together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args()
     shutil.rmtree(WORK, ignore_errors=True)
-    each = -(-arguments.kills // len(arguments.only))
+    each = -(-arguments.kills // len(names))
     cases = []
     for number, name in enumerate(arguments.only):
         cases.append(run_case(name, WORK / name, kills=each, seed=arguments.seed + number))
@@ -516,28 +518,28 @@ def show(case: Case) -> None:
 
 
 def write_results(cases: list[Case], arguments: argparse.Namespace) -> None:
-    """Everything so far."""
+    """These cases, and those that earlier calls have put into the file and this one has not run."""
     from ftscale.run_folder import versions
 
-    every = [kill for case in cases for kill in case.kills]
-    recoveries = [kill.recovery_s for kill in every if kill.recovery_s]
+    command = f"python benchmarks/chaos.py --kills {arguments.kills} --seed {arguments.seed} --only {{name}}"
+    stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    runs = stored.get("runs", {}) | {
+        case.name: {**asdict(case), "command": command.format(name=case.name), "versions": versions()} for case in cases
+    }
+    every = [kill for run in runs.values() for kill in run["kills"]]
+    recoveries = [kill["recovery_s"] for kill in every if kill["recovery_s"]]
+    sums = {name: sum(run[name] for run in runs.values()) for name in WRONG}
     record = {
         "kills": len(every),
-        "cases": len(cases),
-        "lost_runs": sum(not case.completed for case in cases),
-        "hangs": sum(case.hangs for case in cases),
-        "wrong_rows": sum(case.wrong_rows for case in cases),
-        "wrong_losses": sum(case.wrong_losses for case in cases),
-        "wrong_weights": sum(case.wrong_weights for case in cases),
+        "cases": len(runs),
+        "lost_runs": sum(not run["completed"] for run in runs.values()),
+        **sums,
         "recovery_s": {"median": median(recoveries), "max": max(recoveries)} if recoveries else {},
-        "by_fault": {fault: sum(kill.fault == fault for kill in every) for fault in FAULTS},
-        "command": f"python benchmarks/chaos.py --kills {arguments.kills} --seed {arguments.seed}",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU",
-        "versions": versions(),
-        "runs": [asdict(case) for case in cases],
+        "by_fault": {fault: sum(kill["fault"] == fault for kill in every) for fault in FAULTS},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU, shared with other work",
+        "runs": runs,
     }
-    stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(json.dumps({**stored, "campaign": record}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
