@@ -57,7 +57,7 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         like = (config.data.eval or config.data.train)[0].model_copy(update={"path": data, "limit": 0})
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
-        config = parse_config(apply_overrides(config.model_dump(by_alias=True), overrides), source="the command line")
+        config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:

@@ -24,7 +24,7 @@ from ftscale.distributed import Distributed
 from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
-from ftscale.logs import launched_rank, log, open_log, setup_logging
+from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
 from ftscale.run_folder import (
     Result,
     check_run_folder,
@@ -77,6 +77,7 @@ def train(
         log.info("asked to stop (%s) before training began; nothing is lost", request)
         return Result("preempted", 0, {}, None, 0.0, "")
     distributed.close()  # not after an error on this rank alone: the others may never come to it
+    close_log()
     return result
 
 

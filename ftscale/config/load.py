@@ -76,7 +76,7 @@ def write_config(config: Config, path: str | Path) -> None:
     """Write every setting, defaults included, as YAML that `load_config` reads back as the same configuration."""
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
-    part.write_text(write_yaml(config.model_dump(by_alias=True)), encoding="utf-8")
+    part.write_text(write_yaml(config.model_dump()), encoding="utf-8")
     os.replace(part, path)  # a reader never sees half a file
 
 
@@ -155,4 +155,4 @@ def _text(value: Any) -> str:
 
 
 def _without_defaults(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return section.model_dump(mode="json", exclude_defaults=True)

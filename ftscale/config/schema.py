@@ -22,7 +22,12 @@ class Section(BaseModel):
     """A part of the configuration: frozen, unknown keys refused, field docstrings kept as descriptions."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        serialize_by_alias=True,  # `async` in files, which is no name in Python
     )
 
 

@@ -121,6 +121,8 @@ def load_small_twin(config: ModelConfig, *, auto_class: str, settings: dict[str,
         )
         model_config.num_hidden_layers = len(model_config.layer_types)
     _narrow(model_config.get_text_config())
+    if model_config.get_text_config().pad_token_id is None:
+        model_config.get_text_config().pad_token_id = 0  # by it a decoder finds the last token that its head reads
     with seeded_weights(0, "twin"):
         return getattr(transformers, auto_class).from_config(
             model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
