@@ -49,9 +49,8 @@ def main() -> None:
     except Exception as error:
         report_fault(error, exit_code=EXIT_FAULT)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            os._exit(
-                EXIT_FAULT
-            )  # the others learn of it when this process is gone, and Python takes seconds to clear up
+            # the others learn of it when this process is gone, and Python takes seconds to clear up
+            os._exit(EXIT_FAULT)
         sys.exit(EXIT_FAULT)
 
 
@@ -82,6 +81,9 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
         result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
     except Interrupted:
         sys.exit(EXIT_PREEMPTED)
+    except UserError:
+        stop_request.release()  # the launcher may end this process while it waits for the first to speak
+        raise
     if result.status == "preempted":
         sys.exit(EXIT_PREEMPTED)
 

@@ -50,6 +50,11 @@ class StopRequest:
         """Notice the signals from now on; returns the handlers that stood before."""
         return {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
+    def release(self) -> None:
+        """Signals end this process again: there is nothing left to finish."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.reason = signal.Signals(number).name
