@@ -52,6 +52,7 @@ def open_log(run_folder: Path, *, rank: int) -> None:
     _kept.setTarget(file)
     assert file.stream is not None
     faulthandler.register(signal.SIGUSR2, file=file.stream)  # where each thread stands, for a run that hangs
+    _kept.flush()
     about = f"rank {rank} is process {os.getpid()} on {host()}"  # for the file alone
     file.handle(log.makeRecord("ftscale", logging.INFO, "", 0, about, (), None))
 
