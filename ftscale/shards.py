@@ -137,7 +137,7 @@ def _shares_of(optimizer: dict[str, Any], shapes: Shapes, rank: int, world_size:
     shares = []
     flat, base = _keys(optimizer)
     for index, weights in enumerate(optimizer[flat]):
-        sizes = {name: shape.numel() for name, shape in shapes[index].items()}
+        sizes = {name: math.prod(shape) for name, shape in shapes[index].items()}
         numel = weights.numel()
         if "group_paddings" in optimizer:
             numel += optimizer["group_paddings"][index]

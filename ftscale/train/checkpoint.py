@@ -262,7 +262,8 @@ class Snapshot:
 
     def take(self, value: Any) -> Any:
         """The same nested containers with copies of all that they hold."""
-        return tree_map(self._leaf, value)
+        # a shape is no container: tree_map would make a plain tuple of it
+        return tree_map(self._leaf, value, is_leaf=lambda part: isinstance(part, torch.Size))
 
     def _leaf(self, value: Any) -> Any:
         return self._tensor(value) if isinstance(value, torch.Tensor) else copy.deepcopy(value)

@@ -121,6 +121,8 @@ def test_a_snapshot_keeps_tied_tensors_tied_and_uses_its_memory_again():
     snapshot = Snapshot()
     taken = snapshot.take({"a": weight, "b": [weight, weight + 1]})
     assert taken["a"] is taken["b"][0]
+    shapes = snapshot.take([{"a": weight.shape}])
+    assert isinstance(shapes[0]["a"], torch.Size)
     weight += 10
     assert taken["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
     memory = taken["a"].data_ptr()
