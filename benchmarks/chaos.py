@@ -36,7 +36,7 @@ SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "benchmarks/results/chaos.json"
 WORK = ROOT / "runs/chaos"
 
-STEPS = 60
+STEPS = 120
 PROCESSES = 2
 CHANGING = (1, 2, 3)  # numbers of processes to draw from
 START_LIMIT_S = 240.0  # a start that has not ended by then hangs
@@ -129,62 +129,77 @@ def run_case(name: str, work: Path, *, kills: int, seed: int, faults: tuple[str,
         assert code == 0, f"the uninterrupted run of {name} failed; see {work / 'reference.log'}"
         case = Case(name)
         drawn = list(itertools.islice(itertools.cycle(shuffled(draw, faults or tuple(FAULTS))), kills))
-        play(case, config, victim, drawn, draw=draw, work=work)
-        compare(case, reference, victim)
+        play(case, config, reference, victim, drawn, draw=draw, work=work)
     return case
 
 
 def play(
-    case: Case, config: dict[str, Any], folder: Path, faults: list[str], *, draw: random.Random, work: Path
+    case: Case,
+    config: dict[str, Any],
+    reference: Path,
+    folder: Path,
+    faults: list[str],
+    *,
+    draw: random.Random,
+    work: Path,
 ) -> None:
-    """Start, strike, start again; at last let it complete."""
+    """Start, strike, start again; at last let it complete. A run that completes before is compared and begun anew."""
     strategy = case.name.split("-")[0]
     environment: dict[str, str] = {}
     struck: dict[str, Any] | None = None
-    for number, fault in enumerate([*faults, None]):
-        for _ in range(3):  # a start may find processes of the one before still leaving
-            before = newest_step(folder)
-            log = work / f"start-{number:03d}.log"
-            begun = time.monotonic()
-            count = draw.choice(CHANGING) if changing(case.name) else PROCESSES
-            waiting = {"timeout_s": IMPATIENCE_S if FAULTS.get(str(fault)) is stop_rank else PATIENCE_S}
-            process = start(
-                {**config, "distributed": waiting},
-                folder,
-                log,
-                strategy=strategy,
-                processes=count,
-                environment=environment,
-            )
-            first = wait_for_step(process, folder, after=before)
-            if process.poll() == 1 and "is in use by" in log.read_text():
+    left = list(faults)
+    starts = itertools.count()
+    while True:
+        before = newest_step(folder)
+        log = work / f"start-{next(starts):03d}.log"
+        begun = time.monotonic()
+        count = draw.choice(CHANGING) if changing(case.name) else PROCESSES
+        waiting = {"timeout_s": IMPATIENCE_S if left and FAULTS[left[0]] is stop_rank else PATIENCE_S}
+        process = start(
+            {**config, "distributed": waiting},
+            folder,
+            log,
+            strategy=strategy,
+            processes=count,
+            environment=environment,
+        )
+        first = wait_for_step(process, folder, after=before)
+        ended = process.poll() is not None
+        if ended and status(folder) != "completed":  # though nothing has struck it
+            if "is in use by" in log.read_text():  # by processes of the start before that are still leaving
                 case.refused += 1
-            elif process.poll() is not None and status(folder) != "completed":
-                case.failed_starts += 1
             else:
-                break
+                case.failed_starts += 1
+            if case.refused + case.failed_starts > len(faults):
+                return
+            continue
         if struck is not None:
             recovery = round(first - begun, 2) if first is not None else 0.0
             case.kills.append(Kill(**struck, resumed_at=resumed_step(log), recovery_s=recovery))
-        if fault is None:
-            case.completed = wait_to_end(process, case) == 0 and status(folder) == "completed"
-            return
-        if process.poll() is not None and status(folder) == "completed":  # too quick for us: begin anew
-            shutil.rmtree(folder)
-            process = start(config, folder, log, strategy=strategy)
-            wait_for_step(process, folder, after=-1)
-        # anywhere in the steps that are left, evaluations and saves included; at times again before the first one
-        early = draw.random() < 0.2
-        if not early:
-            time.sleep(draw.uniform(0.0, 2.5))
-        at = newest_step(folder)
-        environment = FAULTS[fault](process, folder, draw) or {}
+            struck, environment = None, {}
+        if left and not ended:
+            # anywhere in the steps that are left, evaluations and saves included; at times again before the first one
+            early = draw.random() < 0.2
+            if not early:
+                time.sleep(draw.uniform(0.0, 2.5))
+            at = newest_step(folder)
+            environment = FAULTS[left[0]](process, folder, draw) or {}
         code = wait_to_end(process, case)
-        after_end = AFTER.get(fault)
-        if after_end:
-            after_end(folder, draw)
-        phase = "start" if early else "training"
-        struck = {"fault": fault, "at_step": at, "phase": phase, "code": code, "status": status(folder)}
+        if status(folder) == "completed":  # by itself, or before the fault reached it: that one strikes the next
+            free_disk(folder, draw)
+            compare(case, reference, folder)
+            case.completed = not left
+            if case.completed:
+                return
+            shutil.rmtree(folder)
+            environment = {}
+        elif left:
+            fault = left.pop(0)
+            AFTER.get(fault, lambda *_: None)(folder, draw)
+            phase = "start" if early else "training"
+            struck = {"fault": fault, "at_step": at, "phase": phase, "code": code, "status": status(folder)}
+        else:
+            return  # the last start, which nothing struck, did not complete
 
 
 # ---------------------------------------------------------------- faults
@@ -401,7 +416,7 @@ def wait_to_end(process: subprocess.Popen, case: Case) -> int:
 
 
 def compare(case: Case, reference: Path, victim: Path) -> None:
-    """Rows and losses of each step, and the weights of the model."""
+    """Rows and losses of each step, and the weights of the model of a completed run."""
     tolerance = 1e-5 if changing(case.name) else 0.0
 
     def near(one: float, other: float) -> bool:
@@ -409,15 +424,13 @@ def compare(case: Case, reference: Path, victim: Path) -> None:
 
     expected, found = steps(reference), steps(victim)
     numbers = [line["step"] for line in found]
-    case.wrong_rows = len(set(numbers) ^ set(range(1, STEPS + 1))) + (len(numbers) - len(set(numbers)))
+    case.wrong_rows += len(set(numbers) ^ set(range(1, STEPS + 1))) + (len(numbers) - len(set(numbers)))
     for ours, theirs in zip(found, expected, strict=False):
         case.wrong_rows += ours["rows_hash"] != theirs["rows_hash"]
         case.wrong_losses += not near(ours["loss"], theirs["loss"])
-    if not case.completed:
-        return
     [name] = [path.name for path in (reference / "model").glob("*model.safetensors")]
     weights, ours = load_file(reference / "model" / name), load_file(victim / "model" / name)
-    case.wrong_weights = len(weights.keys() ^ ours.keys()) + sum(
+    case.wrong_weights += len(weights.keys() ^ ours.keys()) + sum(
         float((weights[key] - ours[key]).abs().max()) > tolerance * float(weights[key].abs().max())
         for key in weights.keys() & ours.keys()
     )
