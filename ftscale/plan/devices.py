@@ -19,8 +19,8 @@ class Device:
 
     key: str
     name: str
-    memory_gb: float
-    """In 10^9 bytes... of the data sheet, whose GB are 2^30 bytes."""
+    memory_gib: float
+    """What the driver reports, in 2^30 bytes: less than on the data sheet where error correction takes its share."""
     tflops_bf16: float
     """Dense 16-bit matrix products, 10^12 operations a second, without sparsity."""
     tflops_fp32: float
@@ -36,7 +36,7 @@ class Device:
     @property
     def memory(self) -> float:
         """Bytes."""
-        return self.memory_gb * 2**30
+        return self.memory_gib * 2**30
 
     @property
     def is_gpu(self) -> bool:

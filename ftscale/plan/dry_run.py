@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ SHALLOW = 4
 """Blocks up to which a model runs whole. The tracker looks at every module at every operation, so that time grows with
 the square of the depth: 80 blocks of a 70 B Llama took 550 s. Deeper models run twice, at two small depths, and every
 moment of the step is a straight line in the number of equal blocks."""
+ENOUGH = 8
+"""Tokens of a row that show what a model does after its head."""
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
 """What configs call the number of blocks; the decoder's, where it has its own, stands in DECODER_DEPTHS."""
 DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
@@ -96,9 +99,13 @@ class Probe:
     def know_head(self, task: Task, batch: Batch) -> None:
         """Find out on a padded batch what the model does after its head."""
         vocabulary = self.twin.config.get_text_config().vocab_size
-        small = {name: value % vocabulary if name == "input_ids" else value for name, value in batch.items()}
-        labels = batch["labels"]
-        small["labels"] = torch.where(labels >= 0, labels % vocabulary, labels)
+        short = {name: value[:, :ENOUGH] if getattr(value, "ndim", 0) == 2 else value for name, value in batch.items()}
+        ids, labels = short["input_ids"], short["labels"]
+        small = {
+            **short,
+            "input_ids": ids % vocabulary,
+            "labels": torch.where(labels >= 0, labels % vocabulary, labels),
+        }
         with torch.no_grad():
             task.loss(self.twin, small)
 
@@ -134,28 +141,17 @@ def dry_step(
     few = max(period, -(-config.trainable.last_blocks // period) * period)
     less, more = few + period, few + 2 * period
     deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
-    runs = [
-        _run(
-            config,
-            task,
-            processor,
-            batch,
-            probe=probe,
-            kind=kind,
-            accumulates=accumulates,
-            sharded=sharded,
-            depth=blocks,
-        )
-        for blocks in ((less, more) if deep else (None,))
-    ]
+    options = {"probe": probe, "kind": kind, "accumulates": accumulates, "sharded": sharded}
+    run = partial(_run, config, task, processor, batch, **options)
     if not deep or depth is None:
-        return runs[0].step
+        return run(depth=None).step
     share = (depth - less) / (more - less)
-    first, second = (run.step for run in runs)
+    shallow, deeper = run(depth=less), run(depth=more)
+    first, second = shallow.step, deeper.step
     moments = [
-        {name: _at_depth(value, second_kinds[name], share) for name, value in kinds.items()}
-        for moment, kinds in runs[0].moments.items()
-        if (second_kinds := runs[1].moments.get(moment)) is not None
+        {name: _at_depth(value, deeper.moments[moment][name], share) for name, value in kinds.items()}
+        for moment, kinds in shallow.moments.items()
+        if moment in deeper.moments
     ]
     sizes = Sizes(
         *(_at_depth(size, astuple(second.sizes)[place], share) for place, size in enumerate(astuple(first.sizes)))

@@ -226,6 +226,7 @@ class _Planner:
             traffic=traffic,
             tokens=self.batches.mean_tokens(config),
             num_steps=self.num_steps(config),
+            strategy=strategy,
             device=self.device,
             precision=config.train.precision,
             world_size=self.world_size,
@@ -284,15 +285,12 @@ class _Planner:
         return [Choice(settings, strategy, weights, checkpointing, memory, self.time(variant, strategy))]
 
 
-OFFLOAD_SLOWDOWN = {"zero2_offload": 1.5, "zero3_offload": 3.0}
-"""How much longer a step takes when its optimizer (and weights) cross the host's bus; ZeRO-Offload, arXiv:2101.06840,
-figure 7, and ZeRO-Infinity, arXiv:2104.07857."""
 PREFERENCE = {"as configured": 0, "full": 1, "lora": 2, "nf4 + lora": 3}
 
 
 def _rank(choice: Choice) -> tuple[int, float]:
     """The weights that were asked for first, then the fastest."""
-    return PREFERENCE[choice.weights], choice.time.step_s * OFFLOAD_SLOWDOWN.get(choice.strategy, 1.0)
+    return PREFERENCE[choice.weights], choice.time.step_s
 
 
 def _weights_of(config: Config) -> str:

@@ -17,6 +17,9 @@ EFFICIENCY = 0.4
 arXiv:2204.02311, table 3)."""
 LINK_EFFICIENCY = 0.7
 """Share of a link's rate that collectives reach."""
+OFFLOAD_SLOWDOWN = {"zero2_offload": 1.5, "zero3_offload": 3.0}
+"""How much longer a step takes whose optimizer (and weights) cross the host's bus: estimates, for hosts and tokens of a
+step differ. ZeRO-Offload's abstract (arXiv:2101.06840) has 40 of a V100's 125 TFLOPS for 10 B weights."""
 OVERLAP = 0.5
 """Share of the communication that runs beside the computation."""
 
@@ -60,6 +63,7 @@ def forecast_time(
     traffic: float,
     tokens: float,
     num_steps: int | None,
+    strategy: str,
     device: Device,
     precision: str,
     world_size: int,
@@ -71,7 +75,7 @@ def forecast_time(
     `interconnect_gb_s`: between machines, each device's share; within one the device's own link counts.
     """
     factor, calibrated = efficiency(device)
-    compute_s = flops / (device.flops(precision) * factor)
+    compute_s = flops / (device.flops(precision) * factor) * OFFLOAD_SLOWDOWN.get(strategy, 1.0)
     link = (device.link_gb_s if nodes == 1 else min(interconnect_gb_s, device.link_gb_s)) * 1e9
     communication_s = traffic / (link * LINK_EFFICIENCY)
     step_s = compute_s + max(communication_s * (1 - OVERLAP), communication_s - compute_s * OVERLAP)
