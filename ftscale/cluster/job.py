@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,18 +18,13 @@ from ftscale.cluster.health import CHECK_FOLDER, compare_reports
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
 from ftscale.cluster.records import Records, checkpoint_step, read_json, run_status
+from ftscale.cluster.step import Allocation, Step
+from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
 
-POLL_S = 0.5
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
-HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
-DUMP_S = 15.0  # for the ranks to write where they stand
-TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?:Exited with exit code (\d+)|(.+))")
-KILLED = {"137": "Killed", "139": "Segmentation fault", "135": "Bus error"}
-"""Ends of a task that come from outside of it, by the exit code that a launcher makes of them."""
-RANK_LINE = re.compile(r"rank \d+ is process (\d+) on (\S+)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class JobSettings:
     """yes = a start may have fewer nodes than asked for."""
     max_restarts: int
     silence_s: float
-    """Without a word in the run folder for so long, the step is ended; counts from the first step on."""
+    """As Watchdog's."""
     scratch: str
     """Of the health check, as the three below; "" = the temporary folder."""
     min_free_gib: float
@@ -93,14 +84,15 @@ class Job:
     records: Records
     before_end_s: float
     """So long before the time limit the run saves and ends by itself, where Slurm tells it the time."""
-    id: str = field(default_factory=slurm.own_job)
-    restart: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-    nodes: list[str] = field(default_factory=lambda: slurm.hostnames(os.environ["SLURM_JOB_NODELIST"]))
+    allocation: Allocation = field(default_factory=Allocation)
     signal: str = ""
     """The first signal that reached this process."""
-    step: subprocess.Popen[str] | None = None
+    step: Step | None = None
     began_at: int = 0
     """Step of the checkpoint that this start goes on from."""
+
+    def __post_init__(self) -> None:
+        self.id, self.restart, self.nodes = self.allocation.job, self.allocation.restart, self.allocation.nodes
 
     # ------------------------------------------------------------ signals
 
@@ -117,8 +109,8 @@ class Job:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.signal = self.signal or signal.Signals(number).name
-        if number == signal.SIGUSR1 and self.step is not None and self.step.poll() is None:
-            self.step.send_signal(signal.SIGUSR1)  # srun hands it to the tasks
+        if number == signal.SIGUSR1 and self.step is not None:
+            self.step.ask_to_save()
 
     # ------------------------------------------------------------ one start
 
@@ -172,12 +164,12 @@ class Job:
         settings = self.settings
         options = [f"--scratch={settings.scratch}", f"--min-free-gib={settings.min_free_gib}"]
         command = ["node-check", str(folder), *options, "--", *self.arguments]
-        self.step = self._srun(command, tasks_per_node=1, name="check", options=["--wait=0"])
+        self.step = self._start_step(command, name="check", options=["--wait=0"])
         polls = 0
-        while self.step.poll() is None and polls * POLL_S < CHECK_S and not self.signal:
+        while self.step.is_running and polls * POLL_S < CHECK_S and not self.signal:
             time.sleep(POLL_S)
             polls += 1
-        self._end_step("check")
+        self.step.end()
         if self.signal:
             return judge(self._facts(exit_code=0))
         reports = {node: read_json(folder / f"{node}.json") for node in self.nodes}
@@ -190,34 +182,46 @@ class Job:
     # ------------------------------------------------------------ the step
 
     def _train(self) -> Facts:
-        result, failure = self.records.run_folder / "result.json", self.records.run_folder / LOGS / FAILURE
+        run_folder = self.records.run_folder
+        failure = run_folder / LOGS / FAILURE
         failure.unlink(missing_ok=True)
-        before = _changed(result)
-        processes = self.settings.processes or int(os.environ.get("SLURM_GPUS_ON_NODE", "1"))
+        command, processes = ["train", *self.arguments, "--resume"], self._processes()
         launcher = self.settings.launcher if processes * len(self.nodes) > 1 else "srun"
-        command = ["train", *self.arguments, "--resume"]
         if launcher == "srun":
-            self.step = self._srun(command, tasks_per_node=processes, name="train")
+            self.step = self._start_step(command, name="train", tasks_per_node=processes)
         else:
             node = ["node", f"--launcher={launcher}", f"--processes={processes}", "--"]
-            self.step = self._srun([*node, *command], tasks_per_node=1, name="train")
-        ends: list[tuple[str, str]] = []
-        reader = threading.Thread(target=_pass_on, args=(self.step, ends), daemon=True)
-        reader.start()
+            self.step = self._start_step([*node, *command], name="train")
+        watchdog = Watchdog(self.step, self.allocation, self.records, self.settings.silence_s, self.say)
         if self.signal == "SIGUSR1":  # it came before there was a step
-            self.step.send_signal(signal.SIGUSR1)
-        silent_s, silent_nodes = self._watch(failure, saved=lambda: _changed(result) not in (0, before))
-        if self.step.poll() is not None:
-            reader.join(timeout=HANGING_S)
-        code, killed = _first_end(ends)
+            self.step.ask_to_save()
+        silent_s, silent_nodes = watchdog.wait(leaves=lambda: self.signal == "SIGTERM")
+        code, killed = self.step.first_end()
         return self._facts(
-            exit_code=code or self.step.returncode or 0,
-            status=run_status(self.records.run_folder) if _changed(result) not in (0, before) else "",
+            exit_code=code,
+            status=run_status(run_folder) if watchdog.has_saved else "",
             failure=(error := read_json(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
             silent_nodes=silent_nodes,
             killed=killed,
+        )
+
+    def _processes(self) -> int:
+        """Of a node."""
+        return self.settings.processes or self.allocation.gpus
+
+    def _start_step(
+        self, command: list[str], *, name: str, tasks_per_node: int = 1, options: Sequence[str] = ()
+    ) -> Step:
+        environment = self.allocation.environment(processes=self._processes(), interface=self.settings.interface)
+        return Step(
+            self.allocation,
+            command,
+            name=name,
+            tasks_per_node=tasks_per_node,
+            environment=environment,
+            options=options,
         )
 
     def _facts(self, *, exit_code: int, **more: object) -> Facts:
@@ -249,100 +253,6 @@ class Job:
         early_s = LIMIT_S if self.signal else self.before_end_s + LIMIT_S
         over = used is not None and limit is not None and used >= limit - early_s
         return "time limit" if over or self.signal == "SIGUSR1" else ""
-
-    def _watch(self, failure: Path, *, saved: Callable[[], bool]) -> tuple[float, tuple[str, ...]]:
-        """Wait for the step; ends it where it hangs. Returns for how long it was silent, and on which nodes.
-
-        After SIGTERM there is little time: when the run has saved, the rest is Slurm's.
-        """
-        assert self.step is not None
-        began, word, over_s, silent_s = time.time(), 0, 0.0, 0.0
-        while self.step.poll() is None:
-            time.sleep(POLL_S)
-            if self.signal == "SIGTERM" and saved():
-                break
-            # seconds are counted in polls, not by the clock: a job that Slurm suspended for an hour does not hang
-            if over_s or failure.exists() or saved():
-                over_s += POLL_S
-                if over_s > HANGING_S:
-                    self.say(
-                        f"the step has not ended {HANGING_S:.0f} s after a rank failed or the run saved; ending it"
-                    )
-                    self._end_step("train")
-                continue
-            stepping = _changed(self.records.run_folder / "metrics.jsonl") > began * 1e9
-            word, before = _last_word(self.records.run_folder), word
-            silent_s = silent_s + POLL_S if word == before and stepping else 0.0
-            if silent_s > self.settings.silence_s:
-                nodes = self._silent_nodes()
-                self.say(f"nothing written for {silent_s:.0f} s; ending the step")
-                self._end_step("train")
-                return silent_s, nodes
-        return 0.0, ()
-
-    def _silent_nodes(self) -> tuple[str, ...]:
-        """Ask every rank to write where it stands into its log; the nodes of those that do not."""
-        began = self.records.events("start")[-1]["time"]  # other ranks' logs may be left of an earlier start
-        logs = [path for path in self.records.run_folder.glob(f"{LOGS}/rank-*.log") if path.stat().st_mtime > began]
-        places = {log: found[-1] for log in logs if (found := RANK_LINE.findall(log.read_text(errors="replace")))}
-        sizes = {log: log.stat().st_size for log in places}
-        pids = {node: [pid for pid, host in places.values() if host == node] for node in self.nodes}
-        cases = " ".join(f"{node}) kill -USR2 {' '.join(ids)} ;;" for node, ids in pids.items() if ids)
-        ask = ["bash", "-c", f"case $SLURMD_NODENAME in {cases} esac"]
-        options = ["--overlap", "--mem=0", "--gres=none"]  # beside the step that has everything
-        with suppress(subprocess.TimeoutExpired):  # a node that is gone; its ranks are silent too
-            subprocess.run(self._srun_words(ask, tasks_per_node=1, name="ask", options=options), timeout=DUMP_S)
-        time.sleep(2.0)
-        silent = {places[log][1] for log in places if log.stat().st_size == sizes[log]}
-        return tuple(node for node in self.nodes if node in silent) if len(silent) < len(self.nodes) else ()
-
-    def _end_step(self, name: str) -> None:
-        """SIGKILL to all of a step's processes, and to srun where it waits for a node that is gone."""
-        assert self.step is not None
-        if self.step.poll() is not None:
-            return
-        with suppress(UserError):  # the controller does not answer: srun alone is ended
-            for line in slurm.call("squeue", "--steps", "-h", "-j", self.id, "-o", "%i %j").splitlines():
-                step, _, its_name = line.partition(" ")
-                if its_name == name:
-                    self._call("scancel", "--signal=KILL", step)
-        try:
-            self.step.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.step.kill()
-
-    def _srun(
-        self, command: list[str], *, tasks_per_node: int, name: str, options: Sequence[str] = ()
-    ) -> subprocess.Popen[str]:
-        words = [sys.executable, "-m", "ftscale", *command]
-        environment = {**os.environ, **self._environment(tasks_per_node)}
-        return subprocess.Popen(
-            self._srun_words(words, tasks_per_node=tasks_per_node, name=name, options=options),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE if name == "train" else None,
-            text=True,
-            errors="replace",
-        )
-
-    def _srun_words(self, command: list[str], *, tasks_per_node: int, name: str, options: Sequence[str]) -> list[str]:
-        cpus = _least_cpus(os.environ.get("SLURM_JOB_CPUS_PER_NODE", "1"))
-        shape = [f"--nodes={len(self.nodes)}", f"--ntasks-per-node={tasks_per_node}"]
-        shape += [f"--ntasks={len(self.nodes) * tasks_per_node}", f"--cpus-per-task={max(1, cpus // tasks_per_node)}"]
-        return ["srun", f"--job-name={name}", *shape, "--kill-on-bad-exit=1", *options, *command]
-
-    def _environment(self, tasks_per_node: int) -> dict[str, str]:
-        processes = max(tasks_per_node, self.settings.processes or int(os.environ.get("SLURM_GPUS_ON_NODE", "1")))
-        cpus = _least_cpus(os.environ.get("SLURM_JOB_CPUS_PER_NODE", "1"))
-        # below the ephemeral ports, another one for each job and start
-        port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) * 101 + self.restart) % 12_000
-        interface = self.settings.interface
-        return {
-            "MASTER_ADDR": self.nodes[0],
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cpus // processes))),
-            **({"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}),
-        }
 
     # ------------------------------------------------------------ records and Slurm
 
@@ -406,46 +316,3 @@ class Job:
             self.say(f"{' '.join(command)}: {error}")
             return False
         return True
-
-
-def _pass_on(step: subprocess.Popen[str], ends: list[tuple[str, str]]) -> None:
-    """Copy the step's errors to this process's, and note the nodes and ends of tasks that srun reports."""
-    assert step.stderr is not None
-    for line in step.stderr:
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        if match := TASK_ENDED.match(line):
-            ends.append((match[1], match[2] or match[3].strip()))
-
-
-def _first_end(ends: Sequence[tuple[str, str]]) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """Exit code of the first task that ended in an error, and its node with how it was killed; 0, () = neither.
-
-    The others' ends are what the first one led to, and srun's own code is the last one's.
-    """
-    if not ends:
-        return 0, ()
-    node, how = ends[0]
-    how = KILLED.get(how, how)
-    killed = ((node, how),) if how in (*KILLED.values(), "Out Of Memory") else ()
-    return (int(how) if how.isdecimal() else 0), killed
-
-
-def _last_word(run_folder: Path) -> int:
-    """When the run last wrote something: metrics, a log, a part of a checkpoint. Nanoseconds since 1970."""
-    paths = [run_folder / "metrics.jsonl", run_folder / "checkpoints"]
-    paths += [*(run_folder / LOGS).glob("rank-*.log"), *(run_folder / "checkpoints").glob(".*/*")]
-    return max(map(_changed, paths))
-
-
-def _changed(path: Path) -> int:
-    """When a file was written, in nanoseconds since 1970; 0 = it is not there."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
-def _least_cpus(text: str) -> int:
-    """Of `16(x2),8` the 8."""
-    return min(int(part.partition("(")[0]) for part in text.split(","))

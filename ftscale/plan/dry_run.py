@@ -141,8 +141,9 @@ def dry_step(
     few = max(period, -(-config.trainable.last_blocks // period) * period)
     less, more = few + period, few + 2 * period
     deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
-    options = {"probe": probe, "kind": kind, "accumulates": accumulates, "sharded": sharded}
-    run = partial(_run, config, task, processor, batch, **options)
+    run = partial(
+        _run, config, task, processor, batch, probe=probe, kind=kind, accumulates=accumulates, sharded=sharded
+    )
     if not deep or depth is None:
         return run(depth=None).step
     share = (depth - less) / (more - less)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+from pathlib import Path
 
 import pytest
 
-from ftscale.cluster.job import _first_end, _pass_on
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
+from ftscale.cluster.step import Allocation, Step
 
 OWN = {"rank": 3, "host": "n2", "error": "ValueError: no", "exit_code": 1, "peer_lost": False}
 LOST = {"rank": 0, "host": "n1", "error": "Connection closed by peer", "exit_code": 1, "peer_lost": True}
@@ -105,21 +106,29 @@ def test_a_preemption_without_progress_is_not_held_against_the_run():
 @pytest.mark.parametrize(
     ("lines", "code", "killed"),
     [
-        ([], 0, ()),
+        ([], 9, ()),  # srun's own
         (["n2: task 3: Exited with exit code 1", "n1: task 0: Terminated"], 1, ()),
-        (["n2: tasks 2-3: Killed", "n1: task 0: Exited with exit code 1"], 0, (("n2", "Killed"),)),
-        (["n2: task 1: Exited with exit code 137"], 0, (("n2", "Killed"),)),
-        (["n2: task 1: Out Of Memory"], 0, (("n2", "Out Of Memory"),)),
-        (["n2: task 1: Terminated"], 0, ()),
+        (["n2: tasks 2-3: Killed", "n1: task 0: Exited with exit code 1"], 9, (("n2", "Killed"),)),
+        (["n2: task 1: Exited with exit code 137"], 9, (("n2", "Killed"),)),
+        (["n2: task 1: Out Of Memory"], 9, (("n2", "Out Of Memory"),)),
+        (["n2: task 1: Terminated"], 9, ()),
     ],
 )
 def test_the_first_task_that_ended_tells_code_and_node(
-    lines: list[str], code: int, killed: tuple[tuple[str, str], ...], capfd: pytest.CaptureFixture[str]
+    lines: list[str],
+    code: int,
+    killed: tuple[tuple[str, str], ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
-    text = "".join(f"srun: error: {line}\n" for line in lines)
-    step = subprocess.Popen(["sh", "-c", f"printf '%s' '{text}' >&2"], stderr=subprocess.PIPE, text=True)
-    ends: list[tuple[str, str]] = []
-    _pass_on(step, ends)
-    step.wait()
-    assert _first_end(ends) == (code, killed)
-    assert capfd.readouterr().err == text
+    said = "".join(f"srun: error: {line}\n" for line in lines)
+    srun = tmp_path / "srun"
+    srun.write_text(f"#!/bin/sh\nprintf '%s' '{said}' >&2\nexit 9\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    allocation = Allocation(job="1", restart=0, nodes=["n1", "n2"], cpus=4, gpus=2)
+    step = Step(allocation, ["train"], name="train", tasks_per_node=2, environment={})
+    step.process.wait()
+    assert step.first_end() == (code, killed)
+    assert capfd.readouterr().err == said
