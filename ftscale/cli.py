@@ -281,6 +281,7 @@ def submit(
     chain: Annotated[int, typer.Option(min=0, help="So many jobs in a row, for sites without requeue.")] = 0,
     elastic: Annotated[bool, typer.Option("--elastic", help="May start on fewer nodes, with the same batch.")] = False,
     resume: Resume = False,
+    plan: Annotated[bool, typer.Option(help="Refuse a run that does not fit the site's GPUs.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job script and do nothing.")] = False,
 ) -> None:
     """Check RUN.yaml, write its job script into the run folder and submit it to Slurm."""
@@ -302,6 +303,7 @@ def submit(
         chain=chain,
         elastic=elastic,
         resume=resume,
+        plan=plan,
     )
     submission = submit_run(run, overrides or (), request, dry_run=dry_run)
     print(submission.script if dry_run else submission.told)

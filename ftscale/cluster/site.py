@@ -37,6 +37,8 @@ class Site(Section):
     """Time limit: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     """GPUs of each node; 0 = jobs on CPUs."""
+    gpu: str | None = None
+    """What they are, as `ftscale plan --gpu` calls them, e.g. a100-80gb; a run that does not fit is not submitted."""
     cpus_per_node: PositiveInt | None = None
     """CPUs of each node; null = one a process, or the cluster's default for GPUs."""
     mail: str | None = None

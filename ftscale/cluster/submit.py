@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftscale.checks import check_config, read_config
+from ftscale.checks import check_run, read_config
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.records import Records, run_status
@@ -18,6 +18,7 @@ from ftscale.cluster.render import fill
 from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.errors import UserError, unknown_name
+from ftscale.logs import log
 from ftscale.resources import resource
 from ftscale.run_folder import check_run_folder
 
@@ -52,6 +53,8 @@ class Request:
     """Jobs in a row instead of requeues; 0 = requeue."""
     elastic: bool = False
     resume: bool = False
+    plan: bool = True
+    """Refuse a run that does not fit the site's GPUs, as far as a forecast can tell."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     configs: list[Config] = []
     try:
         base = read_config(run, overrides)
-        check_run(base)
+        _check_and_plan(run, overrides, request, site)
         problems += _time_problems(base, request, limit_s)
         members = _members(request, base.run_folder)
         configs = [read_config(run, [*overrides, *member]) for member in members] if members else [base]
@@ -101,9 +104,27 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     return Submission(jobs, records.folder / _log_name(bool(members)), script)
 
 
-def check_run(config: Config) -> None:
-    """What can be known before the job starts. Raises UserError."""
-    check_config(config)
+def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
+    """As `ftscale check` and, where the site names its GPU, `ftscale plan`. Raises UserError: errors, or no room."""
+    gpus = _gpus(request, site)
+    found = check_run(run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site))
+    for warning in found.warnings:
+        log.warning("%s", warning)
+    if found.errors:
+        raise UserError(*found.errors)
+    if not (site.gpu and gpus and request.plan):
+        return
+    from ftscale.plan import plan_run
+    from ftscale.plan.report import summary
+
+    plan = plan_run(read_config(run, overrides), gpu=site.gpu, nodes=request.nodes, gpus_per_node=gpus, compare=False)
+    for line in summary(plan):
+        log.info("%s", line)
+    if not plan.fits:
+        raise UserError(
+            f"{summary(plan)[0]}; `ftscale plan {run} --gpu {site.gpu} --nodes {request.nodes} --gpus-per-node {gpus}` "
+            "ranks what would. --no-plan submits it all the same."
+        )
 
 
 def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
@@ -125,11 +146,20 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
     return Submission(tuple(jobs), log, script.read_text())
 
 
+def _gpus(request: Request, site: Site) -> int:
+    """Of a node."""
+    return site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
+
+
+def _processes(request: Request, site: Site) -> int:
+    """Of a node."""
+    return request.processes or _gpus(request, site) or 1
+
+
 def job_script(run_folder: Path, request: Request, site: Site, *, array: str | None) -> str:
     """The template filled in for a request; array: members, e.g. 0-5%2, None = a single run."""
     folder = Records(run_folder).folder.resolve()
-    gpus = site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
-    processes = request.processes or gpus or 1
+    gpus, processes = _gpus(request, site), _processes(request, site)
     options: dict[str, str | None] = {
         "job-name": run_folder.name,
         "output": str(folder / _log_name(bool(array))),

@@ -45,7 +45,7 @@ def summary(plan: Plan) -> list[str]:
     verdict = "fits" if plan.fits else "does not fit"
     found = [
         f"{plan.strategy} on {plan.nodes} x {plan.gpus_per_node} {device.name}: {memory.total / GIB:.2f} GiB a device "
-        f"of {device.memory / GIB:.0f}, {verdict}",
+        f"of {device.memory / GIB:.4g}, {verdict}",
         f"by kind (GiB): {kinds}",
         f"longest micro-batch: {plan.micro_batch_tokens} tokens; largest that fits: {plan.largest_micro_size} of the "
         f"longest samples; {plan.step.layout} rows",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import tiny
+from plan.worlds import llama, run_of
 
 from ftscale.cluster.site import Site
 from ftscale.cluster.submit import Request, job_script, submit
@@ -49,6 +50,29 @@ def test_a_time_limit_within_which_nothing_can_be_trained_is_refused(run: Path):
 def test_a_mistake_in_the_run_is_found_before_anything_is_written(run: Path, tmp_path: Path):
     assert "data.train[0].path" in problems(run, "data.train.path=missing.tsv")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_check_finds_in_the_data_is_refused(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "What is a job?", "completion": ""}\n' * 4)
+    values = run_of(llama("small", tmp_path / "model", shared), tmp_path, data={"train": str(tmp_path / "pairs.jsonl")})
+    run = tiny.write_run(tmp_path, values)
+    assert "data.train: " in problems(run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_does_not_fit_the_sites_gpus_is_refused(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tiny.write_run(tmp_path, {"gpus_per_node": 2, "gpu": "l4"}, name="cluster.yaml")
+    run = tiny.write_run(tmp_path, run_of(llama("7b", tmp_path / "model", shared), tmp_path))
+    text = problems(run)
+    assert "ddp on 1 x 2 NVIDIA L4: " in text
+    assert "does not fit" in text
+    assert "--gpu l4 --nodes 1 --gpus-per-node 2` ranks what would" in text
+    assert "#SBATCH --gpus-per-node=2\n" in submit(run, (), Request(plan=False), dry_run=True).script
 
 
 def test_seeds_and_grid_make_every_combination(run: Path):
