@@ -138,5 +138,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # peft 0.21 asks transformers 5.23 by an older name of a property
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*is_gradient_checkpointing.*")
+    # transformers 5.23 has new names for these; peft 0.21 and transformers 5.20 know the older ones alone
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
