@@ -10,12 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftscale.cluster import slurm
 from ftscale.cluster.records import Records
 from ftscale.cluster.step import Allocation, Step
 from ftscale.logs import FAILURE, LOGS
 
 POLL_S = 0.5
 HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone
+ASK_S = 5.0  # how often Slurm is asked meanwhile whether one is
 DUMP_S = 15.0  # for the ranks to write where they stand
 RANK_LINE = re.compile(r"rank \d+ is process (\d+) on (\S+)")
 
@@ -54,10 +56,10 @@ class Watchdog:
                 break
             if over_s or self.has_saved or (self.folder / LOGS / FAILURE).exists():
                 over_s += POLL_S
-                if over_s > HANGING_S:
-                    self.say(
-                        f"the step has not ended {HANGING_S:.0f} s after a rank failed or the run saved; ending it"
-                    )
+                lost = slurm.lost_nodes(self.allocation.nodes) if over_s % ASK_S == 0 else ()
+                if lost or over_s > HANGING_S:
+                    why = f"{', '.join(lost)} down" if lost else f"not ended for {HANGING_S:.0f} s"
+                    self.say(f"{why} after a rank failed or the run saved; ending the step")
                     self.step.end()
                 continue
             trains = changed_at(self.folder / "metrics.jsonl") > began * 1e9

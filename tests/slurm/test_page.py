@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import tiny
-import yaml
 from slurm_cluster import ROOT, Cluster, Job, wait_for
 
 from ftscale.cluster import slurm
+from ftscale.config.yaml_text import read_yaml
 
 PAGE = ROOT / "docs/slurm.md"
 STEPS, LONG = 6, 3000
@@ -77,9 +77,8 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
 
 
 def test_the_pages_settings_of_a_site_are_read(cluster: Cluster):
-    written = yaml.safe_load(
-        re.findall(r"```yaml\n(# ~/.config/ftscale/cluster.yaml\n.*?)```", PAGE.read_text(), re.S)[0]
-    )
+    text = re.findall(r"```yaml\n(# ~/.config/ftscale/cluster.yaml\n.*?)```", PAGE.read_text(), re.S)[0]
+    written = read_yaml(text, source=PAGE.name)
     cluster.site(**written)
     try:
         script = cluster.submit(cluster.run_file("site", steps=STEPS), "--dry-run").stdout
