@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ftscale.cluster import slurm
 from ftscale.errors import UserError
 
+KILL_S = 5.0  # from SIGKILL to the end of its processes
 READ_S = 30.0  # for the last lines of a step's errors
 TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?:Exited with exit code (\d+)|(.+))")
 KILLED = {"137": "Killed", "139": "Segmentation fault", "135": "Bus error"}
@@ -90,7 +91,7 @@ class Step:
             self.process.send_signal(signal.SIGUSR1)
 
     def end(self) -> None:
-        """SIGKILL to all processes, and to srun where it waits for a node that is gone."""
+        """SIGKILL to all processes, and then to srun, which would wait for those of a node that is gone."""
         if not self.is_running:
             return
         with suppress(UserError):  # the controller does not answer: srun alone is ended
@@ -99,7 +100,7 @@ class Step:
                 if name == self.name:
                     slurm.call("scancel", "--signal=KILL", step)
         try:
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=KILL_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
 
