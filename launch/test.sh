@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv, and runs the linters, the type checker and all tests.
 # Arguments go to pytest: bash launch/test.sh -m "not slow" tests/config
-# Without any, tests marked `unsettled` are left out: those on a Slurm cluster, and forecasts beside measurements.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,5 +34,11 @@ step ruff check .
 step ruff format --check .
 step codespell
 step mypy
-(($#)) || set -- -m "not unsettled"
-step pytest -n 2 --dist loadfile "$@"
+if (($#)); then
+    step pytest -n 2 --dist loadfile "$@"
+else
+    failed=0
+    step pytest -n 2 --dist loadfile -m "not slurm" || failed=1
+    step pytest -m slurm || failed=1 # by themselves: each of their jobs has four processes
+    exit $failed
+fi

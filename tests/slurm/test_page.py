@@ -20,7 +20,7 @@ FOLLOW = "ftscale logs -f runs/mine"
 WAITS = ("ftscale resubmit", "ftscale table", "sbatch --output=scores.log")
 """Commands that a user gives when the jobs before are over."""
 
-pytestmark = [pytest.mark.slurm, pytest.mark.unsettled, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

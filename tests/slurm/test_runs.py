@@ -14,7 +14,7 @@ from ftscale.cluster import slurm
 STEPS = 30
 EVERY = 5
 
-pytestmark = [pytest.mark.slurm, pytest.mark.unsettled, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 BROKEN = """
 import os
