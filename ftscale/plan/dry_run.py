@@ -99,7 +99,7 @@ class Probe:
     def know_head(self, task: Task, batch: Batch) -> None:
         """Find out on a padded batch what the model does after its head."""
         vocabulary = self.twin.config.get_text_config().vocab_size
-        short = {name: value[:, :ENOUGH] if getattr(value, "ndim", 0) == 2 else value for name, value in batch.items()}
+        short = {name: value[:, :ENOUGH] if value.ndim == 2 else value for name, value in batch.items()}
         ids, labels = short["input_ids"], short["labels"]
         small = {
             **short,
