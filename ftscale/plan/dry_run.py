@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _ModState
 from torch.utils.flop_counter import (
@@ -99,7 +99,10 @@ class Probe:
     def know_head(self, task: Task, batch: Batch) -> None:
         """Find out on a padded batch what the model does after its head."""
         vocabulary = self.twin.config.get_text_config().vocab_size
-        short = {name: value[:, :ENOUGH] if value.ndim == 2 else value for name, value in batch.items()}
+        short = {
+            name: value[:, :ENOUGH] if isinstance(value, Tensor) and value.ndim == 2 else value
+            for name, value in batch.items()
+        }
         ids, labels = short["input_ids"], short["labels"]
         small = {
             **short,
