@@ -73,7 +73,8 @@ class Distributed:
         grouped = plugin is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
         # facts: without a backend named, Accelerate on a CPU runs one process whatever the launcher says
         backend = ("nccl" if cuda else "gloo") if grouped else None
-        group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.timeout_s))
+        self._timeout = timedelta(seconds=config.timeout_s)
+        group = InitProcessGroupKwargs(backend=backend, timeout=self._timeout)
         mixed = precision if plugin is not None and precision != "fp32" else ("fp16" if precision == "fp16" else "no")
         self.accelerator = Accelerator(
             # facts: without cpu=True Accelerate leaves DDP out on a CPU, with it it leaves DeepSpeed out
@@ -116,6 +117,8 @@ class Distributed:
 
             if not isinstance(self.module, DeepSpeedEngine):
                 raise RuntimeError(self._without_deepspeed(f"the model became a {type(self.module).__name__}"))
+            # DeepSpeed's own group waits half an hour for a rank that hangs, whatever the world's group was given
+            self.module.data_parallel_group.set_timeout(self._timeout)  # type: ignore[union-attr]
             log.info(
                 "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
             )
