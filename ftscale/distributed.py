@@ -282,7 +282,9 @@ class Distributed:
             # frozen base weights are on disk already, where the model came from
             engine.save_checkpoint(str(folder), tag=SHARDS, exclude_frozen_parameters=True, save_latest=False)
         except OSError:
-            # rank 0 copying DeepSpeed's recovery scripts, just before the barrier in which the others wait
+            # rank 0 copying DeepSpeed's recovery scripts; what is left of the save, in which the others wait for it:
+            if self.zero_stage == 3:
+                engine.optimizer.checkpoint_event_epilogue()
             torch.distributed.barrier()
             raise
         finally:
