@@ -143,7 +143,7 @@ def config_of(case: Case, *, tiny: bool = False) -> dict[str, Any]:
     samples = case.samples * case.processes * case.micro_batches
     return {
         "task": {"name": "causal_lm", "max_length": 16 if tiny else case.length},
-        "run_folder": str(FOLDER / "runs" / f"{name}-{os.getpid()}"),
+        "run_folder": str(FOLDER / "runs" / f"{name}-{os.getppid()}"),
         "model": {
             "name": str(model_folder(case, tiny=tiny)),
             "quantization": "nf4" if case.trains == "nf4" else "none",
