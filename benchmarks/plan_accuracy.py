@@ -295,6 +295,7 @@ def forecast_here(case: Case) -> None:
         "kinds": plan.memory.kinds,
         "peak_bytes": plan.memory.total,
         "step_flops": plan.step.flops * case.micro_batches,
+        "update_s": plan.time.update_s,
     }
     (FOLDER / "forecast.json").write_text(json.dumps(figures))
 
@@ -387,15 +388,17 @@ def verdict(found: dict[str, Any]) -> dict[str, Any]:
 def time_errors(records: dict[str, Any]) -> dict[str, float]:
     """Of each combination's step, with the rate that the others reach."""
     rates = {
-        name: record["forecast"]["step_flops"] / record["measured"]["step_cpu_s"]
+        name: record["forecast"]["step_flops"] / (record["measured"]["step_cpu_s"] - record["forecast"]["update_s"])
         for name, record in records.items()
         if "step_cpu_s" in record["measured"]
     }
     errors = {}
-    for name, rate in rates.items():
+    for name in rates:
         others = [other for key, other in rates.items() if key != name and _kind(key) == _kind(name)]
         if others:
-            errors[name] = rate / median(others) - 1  # forecast over measured seconds
+            forecast = records[name]["forecast"]
+            seconds = forecast["step_flops"] / median(others) + forecast["update_s"]
+            errors[name] = seconds / records[name]["measured"]["step_cpu_s"] - 1
     return errors
 
 

@@ -28,8 +28,11 @@ def calibrate_here(config: Config, *, device: Device | None = None) -> str:
     device = device or load_device(None)
     plan = plan_run(config, gpu=device.key if device.is_gpu else None, compare=False)
     step_s = measure_step(config)
-    flops = plan.time.step_s * plan.time.efficiency * device.flops(config.train.precision)
-    share = calibrate(device, flops=flops, step_s=step_s, precision=config.train.precision)
+    computing_s = plan.time.step_s - plan.time.update_s
+    flops = computing_s * plan.time.efficiency * device.flops(config.train.precision)
+    share = calibrate(
+        device, flops=flops, step_s=max(step_s - plan.time.update_s, 0.1 * step_s), precision=config.train.precision
+    )
     return f"a step takes {step_s:.3g} s here: {share:.1%} of the rate of {device.name}"
 
 

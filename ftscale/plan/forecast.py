@@ -19,7 +19,7 @@ from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
 from ftscale.plan.memory import Memory, forecast_memory, state_bytes
-from ftscale.plan.timing import Time, forecast_time, traffic_bytes
+from ftscale.plan.timing import Time, forecast_time, traffic_bytes, update_seconds
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
@@ -223,6 +223,9 @@ class _Planner:
         )
         return forecast_time(
             flops=step.flops * tokens / max(self.batches.tokens(config, flat=flat), 1),
+            update_s=update_seconds(
+                config, step.sizes, strategy=strategy, world_size=self.world_size, device=self.device
+            ),
             traffic=traffic,
             tokens=self.batches.mean_tokens(config),
             num_steps=self.num_steps(config),

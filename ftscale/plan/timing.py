@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftscale.config import Config
 from ftscale.config.compatibility import ZERO3
 from ftscale.plan.devices import CALIBRATION, Device
 from ftscale.plan.dry_run import Sizes
+from ftscale.plan.memory import state_bytes
 
 EFFICIENCY = 0.4
 """Share of a device's rate that training reaches without calibration: 0.3 to 0.5 is what published runs report (PaLM,
@@ -20,6 +22,8 @@ LINK_EFFICIENCY = 0.7
 OFFLOAD_SLOWDOWN = {"zero2_offload": 1.5, "zero3_offload": 3.0}
 """How much longer a step takes whose optimizer (and weights) cross the host's bus: estimates, for hosts and tokens of a
 step differ. ZeRO-Offload's abstract (arXiv:2101.06840) has 40 of a V100's 125 TFLOPS for 10 B weights."""
+EIGHT_BIT_ON_CPU_S = 2e-8
+"""Of each weight that trains: bitsandbytes' arithmetic on one core of a server (benchmarks/plan_accuracy.py)."""
 OVERLAP = 0.5
 """Share of the communication that runs beside the computation."""
 
@@ -30,6 +34,8 @@ class Time:
 
     step_s: float
     """An optimizer step."""
+    update_s: float
+    """The part of it that the optimizer takes after the last backward pass."""
     communication_bytes: float
     """Sent by a device in an optimizer step."""
     total_s: float | None
@@ -57,9 +63,20 @@ def traffic_bytes(sizes: Sizes, *, strategy: str, world_size: int, micro_batches
     return share * 2 * trained
 
 
+def update_seconds(config: Config, sizes: Sizes, *, strategy: str, world_size: int, device: Device) -> float:
+    """Of the optimizer alone: state and fp32 masters are read and written, gradients read, weights written."""
+    share = 1 / world_size if strategy.startswith("zero") else 1.0
+    held = state_bytes(config.optimizer.name, sizes.trained, momentum=config.optimizer.momentum)
+    held += 4 * sizes.trained if config.train.precision == "bf16" else 0.0
+    moved_s = (2 * held + 2 * sizes.trained_bytes) / (device.bandwidth_gb_s * 1e9)
+    on_cpu = not device.is_gpu and config.optimizer.name.endswith("_8bit")
+    return share * (moved_s + sizes.trained * EIGHT_BIT_ON_CPU_S * on_cpu)
+
+
 def forecast_time(
     *,
     flops: float,
+    update_s: float,
     traffic: float,
     tokens: float,
     num_steps: int | None,
@@ -78,11 +95,11 @@ def forecast_time(
     compute_s = flops / (device.flops(precision) * factor) * OFFLOAD_SLOWDOWN.get(strategy, 1.0)
     link = (device.link_gb_s if nodes == 1 else min(interconnect_gb_s, device.link_gb_s)) * 1e9
     communication_s = traffic / (link * LINK_EFFICIENCY)
-    step_s = compute_s + max(communication_s * (1 - OVERLAP), communication_s - compute_s * OVERLAP)
+    step_s = compute_s + max(communication_s * (1 - OVERLAP), communication_s - compute_s * OVERLAP) + update_s
     total = None if num_steps is None else step_s * num_steps
     hours = None if total is None else total * world_size / 3600
     usd = None if hours is None else hours * device.usd_per_hour
-    return Time(step_s, traffic, total, hours, usd, tokens / step_s if step_s else 0.0, factor, calibrated)
+    return Time(step_s, update_s, traffic, total, hours, usd, tokens / step_s if step_s else 0.0, factor, calibrated)
 
 
 def efficiency(device: Device) -> tuple[float, bool]:

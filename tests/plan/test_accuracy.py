@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import plan_accuracy  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.unsettled, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SIX = (
     "deep-small-full-adamw-128",
