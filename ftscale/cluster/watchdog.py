@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import time
@@ -11,14 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftscale.cluster import slurm
 from ftscale.cluster.records import Records
 from ftscale.cluster.step import Allocation, Step
 from ftscale.logs import FAILURE, LOGS
 
 POLL_S = 0.5
 HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone
-ASK_POLLS = 6  # so many between two questions to Slurm whether a node is gone
 DUMP_S = 15.0  # for the ranks to write where they stand
 RANK_LINE = re.compile(r"rank \d+ is process (\d+) on (\S+)")
 
@@ -51,18 +48,15 @@ class Watchdog:
         """
         # seconds are counted in polls, not by the clock: a job that Slurm suspended for an hour does not hang
         began, word, over_s, silent_s = time.time(), 0, 0.0, 0.0
-        for poll in itertools.count(1):
+        while self.step.is_running:
             time.sleep(POLL_S)
-            if not self.step.is_running or (leaves() and self.has_saved):
+            if leaves() and self.has_saved:
                 break
-            over = over_s > 0 or self.has_saved or (self.folder / LOGS / FAILURE).exists()
-            over_s += POLL_S * over
-            lost = slurm.lost_nodes(self.allocation.nodes) if (over or leaves()) and poll % ASK_POLLS == 0 else ()
-            if lost or over_s > HANGING_S:
-                why = f"{', '.join(lost)} down" if lost else f"not over {HANGING_S:.0f} s after a rank failed or saved"
-                self.say(f"{why}; ending the step")
-                self.step.end()
-            if over or lost:
+            if over_s or self.has_saved or (self.folder / LOGS / FAILURE).exists():
+                over_s += POLL_S
+                if over_s > HANGING_S:  # not sooner: where a node is lost, Slurm requeues the job by itself
+                    self.say(f"not over {HANGING_S:.0f} s after a rank failed or saved; ending the step")
+                    self.step.end()
                 continue
             trains = changed_at(self.folder / "metrics.jsonl") > began * 1e9
             word, before = self._last_word(), word
