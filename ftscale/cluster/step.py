@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ftscale.cluster import slurm
 from ftscale.errors import UserError
 
-KILL_S = 5.0  # from SIGKILL to the end of its processes
+KILL_S = 10.0  # from SIGKILL to the end of its processes
 READ_S = 30.0  # for the last lines of a step's errors
 TASK_ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (?:Exited with exit code (\d+)|(.+))")
 KILLED = {"137": "Killed", "139": "Segmentation fault", "135": "Bus error"}
