@@ -51,7 +51,7 @@ def main() -> None:
             "nodes": 2,
             "processes_per_node": 2,
             "checkpoint_every": EVERY,
-            "silence_s": 10,
+            "silence_s": 15,
             "SlurmdTimeout": 6,
         },
         "faults": rows,

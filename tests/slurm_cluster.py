@@ -56,7 +56,7 @@ class Cluster:
 
     def site(self, **settings: Any) -> None:
         """Write the site's cluster.yaml."""
-        usual = {"min_free_gib": 0.001, "time": "30", "silence_s": 10}
+        usual = {"min_free_gib": 0.001, "time": "30", "silence_s": 15}
         tiny.write_run(self.folder, usual | settings, name="cluster.yaml")
 
     def do(self, *command: str) -> str:

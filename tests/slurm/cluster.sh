@@ -108,7 +108,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
 # real clusters: 300 and 30
 SlurmdTimeout=6
-KillWait=${FTS_KILL_WAIT:-12}
+KillWait=${FTS_KILL_WAIT:-20}
 SlurmctldTimeout=10
 MessageTimeout=5
 TCPTimeout=2
