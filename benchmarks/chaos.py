@@ -188,8 +188,8 @@ def play(
         if status(folder) == "completed":  # by itself, or before the fault reached it: that one strikes the next
             free_disk(folder, draw)
             compare(case, reference, folder)
-            case.completed = not left
-            if case.completed:
+            if not left:  # nothing struck this start
+                case.completed = code == 0
                 return
             shutil.rmtree(folder)
             environment = {}

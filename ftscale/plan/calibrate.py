@@ -30,9 +30,10 @@ def calibrate_here(config: Config, *, device: Device | None = None) -> str:
     step_s = measure_step(config)
     computing_s = plan.time.step_s - plan.time.update_s
     flops = computing_s * plan.time.efficiency * device.flops(config.train.precision)
-    share = calibrate(
-        device, flops=flops, step_s=max(step_s - plan.time.update_s, 0.1 * step_s), precision=config.train.precision
-    )
+    measured_s = max(
+        step_s - plan.time.update_s, 0.1 * step_s
+    )  # the optimizer's time is a forecast, and may be too long
+    share = calibrate(device, flops=flops, step_s=measured_s, precision=config.train.precision)
     return f"a step takes {step_s:.3g} s here: {share:.1%} of the rate of {device.name}"
 
 
