@@ -90,7 +90,7 @@ class Cluster:
 
     # ------------------------------------------------------------ runs
 
-    def run_file(self, name: str, *, steps: int, **changes: Any) -> Path:
+    def run_file(self, name: str, *, steps: int, data: dict[str, Any] | None = None, **changes: Any) -> Path:
         """A language model of 260,032 weights on captions."""
         captions = self.shared / "data/translation/multi30k_de-en"
         values = {
@@ -101,6 +101,7 @@ class Cluster:
                 "train": {"path": str(captions / "train.en.gz"), "format": "text", "limit": 2000},
                 "eval": {"path": str(captions / "val.en.gz"), "format": "text", "limit": 32},
                 "cache_dir": str(self.folder / "cache"),
+                **(data or {}),
             },
             "batch": {"global_size": 8},
             "optimizer": {"lr": 1e-3},
@@ -109,6 +110,16 @@ class Cluster:
             **changes,
         }
         return tiny.write_run(self.folder, values, name=f"{name}.yaml")
+
+    def own_model(self, name: str, code: str) -> Path:
+        """The same weights under a class of one's own; `code` defines OwnForCausalLM. Written anew: the code is."""
+        model = self.folder / name
+        shutil.copytree(self.shared / "weights/stories260K", model, dirs_exist_ok=True)
+        (model / "modeling_own.py").write_text(code)
+        config = json.loads((model / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+        (model / "config.json").write_text(json.dumps(config))
+        return model
 
     def submit(self, run: Path, *options: object, overrides: tuple[str, ...] = (), code: int = 0) -> tiny.Outcome:
         """`ftscale submit`, in this process."""

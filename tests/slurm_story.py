@@ -17,6 +17,21 @@ LIMIT_S = 90
 """To the time limit, when it is moved: Slurm looks at it every half a minute, and warns the run that long before."""
 
 
+PACED = """
+import time
+from pathlib import Path
+from transformers import LlamaForCausalLM
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        if self.training and (Path(self.name_or_path) / "slowly").exists():
+            time.sleep(0.25)
+        return super().forward(*args, **kwargs)
+"""
+"""A model that takes its time while something is waited for, so that the run is not over first."""
+
+
 @dataclass
 class Event:
     """What one happening did."""
@@ -38,6 +53,15 @@ class Story:
     cluster: Cluster
     job: Job
     events: dict[str, Event] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, cluster: Cluster, name: str, *, steps: int, **changes: Any) -> Story:
+        """Submit the run."""
+        model = {"name": str(cluster.own_model("paced", PACED)), "trust_remote_code": True}
+        checkpoint = {"every": EVERY, "prove": "never"}
+        run = cluster.run_file(name, steps=steps, model=model, checkpoint=checkpoint, **changes)
+        cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
+        return cls(cluster, Job(cluster.folder / name))
 
     def happen(self, name: str) -> None:
         """Wait until the run trains and has a new checkpoint, let it happen, wait for the first step after it."""
@@ -104,7 +128,10 @@ def _kill_slurmd(story: Story, event: Event) -> None:
 def _reach_the_time_limit(story: Story, event: Event) -> None:
     end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + LIMIT_S))
     slurm.call("scontrol", "update", f"JobId={story.job.id}", f"EndTime={end}")
+    slowly = story.cluster.folder / "paced/slowly"
+    slowly.touch()
     wait_for(lambda: len(story.job.ends) >= event.start, "the end of the start", job=story.job)
+    slowly.unlink()
     slurm.call("scontrol", "update", f"JobId={story.job.id}", "TimeLimit=30")  # it keeps the shorter one
 
 

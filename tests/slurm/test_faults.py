@@ -13,7 +13,7 @@ from slurm_story import EVERY, Story
 STEPS = 500
 LEFT_OUT = ("one worker killed", "one worker stopped (SIGSTOP)")
 LOST = "link cut"
-SAVED = ("scontrol requeue", "preempted by a higher partition", "time limit in a step")  # the last takes most steps
+SAVED = ("scontrol requeue", "preempted by a higher partition", "time limit in a step")
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -21,9 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def story(cluster: Cluster) -> Story:
     """The run is through when the fixture is; the tests look at what it left."""
-    run = cluster.run_file("story", steps=STEPS, checkpoint={"every": EVERY, "prove": "never"})
-    cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
-    story = Story(cluster, Job(cluster.folder / "story"))
+    story = Story.begin(cluster, "story", steps=STEPS)
     for name in (*LEFT_OUT, LOST, *SAVED):
         story.happen(name)
     story.job.wait_for_end()

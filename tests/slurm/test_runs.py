@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 import tiny
@@ -21,7 +20,7 @@ import os
 from transformers import LlamaForCausalLM
 
 
-class BrokenForCausalLM(LlamaForCausalLM):
+class OwnForCausalLM(LlamaForCausalLM):
     calls = 0
 
     def forward(self, *args, **kwargs):
@@ -82,12 +81,7 @@ def test_bad_nodes_are_named_and_left_out(cluster: Cluster, alone: dict[int, flo
 def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted(
     cluster: Cluster, alone: dict[int, float]
 ):
-    model = cluster.folder / "broken"
-    shutil.copytree(cluster.shared / "weights/stories260K", model)
-    (model / "modeling_broken.py").write_text(BROKEN)
-    config = (model / "config.json").read_text().rstrip().removesuffix("}")
-    auto_map = '"auto_map": {"AutoModelForCausalLM": "modeling_broken.BrokenForCausalLM"}'
-    (model / "config.json").write_text(f"{config.rstrip()}, {auto_map}}}")
+    model = cluster.own_model("broken", BROKEN)
     options = ("--launcher", "accelerate")
     changes = {"model": {"name": str(model), "trust_remote_code": True}, "distributed": {"strategy": "zero2"}}
     job = submit(cluster, "mistake", *options, **changes)
@@ -102,7 +96,7 @@ def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted
     assert tiny.command("logs", job.folder, "--rank", 3).stdout == (job.folder / "logs/rank-00003.log").read_text()
     assert len(job.records.events("start")) == 1
 
-    (model / "modeling_broken.py").write_text(BROKEN.replace("raise ValueError", "print"))
+    cluster.own_model("broken", BROKEN.replace("raise ValueError", "print"))
     assert "submitted job" in tiny.command("resubmit", job.folder).stdout
     job.wait_for_end()
     assert job.records.events("start")[-1]["step"] > 0
