@@ -1,6 +1,6 @@
 """What each fault costs on a real Slurm cluster: seconds to the first new step, and steps lost.
 
-    python benchmarks/slurm_faults.py --shared ../shared      # as root; Debian's Slurm; about a quarter of an hour
+    python benchmarks/slurm_faults.py --shared ../shared      # as root; Debian's Slurm; about eight minutes
 
 Five nodes of namespaces on this machine, real training of a small model by 2 nodes x 2 processes on gloo. Slurm's
 SlurmdTimeout is 6 s here and 300 s on most clusters: add the difference to the times of lost nodes.
@@ -46,7 +46,7 @@ def main() -> None:
     about = {
         "command": "python benchmarks/slurm_faults.py",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "slurm": subprocess.run(["sinfo", "--version"], capture_output=True, text=True).stdout.strip(),
+        "slurm": subprocess.run(["slurmctld", "-V"], capture_output=True, text=True).stdout.strip(),
         "versions": {name: version(name) for name in ("torch", "accelerate")},
         "settings": {
             "nodes": 2,

@@ -23,6 +23,7 @@ from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
+from ftscale.swapped import load_swapped, save_swapped
 
 STRATEGIES = {
     "single": None,
@@ -258,7 +259,9 @@ class Distributed:
 
         `write(value, path)` writes a value into `folder`, or copies it to be written later; it does not raise.
         """
-        if self.zero_stage:
+        if self.strategy == "zero3_nvme":
+            save_swapped(self.module, folder / SHARDS, write, rank=self.rank)
+        elif self.zero_stage:
             self._save_engine(folder, write)
         elif self.is_main:
             scaler = self.accelerator.scaler
@@ -274,9 +277,13 @@ class Distributed:
 
         class Writer(TorchCheckpointEngine):  # DeepSpeed's own place for another way of writing
             def save(self, state_dict: Any, path: str) -> None:
+                if state_dict.get("module"):  # DeepSpeed leaves out frozen weights, not the scales of quantised ones
+                    weights = state_dict["module"]
+                    state_dict["module"] = {name: weights[name] for name in weights if name in kept}
                 write(state_dict, Path(path))
 
         engine: Any = self.module
+        kept = _kept_names(self.unwrapped)
         usual, engine.checkpoint_engine = engine.checkpoint_engine, Writer()
         try:
             # frozen base weights are on disk already, where the model came from
@@ -296,6 +303,9 @@ class Distributed:
         `weights_only`: the optimizer is not needed any more. Raises UserError, on every rank, where the optimizer's
         state cannot be cut for this number of processes.
         """
+        if self.strategy == "zero3_nvme":
+            load_swapped(self.module, folder / SHARDS, rank=self.rank)
+            return
         if self.zero_stage:
             with self._cut_for_us(folder) as fitting:
                 self.module.load_checkpoint(  # type: ignore[operator]
@@ -341,6 +351,16 @@ class Distributed:
         return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
 
 
+def _check_async_io(strategy: str) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            f"distributed.strategy = {strategy} reads and writes by libaio, which DeepSpeed does not find here; "
+            "install it (Debian and Ubuntu: apt-get install libaio-dev), or use zero3_offload."
+        )
+
+
 def resolve_strategy(config: DistributedConfig) -> str:
     """The strategy that the config names, or that the launcher set up."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -376,7 +396,7 @@ def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str
     if strategy == "zero3_nvme" and here[1] != processes:
         raise UserError(
             f"checkpoint {checkpoint} was made by {processes} processes with {strategy}, which keeps each process's "
-            f"state in raw files of its own; resume with {processes}, not {here[1]}."
+            f"state in files of its own; resume with {processes}, not {here[1]}."
         )
 
 
@@ -409,10 +429,14 @@ def _lay_rows_first(module: nn.Module) -> None:
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """Weights that train, and buffers: what a checkpoint must hold besides the base model's files."""
-    kept = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
-    kept |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    # a quantised base has more in its state than weights and buffers: the scales of its frozen weights
+    kept = _kept_names(module)
     return {name: value.detach() for name, value in module.state_dict().items() if name in kept}
+
+
+def _kept_names(module: nn.Module) -> set[str]:
+    """A quantised base has more in its state than weights and buffers: the scales of its frozen weights."""
+    trained = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    return trained | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
 
 def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
@@ -455,6 +479,7 @@ def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: st
                     f"distributed.strategy = {strategy} needs distributed.offload_dir: a folder on a fast local disk."
                 )
             offload["nvme_path"] = config.offload_dir
+            _check_async_io(strategy)
     # the launcher's own variables must not add to what is written here; torchrun and srun set none
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"

@@ -20,7 +20,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA on int8": {**LORA, "model": {"name": "m", "quantization": "int8"}},
     "AdaLoRA": {"adapter": {"method": "adalora"}},
     "random weights, LoRA": {**LORA, "model": {"name": "m", "init": "random"}},
-    "SGD, Lion, Adafactor, 8-bit optimizers": {"optimizer": {"name": "adamw_8bit"}},
+    "SGD, Lion, AdEMAMix": {"optimizer": {"name": "lion"}},
+    "8-bit optimizers": {"optimizer": {"name": "adamw_8bit"}},
+    "Adafactor": {"optimizer": {"name": "adafactor"}},
     "activation checkpointing": {"train": {"activation_checkpointing": True}},
 }
 START, END = "<!-- combinations: python -m ftscale.config.matrix -->", "<!-- end of combinations -->"

@@ -162,7 +162,7 @@ class Saver:
         if self._error is None:
             try:
                 action(*arguments)
-            except Exception as error:  # noqa: BLE001: raised by _agree
+            except Exception as error:  # noqa: BLE001 (raised by _agree)
                 self._error = error
 
     def _agree(self) -> None:

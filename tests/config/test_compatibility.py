@@ -78,6 +78,10 @@ REFUSED = {
         {**STREAM, "data": {**STREAM["data"], "num_workers": 2}},
         {**STREAM, "data": {**STREAM["data"], "prepare_workers": 2}},
     ),
+    "adafactor under ZeRO": (
+        {"optimizer": {"name": "adafactor"}, "distributed": {"strategy": "zero2"}},
+        {"optimizer": {"name": "adamw_8bit"}},
+    ),
     "SGD8bit without momentum": (
         {"optimizer": {"name": "sgd_8bit", "momentum": 0}},
         {"optimizer": {"name": "sgd", "momentum": 0}},

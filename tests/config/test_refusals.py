@@ -16,6 +16,7 @@ from ftscale.config.schema import (
     DataConfig,
     DistributedConfig,
     HeadConfig,
+    OptimizerConfig,
     SourceConfig,
     TrainableConfig,
 )
@@ -24,6 +25,7 @@ from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.freeze import freeze
 from ftscale.models.head import replace_head
+from ftscale.optim.optimizers import build_optimizer
 
 LORA = AdapterConfig.model_validate({"method": "lora", "r": 2, "target_modules": ["q_proj"]})
 
@@ -104,6 +106,21 @@ def test_the_number_of_last_blocks_is_not_read_in_another_scope():
     freeze(other, TrainableConfig(scope="all", last_blocks=1))
     trained = [[weight.requires_grad for weight in item.parameters()] for item in (model, other)]
     assert trained[0] == trained[1]
+
+
+def test_adafactor_does_not_factor_a_flat_share():
+    """ZeRO's ranks hold shares of all weights laid end to end; of one it keeps as many second moments as elements."""
+    states = []
+    for shape in ((64, 64), (64 * 64,)):
+        weight = nn.Parameter(torch.ones(shape))
+        weight.grad = torch.rand(shape)
+        optimizer = build_optimizer(nn.ParameterList([weight]), OptimizerConfig(name="adafactor", lr=1e-3))
+        optimizer.step()
+        states.append(
+            sum(value.numel() for value in optimizer.state[weight].values() if isinstance(value, torch.Tensor))
+        )
+    assert states[0] <= 2 * 64 + 1
+    assert states[1] >= 64 * 64
 
 
 def test_bitsandbytes_has_no_sgd_without_momentum():

@@ -43,7 +43,10 @@ class Jobs:
         self, name: str, config: dict[str, Any], *, strategy: str, processes: int = 2, resume_from: int = 0
     ) -> None:
         self.folders[name] = self.work / name
-        config = {**config, "run_folder": str(self.folders[name]), "distributed": {"strategy": strategy}}
+        distributed = {"strategy": strategy}
+        if strategy == "zero3_nvme":
+            distributed["offload_dir"] = str(self.work / "nvme")
+        config = {**config, "run_folder": str(self.folders[name]), "distributed": distributed}
         self.listed.setdefault(processes, []).append({"config": config, "resume_from": resume_from})
 
     def run(self) -> None:

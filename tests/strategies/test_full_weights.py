@@ -17,6 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ZERO = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 SHARED_OUT = ("ddp", *ZERO)
+MOMENTUM = {"lr": 0.1, "momentum": 0.9}
+OPTIMIZERS = {  # settings, and the one of ZeRO's stages that the optimizer is tried under
+    "sgd": (MOMENTUM, "zero1"),
+    "lion": ({"lr": 0.001}, "zero2"),
+    "ademamix": ({"lr": 0.002}, "zero3"),
+    "sgd_8bit": (MOMENTUM, "zero2"),
+    "lion_8bit": ({"lr": 0.001}, "zero3"),
+    "ademamix_8bit": ({"lr": 0.002}, "zero1"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,10 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for strategy in ("ddp", "zero2", "zero3"):
         add(f"bf16-{strategy}", bf16, strategy=strategy, resume_from=HALF)
 
+    for optimizer, (settings, strategy) in OPTIMIZERS.items():
+        config = captions | {"optimizer": {"name": optimizer, **settings}}
+        add(f"{optimizer}-single", config, strategy="single", processes=1)
+        add(f"{optimizer}-{strategy}", config, strategy=strategy)
     eight_bits = jobs.captions(shared, work, optimizer={"name": "adamw_8bit", "lr": 0.002})
     skipping = jobs.regression(shared, work, labels={18: 1e30}, guard={"policy": "skip"})
     add("skipping-single", skipping, strategy="single", processes=1)
@@ -173,6 +186,18 @@ def test_bf16_stays_near_fp32_and_resumes(done: dict[str, Path], strategy: str):
     # a norm in bfloat16 would come in steps of 1/16 here
     assert jobs.grad_norms(whole)[0] == pytest.approx(jobs.grad_norms(done["captions-single"])[0], rel=0.003)
     assert jobs.grad_norms(whole)[0] * 16 % 1
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "8bit" not in name])
+def test_an_optimizer_by_element_goes_the_way_of_one_process(done: dict[str, Path], name: str):
+    other = done[f"{name}-{OPTIMIZERS[name][1]}"]
+    assert jobs.losses(other) == pytest.approx(jobs.losses(done[f"{name}-single"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "8bit" in name])
+def test_an_8bit_optimizer_stays_near_one_process(done: dict[str, Path], name: str):
+    other = done[f"{name}-{OPTIMIZERS[name][1]}"]
+    assert jobs.losses(other) == pytest.approx(jobs.losses(done[f"{name}-single"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["zero2", "zero3"])

@@ -80,7 +80,6 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
     }
     stream = full | {"data": full["data"] | {"streaming": True, "shuffle_buffer": 24}}
     quantised = full | {"optimizer": {"name": "adamw_8bit", "lr": 0.002}}
-    clipped = full | {"optimizer": {"name": "adafactor", "lr": 0.002}}
     return {
         "ddp": Chain(full, ["single", "ddp", "ddp", "ddp"]),
         "stream": Chain(stream, ["single", "ddp", "ddp", "ddp"]),
@@ -92,7 +91,7 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
         "momentum": Chain(momentum, ["zero2", "zero3"]),
         "worse": Chain(worse, ["zero3", "zero2"]),
         "8bit": Chain(quantised, ["zero2", "zero2"]),
-        "adafactor": Chain(clipped, ["zero3", "zero3"]),
+        "8bit-zero3": Chain(quantised, ["zero3", "zero3"]),
         "crossed": Chain(full, ["single", "zero2"], first="ddp"),
     }
 
@@ -174,10 +173,10 @@ def test_the_best_checkpoint_can_be_one_of_another_number(done: Path, shared: Pa
     assert all(torch.equal(after[name], before[name]) for name in after)
 
 
-@pytest.mark.parametrize(("chain", "state", "stage"), [("8bit", "state1", 2), ("adafactor", "RMS", 3)])
-def test_a_state_of_whole_shares_is_refused_before_training(done: Path, chain: str, state: str, stage: int):
+@pytest.mark.parametrize(("chain", "stage"), [("8bit", 2), ("8bit-zero3", 3)])
+def test_a_state_of_whole_shares_is_refused_before_training(done: Path, chain: str, stage: int):
     note = jobs.seen(done / f"{chain}-2")
-    assert f"its optimizer's state {state} belongs to each process's whole share" in note["refused"]
+    assert "its optimizer's state state1 belongs to each process's whole share" in note["refused"]
     assert note["refused"].endswith(f"resume with as many processes as made it (1, ZeRO stage {stage}).")
     assert note["rows"] == []
 
