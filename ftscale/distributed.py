@@ -61,6 +61,7 @@ class Distributed:
 
         adopt_slurm_environment()
         self.strategy = resolve_strategy(config)
+        self._swap_folder = _swap_folder(config)
         self.precision = precision
         self.max_grad_norm = max_grad_norm
         cuda = torch.cuda.is_available()
@@ -243,6 +244,10 @@ class Distributed:
         from accelerate.state import AcceleratorState, GradientState
 
         self.accelerator.free_memory()
+        if self.strategy == "zero3_nvme":
+            shutil.rmtree(self._swap_folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the other ranks' are still there
+                self._swap_folder.parent.rmdir()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         # Accelerate keeps its state for the life of a process; the next run may have another strategy
@@ -349,6 +354,11 @@ class Distributed:
         sharded = self.zero_stage == 3
         state = self.accelerator.get_state_dict(self.module) if sharded else self.unwrapped.state_dict()
         return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
+
+
+def _swap_folder(config: DistributedConfig) -> Path:
+    """This rank's own."""
+    return Path(config.offload_dir or "") / f"rank-{int(os.environ.get('RANK', '0')):05d}"
 
 
 def _check_async_io(strategy: str) -> None:
@@ -478,7 +488,7 @@ def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: st
                 raise UserError(
                     f"distributed.strategy = {strategy} needs distributed.offload_dir: a folder on a fast local disk."
                 )
-            offload["nvme_path"] = config.offload_dir
+            offload["nvme_path"] = str(_swap_folder(config))
             _check_async_io(strategy)
     # the launcher's own variables must not add to what is written here; torchrun and srun set none
     os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)

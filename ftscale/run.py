@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import numpy as np
 from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
+from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
@@ -69,7 +71,9 @@ def train(
         inputs = prepare_inputs(config)
         with locked(folder) if rank == 0 else nullcontext():
             distributed = Distributed(
-                config.distributed, precision=config.train.precision, max_grad_norm=config.train.max_grad_norm
+                _in_own_offload_dir(config),
+                precision=config.train.precision,
+                max_grad_norm=config.train.max_grad_norm,
             )
             stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
             result = _train(inputs, distributed, stop_request, overwrite=overwrite)
@@ -79,6 +83,16 @@ def train(
     distributed.close()  # not after an error on this rank alone: the others may never come to it
     close_log()
     return result
+
+
+def _in_own_offload_dir(config: Config) -> DistributedConfig:
+    """Runs may share `offload_dir`: each swaps into a folder of its own there, the same one when it is resumed."""
+    settings = config.distributed
+    if settings.offload_dir is None:
+        return settings
+    run_folder = Path(config.run_folder).resolve()
+    own = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
+    return settings.model_copy(update={"offload_dir": str(Path(settings.offload_dir) / own)})
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:

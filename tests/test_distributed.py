@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.config import parse_config
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import STRATEGIES, Distributed, check_takeover, resolve_strategy
 from ftscale.errors import UserError
@@ -53,6 +54,29 @@ def test_fp16_without_a_gpu_is_refused():
 def test_nvme_needs_a_folder():
     with pytest.raises(UserError, match="distributed.offload_dir"):
         Distributed(DistributedConfig(strategy="zero3_nvme"), precision="fp32", max_grad_norm=1.0)
+
+
+def test_nvme_needs_libaio(monkeypatch, tmp_path):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose: False)  # as without the package
+    with pytest.raises(UserError, match="zero3_nvme reads and writes by libaio, .* apt-get install libaio-dev"):
+        Distributed(
+            DistributedConfig(strategy="zero3_nvme", offload_dir=str(tmp_path)), precision="fp32", max_grad_norm=1.0
+        )
+
+
+def test_runs_that_share_an_offload_dir_swap_into_folders_of_their_own():
+    from ftscale.run import _in_own_offload_dir
+
+    def folder(run: str) -> str | None:
+        rest = {"task": "causal_lm", "model": "m", "data": {"train": "t.jsonl"}}
+        return _in_own_offload_dir(
+            parse_config({**rest, "run_folder": run, "distributed": {"offload_dir": "/scratch"}}, source="test")
+        ).offload_dir
+
+    assert len({folder("runs/one"), folder("runs/two"), folder("other/one")}) == 3
+    assert folder("runs/one") == folder("./runs/one")
 
 
 @pytest.mark.parametrize(

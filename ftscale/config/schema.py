@@ -420,7 +420,7 @@ class DistributedConfig(Section):
     strategy: str | None = None
     """single, ddp, zero1, zero2, zero2_offload, zero3, zero3_offload, zero3_nvme; null = what the launcher says."""
     offload_dir: str | None = None
-    """Fast local folder for zero3_nvme."""
+    """Fast local folder for zero3_nvme; a run makes one of its own in it, and removes it at its end."""
     timeout_s: PositiveFloat = 1800.0
     """A collective that takes longer ends the run."""
 
