@@ -70,7 +70,7 @@ TABLE: tuple[Row, ...] = (
         "measured with deepspeed 0.19.8 on 2 processes",
         (
             "tests/strategies/test_full_weights.py::test_losses_and_gradient_norms_are_those_of_one_process",
-            "tests/strategies/test_nvme.py::test_losses_and_gradient_norms_are_those_of_one_process",
+            "tests/strategies/test_nvme.py::test_weights_on_a_disk_go_the_way_of_one_process",
         ),
     ),
     Row(
@@ -83,7 +83,7 @@ TABLE: tuple[Row, ...] = (
         "measured with deepspeed 0.19.8 and peft 0.21.2 on 2 processes",
         (
             "tests/strategies/test_adapters.py::test_lora_goes_the_way_of_one_process",
-            "tests/strategies/test_nvme.py::test_losses_and_gradient_norms_are_those_of_one_process",
+            "tests/strategies/test_nvme.py::test_weights_on_a_disk_go_the_way_of_one_process",
         ),
     ),
     Row(

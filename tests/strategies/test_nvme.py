@@ -47,7 +47,7 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 
 @pytest.mark.parametrize("name", ["wide", "lora"])
-def test_losses_and_gradient_norms_are_those_of_one_process(done: dict[str, Path], name: str):
+def test_weights_on_a_disk_go_the_way_of_one_process(done: dict[str, Path], name: str):
     single, other = done[f"{name}-single"], done[name]
     assert jobs.losses(other) == pytest.approx(jobs.losses(single), rel=1e-5)
     assert jobs.grad_norms(other) == pytest.approx(jobs.grad_norms(single), rel=1e-4)
