@@ -42,10 +42,10 @@ step ruff format --check .
 step codespell
 step mypy
 if (($#)); then
-    step pytest -n 2 --dist loadfile "$@"
+    step pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 else
     failed=0
-    step pytest -n 2 --dist loadfile -m "not slurm" || failed=1
+    step pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" || failed=1
     step pytest -m slurm || failed=1 # by themselves: each of their jobs has four processes
     exit $failed
 fi
