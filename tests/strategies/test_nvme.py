@@ -13,12 +13,12 @@ from strategies.jobs import HALF, Jobs
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.nvme, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
 def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every run; at most three follow each other in one process: each locks 2 GB of memory until the process ends."""
+    """Every run, made in two launches: one process, and two."""
     _need_libaio()
     work = tmp_path_factory.mktemp("nvme")
     plain = jobs.captions(shared, work)
@@ -35,15 +35,14 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         "evaluation": {"every": 1},
     }
     lora = jobs.captions(shared, work, **jobs.lora())
-    runs, more = Jobs(work), Jobs(work)
+    runs = Jobs(work)
     runs.add("wide-single", wide, strategy="single", processes=1)
     runs.add("lora-single", lora, strategy="single", processes=1)
     runs.add("wide", wide, strategy="zero3_nvme", resume_from=HALF)
-    more.add("lora", lora, strategy="zero3_nvme")
-    more.add("rising", rising, strategy="zero3_nvme")
+    runs.add("lora", lora, strategy="zero3_nvme")
+    runs.add("rising", rising, strategy="zero3_nvme")
     runs.run()
-    more.run()
-    return runs.folders | more.folders
+    return runs.folders
 
 
 @pytest.mark.parametrize("name", ["wide", "lora"])
