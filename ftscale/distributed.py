@@ -448,7 +448,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _kept_names(module: nn.Module) -> set[str]:
-    """A quantised base has more in its state than weights and buffers: the scales of its frozen weights."""
+    """Weights that train, and buffers; a quantised base has more in its state, the scales of its frozen weights."""
     trained = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
     return trained | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
