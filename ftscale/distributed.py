@@ -112,10 +112,9 @@ class Distributed:
         if self.zero_stage:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = 1  # informs DeepSpeed's own logs only: micro-batches vary
-            offload = config["zero_optimization"].get("offload_param", {})
-            if offload.get("device") == "nvme":  # each of its buffers holds a rank's share of the longest weight
+            if self.strategy == "zero3_nvme":  # each buffer holds a rank's share of the longest weight
                 longest = max(weight.numel() for weight in module.parameters())
-                offload["buffer_size"] = math.ceil(longest / self.world_size)
+                config["zero_optimization"]["offload_param"]["buffer_size"] = math.ceil(longest / self.world_size)
             _lay_rows_first(module)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if self.zero_stage:

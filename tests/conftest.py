@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import needs
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,10 +28,7 @@ def shared() -> Path:
     Where it is missing the test is skipped, or fails if FTSCALE_REQUIRE_SHARED is 1 (as .ci/run sets it).
     """
     if not SHARED.is_dir():
-        missing = "needs the real data sets and weights of ../shared, which is missing here"
-        if os.environ.get("FTSCALE_REQUIRE_SHARED") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        needs.missing("needs the real data sets and weights of ../shared, which is missing here")
     return SHARED
 
 

@@ -12,7 +12,7 @@ OFFLOADING = ("zero2_offload", "zero3_offload", "zero3_nvme")
 ZERO3 = ("zero3", "zero3_offload", "zero3_nvme")
 ZERO = ("zero1", "zero2", *OFFLOADING, "zero3")
 CPU_OPTIMIZERS = ("adam", "adamw")
-BY_ELEMENT = ("adam", "adamw", "sgd", "lion", "ademamix", "paged_adam", "paged_adamw", "paged_lion", "paged_ademamix")
+BY_ELEMENT = ("adam", "adamw", "sgd", "lion", "ademamix")
 PROMPT_METHODS = ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "cartridge")
 HEADLESS_TASKS = ("causal_lm", "seq2seq")
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
 from slurm_cluster import Cluster
 
@@ -21,9 +22,7 @@ def cluster(shared: Path) -> Iterator[Cluster]:
     why = f"needs {', '.join(missing)}; as root, launch/test.sh installs them" if missing else ""
     why = why or ("" if os.geteuid() == 0 else "needs root, for network namespaces")
     if why:
-        if os.environ.get("FTSCALE_REQUIRE_SHARED") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
+        needs.missing(why)
     cluster = Cluster(NODES, shared=shared)
     try:
         yield cluster

@@ -101,9 +101,10 @@ def test_lora_trains_only_lora(done: dict[str, Path], name: str):
 def test_lora_on_a_quantised_base_goes_the_way_of_one_process(done: dict[str, Path], kind: str, strategy: str):
     single, other = done[f"{kind}-single"], done[f"{kind}-{strategy}"]
     # LLM.int8 quantises activations by row, so that rounding depends a little on the values around
-    rounding = 1e-5 if kind == "nf4" else 1e-3
-    assert jobs.losses(other) == pytest.approx(jobs.losses(single), rel=rounding)
-    assert jobs.losses(_resumed(other)) == pytest.approx(jobs.losses(other), rel=rounding)
+    assert jobs.losses(other) == pytest.approx(jobs.losses(single), rel=1e-5 if kind == "nf4" else 1e-3)
+    # an offloaded optimizer resumes to 1e-6, and not bit by bit as the others: enough for another rounding
+    resumed = 2e-4 if (kind, strategy) == ("int8", "zero2_offload") else 1e-5
+    assert jobs.losses(_resumed(other)) == pytest.approx(jobs.losses(other), rel=resumed)
     assert jobs.losses(other)[-1] < jobs.losses(other)[0]
 
 

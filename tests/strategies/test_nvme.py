@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
+import needs
 import pytest
+import torch
+from safetensors.torch import load_file
 from strategies import jobs
 from strategies.jobs import HALF, Jobs
 
@@ -34,6 +36,12 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         "train": {"max_steps": 5, "max_grad_norm": 0},
         "evaluation": {"every": 1},
     }
+    worse = rising | {
+        "optimizer": {"name": "adamw", "lr": 5.0},
+        "schedule": {"name": "constant"},
+        "train": {"max_steps": 1, "max_grad_norm": 0},
+        "evaluation": {"before": True},
+    }
     lora = jobs.captions(shared, work, **jobs.lora())
     runs = Jobs(work)
     runs.add("wide-single", wide, strategy="single", processes=1)
@@ -41,6 +49,7 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     runs.add("wide", wide, strategy="zero3_nvme", resume_from=HALF)
     runs.add("lora", lora, strategy="zero3_nvme")
     runs.add("rising", rising, strategy="zero3_nvme")
+    runs.add("worse", worse, strategy="zero3_nvme")
     runs.run()
     return runs.folders
 
@@ -74,6 +83,13 @@ def test_a_run_ends_with_the_weights_of_its_best_evaluation(done: dict[str, Path
     assert result["metrics"]["loss"] == pytest.approx(min(found), rel=1e-6)
 
 
+def test_the_best_weights_can_be_those_before_the_first_step(done: dict[str, Path], shared: Path):
+    assert jobs.result(done["worse"])["best"]["step"] == 0
+    before = load_file(shared / "weights/stories260K/model.safetensors")
+    after = load_file(done["worse"] / "model/model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in after)
+
+
 def test_a_fresh_process_proves_the_saved_model(done: dict[str, Path]):
     [event] = [line for line in jobs.lines(done["wide"]) if line.get("event") == "proved"]
     assert event["largest_difference"] <= event["tolerance"]
@@ -83,10 +99,7 @@ def _need_libaio() -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
-        missing = "needs libaio and its headers (Debian's libaio-dev), which DeepSpeed compiles its disk access with"
-        if os.environ.get("FTSCALE_REQUIRE_SHARED") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        needs.missing("needs libaio and its headers (Debian's libaio-dev), for DeepSpeed's disk access")
 
 
 def _wide_llama(shared: Path, work: Path) -> Path:
