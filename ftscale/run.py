@@ -98,7 +98,9 @@ def _in_own_offload_dir(config: Config) -> DistributedConfig:
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
     config, folder = inputs.config, Path(inputs.config.run_folder)
     started = time.time()
-    if not overwrite and (finished := finished_result(folder)) is not None:
+    # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
+    own = finished_result(folder) if distributed.is_main and not overwrite else None
+    if (finished := distributed.gather_objects(own)[0]) is not None:
         log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
         return finished
     loop, layout, stream = _build(inputs, distributed, stop_request, started=started)

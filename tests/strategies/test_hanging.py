@@ -7,6 +7,7 @@ from pathlib import Path
 
 import launching
 import pytest
+from strategies import jobs
 
 WORKER = Path(__file__).with_name("hanging_worker.py")
 
@@ -26,3 +27,17 @@ def test_a_rank_that_cannot_write_leaves_no_other_one_waiting(strategy: str, tmp
     job = {"strategy": strategy, "timeout_s": 60, "out": str(tmp_path / "failed"), "folder": str(tmp_path / "save")}
     launching.launch(WORKER, [job], processes=2, work=tmp_path, timeout_s=150)
     assert json.loads((tmp_path / "failed").read_text()) == [True, False]
+
+
+@pytest.mark.slow
+def test_ranks_that_see_a_folder_at_different_moments_do_the_same(shared: Path, tmp_path: Path):
+    config = jobs.captions(
+        shared,
+        tmp_path,
+        train={"max_steps": 2},
+        checkpoint={"every": 1, "keep": 9, "prove": "never"},
+        run_folder=str(tmp_path / "whole"),
+        distributed={"strategy": "ddp", "timeout_s": 60},
+    )
+    launching.launch(WORKER, [{"config": config}], processes=2, work=tmp_path, timeout_s=200)
+    assert jobs.losses(tmp_path / "half") == pytest.approx(jobs.losses(tmp_path / "whole"), rel=1e-6)
