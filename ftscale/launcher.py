@@ -12,6 +12,7 @@ from ftscale.checks import read_config
 from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
+from ftscale.processes import collect_garbage
 from ftscale.resources import strategy_file
 from ftscale.train.preemption import Interrupted, listening
 
@@ -48,6 +49,7 @@ def launch_training(
         except Interrupted:
             return EXIT_PREEMPTED
     setup_logging()
+    collect_garbage()
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
 

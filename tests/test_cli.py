@@ -64,6 +64,28 @@ def test_the_package_runs_as_a_module():
     assert "Fine-tune Hugging Face models" in outcome.stdout
 
 
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_start_is_lean_and_what_follows_collects_its_garbage(shared: Path, tmp_path: Path, command: str):
+    captions = [{"path": str(shared / "data/translation/multi30k_de-en/val.en.gz"), "format": "text", "limit": 16}]
+    changes = {"task": {"name": "causal_lm", "max_length": 64}, "data": {"train": captions, "eval": captions}}
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path, **changes))
+    if command == "evaluate":
+        assert tiny.command("train", file).code == 0
+    program = f"""
+import gc, sys
+from ftscale.__main__ import run
+sys.argv = ["ftscale", "{command}", "{file if command == "train" else tmp_path / "run"}"]
+try:
+    run()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+assert gc.isenabled() and gc.get_freeze_count() > 100_000  # the libraries' objects stay, garbage of the work does not
+assert "evaluate" not in sys.modules
+"""
+    outcome = tiny.process("python", "-c", program)
+    assert outcome.code == 0, outcome.stderr
+
+
 # ---------------------------------------------------------------- what a run leaves
 
 

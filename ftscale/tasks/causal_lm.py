@@ -15,8 +15,6 @@ import torch
 from ftscale.config.schema import CausalLMSettings, GenerationSettings
 from ftscale.data.chat import read_template, stop_ids
 from ftscale.errors import UserError
-from ftscale.metrics.rouge import Rouge
-from ftscale.metrics.text_match import ExactMatch, answer
 from ftscale.models.attention import padded_attention
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.tasks import COLUMNS
@@ -125,6 +123,8 @@ class CausalLM:
             )
         if encoded.reference is None:
             return {"prompt_ids": [], "reference": ""}
+        from ftscale.metrics.text_match import answer
+
         if answer(encoded.reference, self.settings.answer_pattern) is None:
             raise UserError(
                 f"task.answer_pattern = {self.settings.answer_pattern!r} must match each reference, but not that of "
@@ -305,6 +305,10 @@ def _score(records: Sequence[_Record], *, pattern: str | None) -> dict[str, floa
     }
     pairs = [(record.prediction, record.reference) for record in records if record.reference is not None]
     if pairs:
+        # here, since evaluate takes a tenth of a start to import, and most runs generate nothing
+        from ftscale.metrics.rouge import Rouge
+        from ftscale.metrics.text_match import ExactMatch
+
         predictions, references = map(list, zip(*pairs, strict=True))
         scores |= ExactMatch().compute(predictions=predictions, references=references, pattern=pattern)
         scores |= Rouge().compute(predictions=predictions, references=references)

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from ftscale.config.schema import GenerationSettings, Seq2SeqSettings
-from ftscale.metrics.rouge import Rouge
-from ftscale.metrics.translation import TranslationScores
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.models.probing import transformers_model
 from ftscale.tasks import COLUMNS
@@ -200,6 +198,9 @@ def _score(records: Sequence[_Record]) -> dict[str, float]:
     }
     predictions = [record.prediction for record in records if record.prediction is not None]
     if predictions:
+        from ftscale.metrics.rouge import Rouge
+        from ftscale.metrics.translation import TranslationScores
+
         references = [record.reference for record in records]
         scores |= TranslationScores().compute(predictions=predictions, references=references)
         scores |= Rouge().compute(predictions=predictions, references=references)
