@@ -320,15 +320,17 @@ def status(run_folder: RunFolder) -> None:
 @app.command(epilog="Example: ftscale logs -f runs/mine")
 def logs(
     run_folder: RunFolder,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run's jobs have ended.")] = False,
     rank: Annotated[int | None, typer.Option(min=0, help="The log of this rank instead of the job's.")] = None,
 ) -> None:
     """Print the log of a run's newest job, or of one of its ranks."""
     from ftscale.cluster.watch import follow as follow_log
     from ftscale.cluster.watch import log_file
 
-    path = log_file(run_folder, rank=rank)
-    for text in follow_log(path, run_folder=run_folder) if follow else (path.read_text(errors="replace"),):
+    if not follow:
+        print(log_file(run_folder, rank=rank).read_text(errors="replace"), end="")
+        return
+    for text in follow_log(run_folder, rank=rank):
         print(text, end="", flush=True)
 
 

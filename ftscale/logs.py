@@ -140,3 +140,5 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # transformers 5.23 has new names for these; peft 0.21 and transformers 5.20 know the older ones alone
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing.*")
+    # torch 2.13 has new names for collectives, and says so at each call; deepspeed 0.19.8 knows the older ones alone
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")

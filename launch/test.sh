@@ -40,6 +40,7 @@ if (($#)); then
 else
     failed=0
     step pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm and not nvme" || failed=1
-    step pytest -m slurm || failed=1 # by themselves: each of their jobs has four processes
+    # by themselves: each of their jobs has four processes; two clusters, since a job often waits for Slurm
+    step pytest -n 2 --dist loadfile --no-loadscope-reorder -m slurm || failed=1
     exit $failed
 fi

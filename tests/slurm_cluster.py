@@ -34,7 +34,10 @@ class Cluster:
         number = next(n for n in range(number, 250, 17) if not Path(f"/sys/class/net/fts{n}br").exists())
         self.scratch = self.folder / "scratch"
         self._before, self._cwd = dict(os.environ), Path.cwd()
+        # what DeepSpeed has compiled for its first run under ZeRO, a minute's work, is kept as on a real machine
+        compiled = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
         os.environ |= {
+            "TORCH_EXTENSIONS_DIR": compiled,
             **{"FTS_DIR": str(self.folder), "FTS_NET": f"10.91.{number}", "FTS_TAG": f"fts{number}"},
             **{"SLURM_CONF": str(self.folder / "etc" / "slurm.conf"), "HOME": str(self.folder), "OMP_NUM_THREADS": "1"},
             "PYTHONPATH": str(ROOT),

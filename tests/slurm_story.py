@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from slurm_cluster import Cluster, Job, wait_for
@@ -26,10 +27,10 @@ from transformers import LlamaForCausalLM
 class OwnForCausalLM(LlamaForCausalLM):
     def forward(self, *args, **kwargs):
         if self.training and (Path(self.name_or_path) / "slowly").exists():
-            time.sleep(0.25)
+            time.sleep(0.5)
         return super().forward(*args, **kwargs)
 """
-"""A model that takes its time while something is waited for, so that the run is not over first."""
+"""A model that takes its time while there is a file, so that the run is not over before what it waits for."""
 
 
 @dataclass
@@ -62,6 +63,11 @@ class Story:
         run = cluster.run_file(name, steps=steps, model=model, checkpoint=checkpoint, **changes)
         cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
         return cls(cluster, Job(cluster.folder / name))
+
+    @property
+    def slowly(self) -> Path:
+        """The file by which a step takes half a second."""
+        return self.cluster.folder / "paced/slowly"
 
     def happen(self, name: str) -> None:
         """Wait until the run trains and has a new checkpoint, let it happen, wait for the first step after it."""
@@ -128,10 +134,9 @@ def _kill_slurmd(story: Story, event: Event) -> None:
 def _reach_the_time_limit(story: Story, event: Event) -> None:
     end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + LIMIT_S))
     slurm.call("scontrol", "update", f"JobId={story.job.id}", f"EndTime={end}")
-    slowly = story.cluster.folder / "paced/slowly"
-    slowly.touch()
+    story.slowly.touch()
     wait_for(lambda: len(story.job.ends) >= event.start, "the end of the start", job=story.job)
-    slowly.unlink()
+    story.slowly.unlink()
     slurm.call("scontrol", "update", f"JobId={story.job.id}", "TimeLimit=30")  # it keeps the shorter one
 
 

@@ -56,17 +56,22 @@ def log_file(run_folder: Path, *, rank: int | None = None) -> Path:
     return logs[-1]
 
 
-def follow(path: Path, *, run_folder: Path) -> Iterator[str]:
-    """The file's text, and what comes to it until no job of the run is left."""
-    records = Records(run_folder)
-    with path.open(errors="replace") as file:
-        while True:
-            over = all(slurm.job_fields(job).get("JobState", "COMPLETED") in slurm.ENDED for job in records.jobs())
-            while text := file.read():
-                yield text
-            if over:
-                return
-            time.sleep(FOLLOW_S)
+def follow(run_folder: Path, *, rank: int | None = None) -> Iterator[str]:
+    """The text of the `log_file` and what comes to it, then the log of the next job, until no job of the run is left.
+
+    Raises UserError: as `log_file`.
+    """
+    records, path, newest = Records(run_folder), None, log_file(run_folder, rank=rank)
+    while newest != path:
+        path = newest
+        with path.open(errors="replace") as file:
+            over = False
+            while not over and newest == path:
+                over = all(slurm.job_fields(job).get("JobState", "COMPLETED") in slurm.ENDED for job in records.jobs())
+                newest = log_file(run_folder, rank=rank)
+                while text := file.read():
+                    yield text
+                time.sleep(0 if over else FOLLOW_S)
 
 
 def cancel(run_folder: Path, *, now: bool = False) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 import tiny
@@ -39,10 +40,12 @@ def alone(cluster: Cluster) -> dict[int, float]:
     return Job(cluster.folder / "one-process").losses()
 
 
-def submit(cluster: Cluster, name: str, *options: object, steps: int = STEPS, **changes: object) -> Job:
-    """Two nodes with two processes each."""
+def submit(
+    cluster: Cluster, name: str, *options: object, steps: int = STEPS, processes: int = 2, **changes: object
+) -> Job:
+    """Two nodes with so many processes each."""
     run = cluster.run_file(name, steps=steps, **{"checkpoint": {"every": EVERY, "prove": "never"}, **changes})
-    cluster.submit(run, "--nodes", 2, "--processes", 2, *options)
+    cluster.submit(run, "--nodes", 2, "--processes", processes, *options)
     return Job(cluster.folder / name)
 
 
@@ -110,6 +113,7 @@ def test_a_chain_goes_on_without_requeue_and_stops_when_the_run_is_complete(clus
     job = submit(cluster, "chain", "--chain", 3, "--launcher", "srun", distributed={"strategy": "zero2"})
     first, second, third = job.records.jobs()
     job.wait_for_step(EVERY + 1, start=1)
+    following = subprocess.Popen(["ftscale", "logs", "-f", job.folder], stdout=subprocess.PIPE, text=True)
     slurm.call("scancel", "--batch", "--signal=USR1", first)  # as Slurm does before the time limit
     wait_for(lambda: slurm.job_fields(second)["JobState"] in slurm.ENDED, "the second job", job=job)
     fields = [slurm.job_fields(name) for name in (first, second, third)]
@@ -117,6 +121,9 @@ def test_a_chain_goes_on_without_requeue_and_stops_when_the_run_is_complete(clus
     assert fields[0]["ExitCode"] == "75:0"
     assert {field["Requeue"] for field in fields} == {"0"}
     assert [end["reason"] for end in job.ends] == ["time limit, saved", "completed"]
+    said = following.communicate(timeout=60)[0]
+    assert all(f"[job {name}.0] start on" in said for name in (first, second))
+    assert f"[job {second}.0] completed" in said
     same(job, alone)
 
 
@@ -143,7 +150,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, a
 
 
 def test_cancel_saves_first_and_scancel_does_not_start_again(cluster: Cluster):
-    job = submit(cluster, "cancelled", steps=3000)
+    job = submit(cluster, "cancelled", steps=3000, processes=1)
     job.wait_for_step(1, start=1)
     assert "ends after a checkpoint" in tiny.command("cancel", job.folder).stdout
     job.wait_for_end("CANCELLED")

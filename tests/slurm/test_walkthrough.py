@@ -24,13 +24,14 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def work(cluster: Cluster) -> Path:
-    """The folder of a user: run.yaml, runs.txt, and the project's slurm/."""
+def work(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a user, where the commands are given: run.yaml, runs.txt, and the project's slurm/."""
     folder = cluster.folder / "work"
     folder.mkdir()
     (folder / "runs.txt").write_text("".join(f"run.yaml seed={n} run_folder=runs/seed-{n}\n" for n in range(2)))
     (folder / "slurm").symlink_to(ROOT / "slurm")
     (folder / "cluster.yaml").symlink_to(cluster.folder / "cluster.yaml")
+    monkeypatch.chdir(folder)
     return folder
 
 
@@ -56,14 +57,16 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
             mine.wait_for_step(1, start=1)
             following = subprocess.Popen(shlex.split(command), cwd=work, stdout=subprocess.PIPE, text=True)
             continue
-        done = subprocess.run(shlex.split(command), cwd=work, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        said[command] = done.stdout
         if command.startswith("ftscale resubmit"):
             assert following is not None
             said[FOLLOW] = following.communicate(timeout=60)[0]
+        words = shlex.split(command)
+        done = tiny.command(*words[1:]) if words[0] == "ftscale" else tiny.process(*words, cwd=work)
+        assert done.code == 0, f"{command}\n{done.stdout}{done.stderr}"
+        said[command] = done.stdout
+        if command.startswith("ftscale resubmit"):
             mine.wait_for_step(mine.ends[-1]["step"] + 1, start=2)
-            assert tiny.process("ftscale", "cancel", "--now", "runs/mine", cwd=work).stdout == f"cancelled {mine.id}\n"
+            assert tiny.command("cancel", "--now", "runs/mine").stdout == f"cancelled {mine.id}\n"
             write_run(cluster, work, steps=STEPS)
     wait_for(lambda: not slurm.call("squeue", "-h").strip(), "the last jobs")
     assert f"step 1/{LONG}" in said[FOLLOW]
@@ -71,7 +74,7 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
     assert "rank 1 is process" in said["ftscale logs runs/mine --rank 1"]
     assert said["ftscale table runs/rates"].count("mean +- deviation") == 2
     for name in ("hand", "seed-0", "seed-1", "chain"):
-        shown = tiny.process("ftscale", "status", f"runs/{name}", cwd=work).stdout
+        shown = tiny.command("status", f"runs/{name}").stdout
         assert f"completed at step {STEPS}" in shown, shown
     assert '"perplexity"' in (work / "scores.log").read_text()
 
