@@ -17,7 +17,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def collect_garbage() -> None:
     """Turn Python's collector on, which the command line puts off, for what is made from here on.
 
-    Called where what lasts begins: the objects of the libraries are there by then, and stay.
+    Called where what lasts begins (reading rows, training, waiting): the libraries' objects are there by then, and
+    stay.
     """
     if not gc.isenabled():
         gc.freeze()
