@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,8 @@ from ftscale.logs import log
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
 from ftscale.swapped import load_swapped, save_swapped
+
+COMPILER_S = 600.0  # a file of DeepSpeed's takes two minutes at most
 
 STRATEGIES = {
     "single": None,
@@ -70,6 +73,8 @@ class Distributed:
             if precision == "fp16":
                 raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
         plugin = _deepspeed_plugin(self.strategy, config, precision=precision, max_grad_norm=max_grad_norm)
+        if plugin is not None:
+            _wait_for_compilers()
         # DDP must know of weights that a forward leaves out; `prepare` tells
         self._ddp = DistributedDataParallelKwargs()
         grouped = plugin is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -466,6 +471,25 @@ def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 def _leave_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _wait_for_compilers() -> None:
+    """Until nobody compiles for DeepSpeed any more, so that no rank waits for a compiler that was killed.
+
+    What torch locks a folder with (torch.utils.cpp_extension.load) stays when its process is killed, and all that
+    come after it wait for ever. Where nothing was written for `COMPILER_S`, the first rank of the machine removes it.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in root.glob("**/lock"):
+        while lock.exists():
+            with contextlib.suppress(FileNotFoundError):
+                silent_s = time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir())
+                if silent_s > COMPILER_S and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                    log.warning("%s is left of a compiler that was killed; removing it", lock)
+                    lock.unlink()
+            time.sleep(0.2)
 
 
 def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> Any:

@@ -35,7 +35,8 @@ class Cluster:
         self.scratch = self.folder / "scratch"
         self._before, self._cwd = dict(os.environ), Path.cwd()
         # what DeepSpeed has compiled for its first run under ZeRO, a minute's work, is kept as on a real machine
-        compiled = os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
+        usual = Path.home() / ".cache/torch_extensions" / f"py3{sys.version_info.minor}_cpu"
+        compiled = os.environ.get("TORCH_EXTENSIONS_DIR", str(usual))
         os.environ |= {
             "TORCH_EXTENSIONS_DIR": compiled,
             **{"FTS_DIR": str(self.folder), "FTS_NET": f"10.91.{number}", "FTS_TAG": f"fts{number}"},

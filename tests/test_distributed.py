@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import pytest
 
+from ftscale import distributed
 from ftscale.config import parse_config
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import STRATEGIES, Distributed, check_takeover, resolve_strategy
@@ -110,3 +115,20 @@ def test_every_strategy_can_at_least_go_on_from_its_own_checkpoints():
 def test_a_checkpoint_that_cannot_be_taken_over_is_refused_with_what_can(made_by, here, message):
     with pytest.raises(UserError, match=message):
         check_takeover("step-1", made_by=made_by, here=here)
+
+
+@pytest.mark.parametrize("age_s", [0.0, 2 * distributed.COMPILER_S])
+def test_a_compiler_is_waited_for_and_what_a_killed_one_left_is_removed(monkeypatch, tmp_path, age_s: float):
+    lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    os.utime(lock, (time.time() - age_s,) * 2)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    ended = []
+    waiting = threading.Thread(target=lambda: (distributed._wait_for_compilers(), ended.append(lock.exists())))
+    waiting.start()
+    waiting.join(timeout=3)
+    assert lock.exists() == waiting.is_alive() == (age_s == 0)  # one that compiles keeps its lock, and is waited for
+    lock.unlink(missing_ok=True)
+    waiting.join(timeout=30)
+    assert ended == [False]
