@@ -40,12 +40,10 @@ def alone(cluster: Cluster) -> dict[int, float]:
     return Job(cluster.folder / "one-process").losses()
 
 
-def submit(
-    cluster: Cluster, name: str, *options: object, steps: int = STEPS, processes: int = 2, **changes: object
-) -> Job:
-    """Two nodes with so many processes each."""
+def submit(cluster: Cluster, name: str, *options: object, steps: int = STEPS, **changes: object) -> Job:
+    """Two nodes with two processes each."""
     run = cluster.run_file(name, steps=steps, **{"checkpoint": {"every": EVERY, "prove": "never"}, **changes})
-    cluster.submit(run, "--nodes", 2, "--processes", processes, *options)
+    cluster.submit(run, "--nodes", 2, "--processes", 2, *options)
     return Job(cluster.folder / name)
 
 
@@ -150,7 +148,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, a
 
 
 def test_cancel_saves_first_and_scancel_does_not_start_again(cluster: Cluster):
-    job = submit(cluster, "cancelled", steps=3000, processes=1)
+    job = submit(cluster, "cancelled", steps=3000)
     job.wait_for_step(1, start=1)
     assert "ends after a checkpoint" in tiny.command("cancel", job.folder).stdout
     job.wait_for_end("CANCELLED")
