@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "benchmarks/results/plan_accuracy.json"
 FOLDER = Path(tempfile.gettempdir()) / "ftscale-plan-accuracy"
-STEPS = 5
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 VOCABULARIES = {"small": "weights/stories260K", "large": "weights/tokenizers/gpt2"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -67,6 +66,7 @@ class Case:
     samples: int = 4
     """Of a micro-batch."""
     micro_batches: int = 1
+    steps: int = 5
 
     @property
     def name(self) -> str:
@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        case = next(case for case in CASES if case.name == arguments.case)
+        case = Case(**json.loads(arguments.case))
         {"measure": measure_here, "forecast": forecast_here}[arguments.worker](case)
         return 0
     for case in CASES:
@@ -153,7 +153,7 @@ def config_of(case: Case, *, tiny: bool = False) -> dict[str, Any]:
         "batch": {"global_size": samples, "micro_size": case.samples},
         "optimizer": {"name": case.optimizer, "lr": 1e-4},
         "train": {
-            "max_steps": 2 if tiny else STEPS,
+            "max_steps": 2 if tiny else case.steps,
             "precision": case.precision,
             "activation_checkpointing": case.checkpointing,
         },
@@ -232,7 +232,7 @@ def run_worker(worker: str, case: Case, *, processes: int) -> dict[str, float]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     environment |= {"DS_ACCELERATOR": "cpu"} if not gpu() else {}
-    command = [*launcher, __file__, "--worker", worker, "--case", case.name]
+    command = [*launcher, __file__, "--worker", worker, "--case", json.dumps(asdict(case))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{case.name}: {worker} failed\n{done.stderr[-4000:]}")
@@ -274,9 +274,10 @@ def measure_here(case: Case) -> None:
         "peak_bytes": watched[-1] - before,
         "imports_bytes": before,
         "built_bytes": built[0] - before,
-        "step_s": median(later[0] - earlier[0] for earlier, later in steps),
-        "step_cpu_s": median(later[1] - earlier[1] for earlier, later in steps),
     }
+    if steps:
+        figures["step_s"] = median(later[0] - earlier[0] for earlier, later in steps)
+        figures["step_cpu_s"] = median(later[1] - earlier[1] for earlier, later in steps)
     if int(os.environ.get("RANK", "0")) == 0:
         (FOLDER / "measure.json").write_text(json.dumps(figures))
 

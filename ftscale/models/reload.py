@@ -5,9 +5,16 @@ Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK
 of the base alone.
 """
 
+import atexit
+import gc
 import json
 import sys
 from pathlib import Path
+
+gc.disable()  # before the imports, which make no garbage (ftscale/__main__.py); this process lives for seconds
+atexit.register(gc.freeze)
+
+# ruff: noqa: E402
 
 import torch
 import transformers

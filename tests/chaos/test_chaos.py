@@ -11,7 +11,7 @@ from benchmarks import chaos
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-EACH = 5
+EACH, STEPS = 5, 60
 CASES = ("ddp-map-lora", "ddp-stream-full", "zero1-map-adamw_8bit", "zero2-stream-lora", "zero3-map-full")
 
 
@@ -25,7 +25,7 @@ def faults(case: str) -> tuple[str, ...]:
 def test_a_run_that_is_killed_five_times_ends_as_if_it_had_not_been(shared: Path, tmp_path: Path, case: str):
     if os.geteuid():
         pytest.skip("a small file system to fill can be mounted by root alone")
-    done = chaos.run_case(case, tmp_path / "work", kills=EACH, seed=0, faults=faults(case))
+    done = chaos.run_case(case, tmp_path / "work", kills=EACH, seed=0, faults=faults(case), num_steps=STEPS)
     chaos.show(done)
     assert len(done.kills) == EACH
     assert done.completed
