@@ -8,6 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh demo,dev
 export HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=1
+export PYTHONDONTWRITEBYTECODE= # tests start some hundred processes, each of which would compile ftscale anew
 export PATH="$PWD/.venv/bin:$PATH" # tests start `accelerate launch` and ftscale
 
 # tests/slurm starts a real Slurm cluster of network namespaces, which takes root

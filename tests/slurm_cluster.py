@@ -205,4 +205,4 @@ def wait_for(
         if time.monotonic() > deadline:
             queue = subprocess.run(["squeue"], capture_output=True, text=True).stdout
             raise AssertionError(f"waited {patience_s:.0f} s for {what}\n{queue}\n{job.log[-6000:] if job else ''}")
-        time.sleep(0.2)
+        time.sleep(0.5)

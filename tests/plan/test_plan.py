@@ -68,28 +68,21 @@ def test_its_lines_are_settings_that_can_be_given(plan: Plan, values: dict[str, 
         assert config.train.activation_checkpointing == choice.checkpointing
 
 
-def test_apply_writes_the_recommended_settings(shared: Path, tmp_path: Path):
+def test_apply_writes_the_recommended_settings_and_the_picture_is_drawn(shared: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib")
     values = run_of(llama("small", tmp_path / "model", shared), tmp_path)
     file = tiny.write_run(tmp_path, values)
-    outcome = tiny.command("plan", file, "--gpu", "l4", "--gpus-per-node", "2", "--apply")
+    picture = tmp_path / "plan.png"
+    outcome = tiny.command("plan", file, "--gpu", "l4", "--gpus-per-node", "2", "--apply", "--plot", picture)
     assert outcome.code == 0, outcome.stderr
     assert load_config(file).distributed.strategy in ("ddp", "zero1", "zero2")
     assert str(load_config(file).distributed.strategy) in outcome.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_and_picture(shared: Path, tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    file = tiny.write_run(tmp_path, run_of(llama("small", tmp_path / "model", shared), tmp_path))
-    outcome = tiny.command("plan", file, "--gpu", "t4", "--json", "--plot", tmp_path / "plan.png")
-    assert outcome.code == 0, outcome.stderr
-    found = json.loads(outcome.stdout)
-    assert found["fits"] is True
-    assert found["memory_bytes"] == pytest.approx(sum(found["memory"]["kinds"].values()))
-    assert found["choices"][0]["lines"]
-    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_calibration_is_used_from_then_on(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_calibration_is_used_from_then_on_and_json_holds_the_plan(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     settings = tiny.settings(shared, tmp_path)
     file = tiny.write_run(tmp_path, settings)
@@ -100,6 +93,9 @@ def test_a_calibration_is_used_from_then_on(shared: Path, tmp_path: Path, monkey
     assert found["time"]["calibrated"] is True
     assert found["time"]["efficiency"] == saved["cpu"] > 0
     assert not (tmp_path / "run").exists()
+    assert found["fits"] is True
+    assert found["memory_bytes"] == pytest.approx(sum(found["memory"]["kinds"].values()))
+    assert found["choices"][0]["lines"]
 
 
 # ---------------------------------------------------------------- what is refused

@@ -168,7 +168,7 @@ def test_cancel_saves_first_and_scancel_does_not_start_again(cluster: Cluster):
 def test_an_array_with_a_failing_member_and_its_table(cluster: Cluster):
     run = cluster.run_file("array", steps=6)
     rates = "1e-3,2e-3,3e-3,4e-3,5e-3,1e30"
-    cluster.submit(run, "--grid", f"optimizer.lr={rates}")
+    cluster.submit(run, "--grid", f"optimizer.lr={rates}", "--launcher", "srun")
     job = Job(cluster.folder / "array")
     members = [cluster.folder / "array" / f"optimizer.lr-{rate}" for rate in rates.split(",")]
     for number, member in enumerate(members):
