@@ -70,7 +70,7 @@ def command(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*arguments: object, cwd: Path = ROOT, timeout_s: int = 280) -> Outcome:
+def process(*arguments: object, cwd: Path = ROOT, timeout_s: int = 560) -> Outcome:
     """A program of this environment (`ftscale`, `accelerate`, `torchrun`, `python`) in a process of its own."""
     done = subprocess.run(
         [str(word) for word in arguments],
