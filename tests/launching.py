@@ -20,7 +20,7 @@ def launch(
     *,
     processes: int,
     work: Path,
-    timeout_s: int = 1200,
+    timeout_s: int = 1800,
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run the jobs one after another in the same processes; fails with their output where one fails."""
@@ -34,7 +34,7 @@ def try_to_launch(
     *,
     processes: int,
     work: Path,
-    timeout_s: int = 1200,
+    timeout_s: int = 1800,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the jobs one after another in the same processes, however that ends."""

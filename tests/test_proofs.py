@@ -110,7 +110,7 @@ def test_8bit_adam_learns_as_well_as_adamw(captions: dict[str, Any], shared: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_pretraining_helps(shared: Path, tmp_path: Path):
     from ftscale.config import load_config
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import chaos
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 EACH, STEPS = 5, 60
 CASES = ("ddp-map-lora", "ddp-stream-full", "zero1-map-adamw_8bit", "zero2-stream-lora", "zero3-map-full")
