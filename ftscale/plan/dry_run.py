@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -334,6 +335,8 @@ def _run(
     set_training_mode(module)
     micro_batch = batch(layout)
     tracker = MemTracker()
+    # it walks this at every operation, and torch's own kind of dictionary makes that 40% of a plan's time
+    tracker.memory_tracking = WeakKeyDictionary()  # type: ignore[assignment]
     tracker.track_external(module)
     autocast = torch.autocast("cpu", dtype=torch.float16, enabled=config.train.precision == "fp16")
     moments: dict[str, Moment] = {}
