@@ -67,6 +67,7 @@ class Case:
     """Of a micro-batch."""
     micro_batches: int = 1
     steps: int = 5
+    """Of the run; it is timed from the third one on."""
 
     @property
     def name(self) -> str:
