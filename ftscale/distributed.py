@@ -103,6 +103,8 @@ class Distributed:
         assert self.world_size == expected, f"{expected} processes were launched, but the group has {self.world_size}"
         if self.zero_stage and (found := self.accelerator.distributed_type) != "DEEPSPEED":
             raise RuntimeError(self._without_deepspeed(f"Accelerate would run {found.value}"))
+        self.unwrapped: nn.Module
+        """The module as it was before `prepare`."""
         self.module: nn.Module
         self.optimizer: Any
 
@@ -121,6 +123,7 @@ class Distributed:
                 longest = max(weight.numel() for weight in module.parameters())
                 config["zero_optimization"]["offload_param"]["buffer_size"] = math.ceil(longest / self.world_size)
             _lay_rows_first(module)
+        self.unwrapped = module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if self.zero_stage:
             from deepspeed import DeepSpeedEngine
@@ -142,11 +145,6 @@ class Distributed:
             f"distributed.strategy = {self.strategy} asked for DeepSpeed, but {found}; the run stops rather than train "
             "without it. ACCELERATE_USE_CPU=true in the environment is a likely cause: unset it."
         )
-
-    @property
-    def unwrapped(self) -> nn.Module:
-        """The module as it was before `prepare`."""
-        return self.accelerator.unwrap_model(self.module)
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[None]:

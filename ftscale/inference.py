@@ -29,7 +29,7 @@ from ftscale.inputs import evaluation_rows
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 from ftscale.run import batch_layout
 from ftscale.tasks import build_task
 from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
@@ -197,14 +197,13 @@ def _read_run(run_folder: Path) -> tuple[Config, Task]:
 
 def _load(run_folder: Path, config: Config, task: Task) -> Any:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    model = load_saved(
+    begin_work()
+    return load_saved(
         run_folder / "model",
         auto_class=task.auto_class,
         dtype=dtype,
         trust_remote_code=config.model.trust_remote_code,
     )
-    collect_garbage()
-    return model
 
 
 def _without_counts(sample: Sample) -> Sample:

@@ -12,7 +12,7 @@ from ftscale.checks import read_config
 from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 from ftscale.resources import strategy_file
 from ftscale.train.preemption import Interrupted, listening
 
@@ -49,7 +49,7 @@ def launch_training(
         except Interrupted:
             return EXIT_PREEMPTED
     setup_logging()
-    collect_garbage()
+    begin_work()
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
     return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
 

@@ -27,7 +27,7 @@ from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
     check_run_folder,
@@ -76,7 +76,7 @@ def train(
                 precision=config.train.precision,
                 max_grad_norm=config.train.max_grad_norm,
             )
-            collect_garbage()
+            begin_work()
             stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
             result = _train(inputs, distributed, stop_request, overwrite=overwrite)
     except Interrupted as request:

@@ -22,7 +22,7 @@ from ftscale.cluster.step import Allocation, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
@@ -59,7 +59,7 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
     config = read_config(run, overrides)
     _check(settings)
     records = Records(Path(config.run_folder))
-    collect_garbage()
+    begin_work()
     job = Job([str(run), *overrides], settings, records, before_end_s=config.checkpoint.before_end_s)
     with job.listening():
         verdict = job.start()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ftscale.errors import EXIT_DONE, EXIT_FAULT
 from ftscale.logs import log, setup_logging
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 from ftscale.resources import strategy_file
 
 LAUNCHERS = ("torchrun", "accelerate", "srun")
@@ -30,7 +30,7 @@ def launch_node(launcher: str, *, processes: int, arguments: Sequence[str]) -> i
     # what torchrun says of its children is said below in a line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     setup_logging(rank=int(os.environ["SLURM_NODEID"]) * processes)
-    collect_garbage()
+    begin_work()
     start = _torchrun if launcher == "torchrun" else _accelerate
     try:
         start(processes, ["-m", "ftscale", *arguments])

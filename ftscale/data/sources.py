@@ -19,7 +19,7 @@ from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
 from ftscale.errors import UserError
-from ftscale.processes import collect_garbage
+from ftscale.processes import begin_work
 
 __all__ = [
     "Position",
@@ -90,7 +90,7 @@ def open_stream(
 
     Raises UserError, naming file and line, for whatever the user can mend in the data.
     """
-    collect_garbage()
+    begin_work()
     files = discover(source, setting=setting)
     start, count = (position["file"], position["row"]) if position else (0, 0)
     if start >= len(files):
