@@ -88,6 +88,12 @@ class Story:
         self.cluster.do("link", event.hit, "up")
         self.cluster.do("start", event.hit)
 
+    def check_left_out(self, name: str) -> None:
+        """The node that this struck is named as the reason, and not used again."""
+        hit = self.events[name].hit
+        assert hit in self.end(name)["reason"]
+        assert hit not in self.next_start(name)["nodes"]
+
     def end(self, name: str) -> dict[str, Any]:
         """The record of the start that this ended."""
         return self.job.ends[self.events[name].start - 1]

@@ -147,24 +147,6 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, a
     same(job, alone)
 
 
-def test_cancel_saves_first_and_scancel_does_not_start_again(cluster: Cluster):
-    job = submit(cluster, "cancelled", steps=3000)
-    job.wait_for_step(1, start=1)
-    assert "ends after a checkpoint" in tiny.command("cancel", job.folder).stdout
-    job.wait_for_end("CANCELLED")
-    assert job.ends[0]["reason"] == "cancelled, saved"
-    assert job.ends[0]["step"] == job.metrics("train")[-1]["step"] > 0
-    assert tiny.command("cancel", job.folder).code == 2
-    assert tiny.command("resubmit", job.folder, "time=20").code == 0
-    job.wait_for_step(job.ends[0]["step"] + 1, start=2)
-    assert job.fields["TimeLimit"] == "00:20:00"
-    still = tiny.command("resubmit", job.folder)
-    assert (still.code, "still has job" in still.stderr) == (2, True)
-    slurm.call("scancel", job.id)
-    job.wait_for_end("CANCELLED")
-    assert job.fields["Restarts"] == "0"
-
-
 def test_an_array_with_a_failing_member_and_its_table(cluster: Cluster):
     run = cluster.run_file("array", steps=6)
     rates = "1e-3,2e-3,3e-3,4e-3,5e-3,1e30"

@@ -60,16 +60,25 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
         if command.startswith("ftscale resubmit"):
             assert following is not None
             said[FOLLOW] = following.communicate(timeout=60)[0]
+            check_cancelled(mine)
         words = shlex.split(command)
+        if command.startswith("ftscale submit") and "--nodes" in words:
+            words += ["--processes", "2"]  # a node's GPUs, where it has some
         done = tiny.command(*words[1:]) if words[0] == "ftscale" else tiny.process(*words, cwd=work)
         assert done.code == 0, f"{command}\n{done.stdout}{done.stderr}"
         said[command] = done.stdout
         if command.startswith("ftscale resubmit"):
             mine.wait_for_step(mine.ends[-1]["step"] + 1, start=2)
+            assert mine.fields["TimeLimit"] == "01:00:00"
+            still = tiny.command("resubmit", "runs/mine")
+            assert (still.code, "still has job" in still.stderr) == (2, True)
             assert tiny.command("cancel", "--now", "runs/mine").stdout == f"cancelled {mine.id}\n"
+            mine.wait_for_end("CANCELLED")
+            assert mine.fields["Restarts"] == "0"
             write_run(cluster, work, steps=STEPS)
     wait_for(lambda: not slurm.call("squeue", "-h").strip(), "the last jobs")
     assert f"step 1/{LONG}" in said[FOLLOW]
+    assert "ends after a checkpoint" in said["ftscale cancel runs/mine"]
     assert "cancelled, saved" in said[FOLLOW]
     assert "rank 1 is process" in said["ftscale logs runs/mine --rank 1"]
     assert said["ftscale table runs/rates"].count("mean +- deviation") == 2
@@ -77,6 +86,15 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
         shown = tiny.command("status", f"runs/{name}").stdout
         assert f"completed at step {STEPS}" in shown, shown
     assert '"perplexity"' in (work / "scores.log").read_text()
+
+
+def check_cancelled(job: Job) -> None:
+    """It saved first, and is not started again."""
+    job.wait_for_end("CANCELLED")
+    assert job.fields["Restarts"] == "0"
+    assert job.ends[0]["reason"] == "cancelled, saved"
+    assert job.ends[0]["step"] == job.metrics("train")[-1]["step"] > 0
+    assert tiny.command("cancel", job.folder).code == 2
 
 
 def test_the_pages_settings_of_a_site_are_read(cluster: Cluster):

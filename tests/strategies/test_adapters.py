@@ -124,9 +124,7 @@ def test_a_run_that_would_lose_deepspeed_stops(shared: Path, tmp_path: Path, str
     runs = Jobs(tmp_path)
     runs.add("run", jobs.captions(shared, tmp_path), strategy=strategy)
     environment = {"ACCELERATE_USE_CPU": "true"}  # makes Accelerate leave DeepSpeed out without a word
-    done = launching.try_to_launch(
-        jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, environment=environment, timeout_s=200
-    )
+    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, environment=environment)
     assert done.returncode == 1
     assert f"distributed.strategy = {strategy} asked for DeepSpeed" in done.stderr
     assert not (tmp_path / "run/result.json").exists()
@@ -154,7 +152,7 @@ def test_what_is_not_finite_stops_the_run_and_harms_no_checkpoint(
     )
     runs = Jobs(tmp_path)
     runs.add("run", config, strategy=strategy)
-    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path, timeout_s=300)
+    done = launching.try_to_launch(jobs.WORKER, runs.listed[2], processes=2, work=tmp_path)
     assert done.returncode == 1
     assert f"optimizer step 5: the {what} is not finite; nothing of it was applied" in done.stderr
     events = [line["event"] for line in jobs.lines(tmp_path / "run") if line["kind"] == "event"]
