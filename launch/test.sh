@@ -36,12 +36,16 @@ step ruff check .
 step ruff format --check .
 step codespell
 step mypy
+run_tests() {
+    step pytest -n 2 --dist loadfile --no-loadscope-reorder --instafail --durations 25 "$@"
+}
+
 if (($#)); then
-    step pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+    run_tests "$@"
 else
     failed=0
-    step pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm and not nvme" || failed=1
+    run_tests -m "not slurm and not nvme" || failed=1
     # by themselves: each of their jobs has four processes; two clusters, since a job often waits for Slurm
-    step pytest -n 2 --dist loadfile --no-loadscope-reorder -m slurm || failed=1
+    run_tests -m slurm || failed=1
     exit $failed
 fi
