@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -49,3 +50,10 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _libraries_stay() -> None:
+    """Each run ends with a round of garbage collection, which takes a second where it looks at the libraries too."""
+    gc.collect()
+    gc.freeze()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def try_to_launch(
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
     command = [sys.executable, *launcher, "--standalone", str(worker), str(file)]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
+
+
+def listed_jobs() -> Iterator[dict[str, Any]]:
+    """In a worker script: its jobs. What is there between them, the libraries, the garbage collector leaves alone."""
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        yield job
+        gc.freeze()
 
 
 def forget_after(whole: Path, half: Path, *, step: int) -> None:

@@ -52,7 +52,8 @@ def ag_news(at: Places) -> Overrides:
 
 def alpaca_lora(at: Places) -> Overrides:
     rows = at.data("sft/llamafactory_demo/alpaca_en_demo.json")
-    return {"model": qwen2(at), "data.train": rows, "data.eval_ratio": 0.05, "batch.global_size": 4}
+    quick = {"batch.global_size": 4, "task.max_length": 192}
+    return {"model": qwen2(at), "data.train": rows, "data.eval_ratio": 0.05, **quick}
 
 
 def banking77(at: Places) -> Overrides:
@@ -113,7 +114,7 @@ def llama_qlora_zero2(at: Places) -> Overrides:
         "model.name": str(llama3(at)),
         "data.train": rows,
         "data.eval": rows | {"limit": 8},
-        "task.max_length": 512,
+        "task.max_length": 256,
     }
 
 

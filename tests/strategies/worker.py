@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from launching import forget_after
+from launching import forget_after, listed_jobs
 from torch import nn
 
 from ftscale.config import parse_config
@@ -76,7 +75,7 @@ def main() -> None:
     import ftscale.run
 
     ftscale.run.Distributed = Watched
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in listed_jobs():
         run_job(job["config"], resume_from=job["resume_from"])
 
 

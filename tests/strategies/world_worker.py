@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from launching import forget_after
+from launching import forget_after, listed_jobs
 from torch import Tensor, nn
 
 from ftscale.config import parse_config
@@ -79,7 +78,7 @@ def main() -> None:
     import ftscale.run
 
     ftscale.run.Distributed = Noting
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in listed_jobs():
         run_job(job["config"], goes_on_from=job["goes_on_from"], step=job["step"])
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import torch
-from launching import forget_after
+from launching import forget_after, listed_jobs
 
 from ftscale.config import parse_config
 from ftscale.logs import launched_rank
@@ -18,7 +16,7 @@ HALF = 10
 
 def main() -> None:
     torch.set_num_threads(1)
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in listed_jobs():
         whole = Path(job["run_folder"])
         half = whole.with_name(whole.name + "-resumed")
         train(parse_config(job, source="job"))
