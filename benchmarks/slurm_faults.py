@@ -29,7 +29,8 @@ from slurm_story import EVALUATED, EVERY, HAPPENINGS, Story  # noqa: E402
 RESULTS = ROOT / "benchmarks/results/slurm.json"
 STEPS = 3000
 IN_EVALUATION = "time limit in an evaluation"
-LEFT_OUT = ("one worker killed", "one worker stopped (SIGSTOP)")
+HANGS = "one worker stopped (SIGSTOP)"
+LEFT_OUT = ("one worker killed", HANGS)
 """Their nodes are not used again: each of these has a run of its own, with the three that are left."""
 LOST = ("node crashed without a farewell", "link cut")
 """Their nodes come back later."""
@@ -54,6 +55,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "accelerate")},
         "settings": {
             "nodes": 2,
+            "launcher": "torchrun",
             "processes_per_node": 2,
             "checkpoint_every": EVERY,
             "silence_s": 15,
@@ -75,7 +77,7 @@ def tell(cluster: Cluster, name: str, faults: list[str]) -> list[dict[str, objec
     if faults == [IN_EVALUATION]:
         rows = {"path": str(captions / "train.en.gz"), "format": "text", "limit": 20_000}  # half a minute of two cores
         changes = {"evaluation": {"every": EVALUATED}, "data": {"eval": rows}}
-    story = Story.begin(cluster, name, steps=STEPS, **changes)
+    story = Story.begin(cluster, name, steps=STEPS, launcher="torchrun", **changes)
     for fault in faults:
         story.happen(fault)
     cluster.settle()
@@ -97,6 +99,11 @@ def check(story: Story, alone: Path) -> None:
         assert event.steps_lost <= 2 * EVERY, fault
         if fault in (*LEFT_OUT, *LOST):
             story.check_left_out(fault)
+    if HANGS in story.events:
+        assert story.end(HANGS)["reason"].startswith("nothing written for ")
+        logs = "".join(path.read_text() for path in (story.job.folder / "logs").glob("rank-*.log"))
+        assert "most recent call first" in logs  # where the ranks stood
+        assert "_train_step" in logs
     found = story.job.losses()
     assert list(found) == list(range(1, len(found) + 1))
     outcome = tiny.command("train", alone)

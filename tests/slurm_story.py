@@ -56,12 +56,12 @@ class Story:
     events: dict[str, Event] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, cluster: Cluster, name: str, *, steps: int, **changes: Any) -> Story:
+    def begin(cls, cluster: Cluster, name: str, *, steps: int, launcher: str, **changes: Any) -> Story:
         """Submit the run."""
         model = {"name": str(cluster.own_model("paced", PACED)), "trust_remote_code": True}
         checkpoint = {"every": EVERY, "prove": "never"}
         run = cluster.run_file(name, steps=steps, model=model, checkpoint=checkpoint, **changes)
-        cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low")
+        cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low", "--launcher", launcher)
         return cls(cluster, Job(cluster.folder / name))
 
     @property

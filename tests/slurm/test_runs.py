@@ -107,13 +107,21 @@ def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted
     assert (finished.code, "is finished (completed)" in finished.stderr) == (2, True)
 
 
-def test_a_chain_goes_on_without_requeue_and_stops_when_the_run_is_complete(cluster: Cluster, alone: dict[int, float]):
+def test_a_chain_goes_on_without_requeue_ends_on_a_drained_node_and_stops_when_complete(
+    cluster: Cluster, alone: dict[int, float]
+):
     job = submit(cluster, "chain", "--chain", 3, "--launcher", "srun", distributed={"strategy": "zero2"})
     first, second, third = job.records.jobs()
     job.wait_for_step(EVERY + 1, start=1)
     following = subprocess.Popen(["ftscale", "logs", "-f", job.folder], stdout=subprocess.PIPE, text=True)
     slurm.call("scancel", "--batch", "--signal=USR1", first)  # as Slurm does before the time limit
+    job.wait_for_start(2)
+    job.wait_for_step(job.ends[0]["step"] + 1, start=2)
+    drained = job.nodes[1]
+    slurm.call("scontrol", "update", f"NodeName={drained}", "State=DRAIN", "Reason=test")
     wait_for(lambda: slurm.job_fields(second)["JobState"] in slurm.ENDED, "the second job", job=job)
+    assert "DRAIN" in slurm.node_states([drained])[drained]
+    assert len(job.records.events("start")) == 2  # the drained node's job went on to its end
     fields = [slurm.job_fields(name) for name in (first, second, third)]
     assert [field["JobState"] for field in fields] == ["FAILED", "COMPLETED", "CANCELLED"]
     assert fields[0]["ExitCode"] == "75:0"
@@ -125,25 +133,17 @@ def test_a_chain_goes_on_without_requeue_and_stops_when_the_run_is_complete(clus
     same(job, alone)
 
 
-def test_a_drained_node_ends_its_run_first(cluster: Cluster, alone: dict[int, float]):
-    job = submit(cluster, "drained", "--launcher", "srun", distributed={"strategy": "zero3"})
-    job.wait_for_step(EVERY, start=1)
-    node = job.nodes[1]
-    slurm.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-    job.wait_for_end()
-    assert "DRAIN" in slurm.node_states([node])[node]
-    assert len(job.records.events("start")) == 1
-    same(job, alone)
-
-
 def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, alone: dict[int, float]):
-    job = submit(cluster, "elastic", "--elastic", "--partition", "pair", "--launcher", "srun")
+    options = ("--elastic", "--partition", "pair", "--launcher", "srun")
+    job = submit(cluster, "elastic", *options, distributed={"strategy": "zero3"})
     job.wait_for_checkpoint(after=0)
     assert job.nodes == ["n1", "n2"]
     cluster.do("crash", "n2")
     job.wait_for_end()
     assert job.nodes == ["n1"]
     assert "global batch 8 samples = 8 per device x 1 accumulation x 2 processes" in job.log
+    for processes in (4, 2):
+        assert f"strategy zero3: DeepSpeed ZeRO stage 3, {processes} processes" in job.log
     same(job, alone)
 
 

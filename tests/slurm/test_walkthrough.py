@@ -86,6 +86,10 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
         shown = tiny.command("status", f"runs/{name}").stdout
         assert f"completed at step {STEPS}" in shown, shown
     assert '"perplexity"' in (work / "scores.log").read_text()
+    assert tiny.command("train", "run.yaml", "run_folder=runs/alone").code == 0
+    by_hand, alone = (Job(work / f"runs/{name}").losses() for name in ("hand", "alone"))
+    assert by_hand == pytest.approx(alone, rel=1e-4)  # DDP under torchrun, on two nodes
+    assert len(alone) == STEPS
 
 
 def check_cancelled(job: Job) -> None:
