@@ -1,6 +1,6 @@
 """What each fault costs on a real Slurm cluster: seconds to the first new step, and steps lost.
 
-    python benchmarks/slurm_faults.py --shared ../shared      # as root; Debian's Slurm; about eight minutes
+    python benchmarks/slurm_faults.py --shared ../shared      # as root; Debian's Slurm; about a quarter of an hour
 
 Five nodes of namespaces on this machine, real training of a small model by 2 nodes x 2 processes on gloo. Slurm's
 SlurmdTimeout is 6 s here and 300 s on most clusters: add the difference to the times of lost nodes. It fails where a
