@@ -21,7 +21,8 @@ def start_quickly() -> None:
     """Leave out, until `begin_work`, what takes a third of the time of imports and of Python's own end.
 
     Python's collector looks for garbage, of which there is none yet; and torch imports its compiler for the few
-    functions that bitsandbytes, which peft imports, wraps in torch.compile and calls on no GPU or CPU.
+    functions that bitsandbytes, which peft imports, wraps in torch.compile and calls on no GPU or CPU. That is told by
+    the environment, so what starts a process that computes calls `begin_work` first.
     """
     global _starting
     gc.disable()

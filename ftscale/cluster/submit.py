@@ -19,6 +19,7 @@ from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
+from ftscale.processes import begin_work
 from ftscale.resources import resource
 from ftscale.run_folder import check_run_folder
 
@@ -236,6 +237,7 @@ def _refuse_second_job(records: Records) -> None:
 
 def _sbatch(script: Path, *, chain: int, options: Sequence[str] = ()) -> list[str]:
     """The ids of the jobs; each of a chain waits for the one before."""
+    begin_work()  # sbatch gives this process's environment to the job
     jobs: list[str] = []
     for _ in range(chain):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []

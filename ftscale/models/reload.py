@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-gc.disable()  # before the imports, which make no garbage (ftscale/__main__.py); this process lives for seconds
+gc.disable()  # before the imports, which make no garbage (ftscale/processes.py); this process lives for seconds
 atexit.register(gc.freeze)
 
 # ruff: noqa: E402

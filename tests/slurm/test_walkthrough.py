@@ -64,12 +64,15 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
         words = shlex.split(command)
         if command.startswith("ftscale submit") and "--nodes" in words:
             words += ["--processes", "2"]  # a node's GPUs, where it has some
-        done = tiny.command(*words[1:]) if words[0] == "ftscale" else tiny.process(*words, cwd=work)
+        # resubmit in a process of its own: sbatch gives the job its environment
+        here = words[0] == "ftscale" and words[1] != "resubmit"
+        done = tiny.command(*words[1:]) if here else tiny.process(*words, cwd=work)
         assert done.code == 0, f"{command}\n{done.stdout}{done.stderr}"
         said[command] = done.stdout
         if command.startswith("ftscale resubmit"):
             mine.wait_for_step(mine.ends[-1]["step"] + 1, start=2)
             assert mine.fields["TimeLimit"] == "01:00:00"
+            assert "TORCHDYNAMO_DISABLE" not in environment(cluster, mine.nodes[0], "ftscale train")
             still = tiny.command("resubmit", "runs/mine")
             assert (still.code, "still has job" in still.stderr) == (2, True)
             assert tiny.command("cancel", "--now", "runs/mine").stdout == f"cancelled {mine.id}\n"
@@ -90,6 +93,12 @@ def test_every_command_of_the_page_works(cluster: Cluster, work: Path):
     by_hand, alone = (Job(work / f"runs/{name}").losses() for name in ("hand", "alone"))
     assert by_hand == pytest.approx(alone, rel=1e-4)  # DDP under torchrun, on two nodes
     assert len(alone) == STEPS
+
+
+def environment(cluster: Cluster, node: str, pattern: str) -> str:
+    """Of a process of a job, as it began."""
+    process = next(iter(cluster.processes(node, pattern)))
+    return cluster.do("exec", node, "cat", f"/proc/{process}/environ")
 
 
 def check_cancelled(job: Job) -> None:
