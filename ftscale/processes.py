@@ -1,4 +1,4 @@
-"""Processes that start quickly and end with their parents: no worker dies first, and none is left behind."""
+"""Processes that start quickly, keep their environment, and end with their parents: none is left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """By which a run is asked to stop."""
@@ -44,6 +46,22 @@ def begin_work() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Have the variables of the environment at the end as they are now, whatever is called within.
+
+    peft's BOFT leaves CXX=gcc behind where its CUDA kernel cannot be compiled. DeepSpeed's operators are compiled anew
+    for another compiler, for minutes, by this process and then by the next one that has none.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def stop_with_launcher() -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ftscale.config.schema import AdapterConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.models.initialize import seeded_weights
+from ftscale.processes import unchanged_environment
 
 ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Of peft's RankAllocator: sensitivity of each weight, and the moving averages of it and of its uncertainty."""
@@ -52,7 +53,7 @@ def apply_adapter(
     if "modules_to_save" in names and new_modules:
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
     try:
-        with seeded_weights(seed, "adapter"):
+        with seeded_weights(seed, "adapter"), unchanged_environment():
             wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
         raise UserError(f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}") from error

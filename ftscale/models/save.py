@@ -25,6 +25,7 @@ from transformers import (
 from ftscale.errors import UserError, unknown_name
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
 from ftscale.models.quantize import keep_gradients
+from ftscale.processes import unchanged_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_FILE = "adapter_config.json"
@@ -216,7 +217,9 @@ def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trus
 
 def _attach(base: PreTrainedModel, folder: Path) -> PeftModel:
     # adapters trained in 16 bits stay so, those in 32 bits are not rounded to the base's dtype
-    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=_saved_in_float32(folder)).eval()
+    in_float32 = _saved_in_float32(folder)
+    with unchanged_environment():
+        return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=in_float32).eval()
 
 
 def _saved_in_float32(folder: Path) -> bool:

@@ -1,5 +1,7 @@
 """Every adapter method builds and learns; names that peft does not know come with the nearest."""
 
+import os
+
 import pytest
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -16,6 +18,7 @@ from ftscale.models.adapt import (
 )
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.load import load_model
+from ftscale.models.save import _attach
 
 METHODS = {
     "lora": {"r": 4},
@@ -82,6 +85,16 @@ def test_the_method_learns_and_leaves_the_base_alone(method):
     assert any(not torch.equal(after[name], weight) for name, weight in trained.items())
     share, total = count_parameters(model)
     assert 0 < share < 0.5 * total
+
+
+def test_boft_leaves_the_environment_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    before = dict(os.environ)
+    model = apply_adapter(llama(), AdapterConfig(method="boft", boft_block_size=4), task_type="CAUSAL_LM")
+    assert os.environ == before
+    model.save_pretrained(tmp_path / "adapter")
+    _attach(llama(), tmp_path / "adapter")
+    assert os.environ == before
 
 
 def test_lora_trains_only_lora(minilm):
