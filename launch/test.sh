@@ -9,6 +9,8 @@ bash launch/install.sh demo,dev
 export HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=1
 export PYTHONDONTWRITEBYTECODE= # tests start some hundred processes, each of which would compile ftscale anew
+# DeepSpeed's operators are compiled for one environment: two checkouts under test would each compile over the other's
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}"
 export PATH="$PWD/.venv/bin:$PATH" # tests start `accelerate launch` and ftscale
 
 # tests/slurm starts a real Slurm cluster of network namespaces, which takes root
