@@ -158,6 +158,7 @@ def config_of(case: Case, *, tiny: bool = False) -> dict[str, Any]:
             "precision": case.precision,
             "activation_checkpointing": case.checkpointing,
         },
+        "checkpoint": {"prove": "never"},
         "distributed": {"strategy": case.strategy},
     }
 
