@@ -25,15 +25,16 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     work = tmp_path_factory.mktemp("adapters")
     runs = Jobs(work)
     plain = jobs.captions(shared, work, **jobs.lora())
+    unproved = {"checkpoint": {**plain["checkpoint"], "prove": "never"}}
     runs.add("lora-single", plain, strategy="single", processes=1)
     for strategy in LORA:
         runs.add(f"lora-{strategy}", plain, strategy=strategy, resume_from=2)
     for kind in ("nf4", "int8"):
         config = _quantised(plain, kind)
-        runs.add(f"{kind}-single", config, strategy="single", processes=1)
+        runs.add(f"{kind}-single", config | unproved, strategy="single", processes=1)
     for kind, strategy in QUANTISED:
         runs.add(f"{kind}-{strategy}", _quantised(plain, kind), strategy=strategy, resume_from=2)
-    adalora = plain | {"adapter": {"method": "adalora"}}
+    adalora = plain | unproved | {"adapter": {"method": "adalora"}}
     runs.add("adalora-single", adalora, strategy="single", processes=1)
     runs.add("adalora-ddp", adalora, strategy="ddp", resume_from=2)
     runs.run()
