@@ -26,6 +26,8 @@ import tiny  # noqa: E402
 from slurm_cluster import Cluster, Job  # noqa: E402
 from slurm_story import EVALUATED, EVERY, HAPPENINGS, Story  # noqa: E402
 
+from ftscale.train.evaluate import SAY_S  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results/slurm.json"
 STEPS = 3000
 IN_EVALUATION = "time limit in an evaluation"
@@ -75,6 +77,7 @@ def tell(cluster: Cluster, name: str, faults: list[str]) -> list[dict[str, objec
     captions = cluster.shared / "data/translation/multi30k_de-en"
     changes: dict[str, Any] = {}
     if faults == [IN_EVALUATION]:
+        cluster.site(silence_s=2 * SAY_S)
         rows = {"path": str(captions / "train.en.gz"), "format": "text", "limit": 20_000}  # half a minute of two cores
         changes = {"evaluation": {"every": EVALUATED}, "data": {"eval": rows}}
     story = Story.begin(cluster, name, steps=STEPS, launcher="torchrun", **changes)

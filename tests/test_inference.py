@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import tiny
 
-from ftscale.inference import CHUNK, open_predictor
+from ftscale.inference import CHUNK, evaluate_run, open_predictor
 
 TEXTS = ["a warm and funny film", "an endless mess", "fine", "the cast, for once, is a delight \u00e9", "no"] * 3
 LOADER = """
@@ -96,6 +97,18 @@ def test_evaluate_scores_other_rows(full: Path, shared: Path, tmp_path: Path):
     answers = predicted(full, other)
     right = sum(answer["prediction"] == row.split("\t")[1] for answer, row in zip(answers, rows, strict=True))
     assert metrics["accuracy"] == pytest.approx(right / 50)
+
+
+def test_a_long_evaluation_says_how_far_it_is(
+    full: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    from ftscale.train import evaluate
+
+    monkeypatch.setattr(evaluate, "SAY_S", -1.0)
+    evaluate_run(full, overrides=["evaluation.micro_size=1"])
+    found = [int(number) for number in re.findall(r"evaluating: about (\d+) of \d+ rows", capsys.readouterr().err)]
+    assert found == list(range(1, len(found) + 1))
+    assert len(found) > 3
 
 
 def test_evaluate_takes_settings_of_the_run(full: Path, tmp_path: Path):

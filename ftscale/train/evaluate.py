@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,8 +13,12 @@ from ftscale.config import Config
 from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
+from ftscale.logs import log
 from ftscale.tasks.base import Layout, Task
 from ftscale.train.preemption import Interrupted, StopRequest
+
+SAY_S = 30.0
+"""Between two lines on how far an evaluation is: a long one is to be told from one that hangs."""
 
 
 def evaluate(
@@ -21,6 +26,7 @@ def evaluate(
     distributed: Distributed,
     batches: Iterable[dict[str, Any]],
     *,
+    num_rows: int,
     processor: Any,
     stop_request: StopRequest | None = None,
 ) -> dict[str, float]:
@@ -32,12 +38,17 @@ def evaluate(
     evaluator = task.evaluator()
     distributed.share_buffers()  # every rank scores its rows with the statistics that will be saved
     distributed.module.eval()
+    said = time.monotonic()
     with torch.no_grad():
         for batch in batches:
             if stop_request is not None and distributed.any(bool(stop_request)):
                 raise Interrupted
             outputs = distributed.module(to_device(batch, distributed.device), processor=processor)
             evaluator.update(outputs, batch)
+            if time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                scored = min(len(evaluator.records) * distributed.world_size, num_rows)
+                log.info("evaluating: about %d of %d rows", scored, num_rows)
     for records in distributed.gather_objects(evaluator.records):
         evaluator.merge(records)
     return evaluator.compute()
@@ -72,7 +83,9 @@ def evaluation_of(
             world_size=distributed.world_size,
             seed=config.seed,
         )
-        return evaluate(task, distributed, batches, processor=processor, stop_request=stop_request)
+        return evaluate(
+            task, distributed, batches, num_rows=len(lengths), processor=processor, stop_request=stop_request
+        )
 
     return run
 
