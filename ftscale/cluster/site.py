@@ -57,7 +57,7 @@ class Site(Section):
     """Largest difference between the clocks of two nodes."""
     silence_s: PositiveFloat = 1800.0
     """Seconds without a word in the run folder, after the first step, until a run is ended and started again; more than
-    an evaluation takes."""
+    a save takes. Training and evaluations say how far they are."""
     signal_before_s: Annotated[int, Field(ge=60, le=65535)] = 300
     """Seconds before the time limit at which the run saves and ends; more than two saves and a minute."""
 
