@@ -74,7 +74,7 @@ class Distributed:
                 raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
         plugin = _deepspeed_plugin(self.strategy, config, precision=precision, max_grad_norm=max_grad_norm)
         if plugin is not None:
-            _wait_for_compilers()
+            _wait_for_compilers(_operators(plugin.deepspeed_config["zero_optimization"], cuda=cuda))
         # DDP must know of weights that a forward leaves out; `prepare` tells
         self._ddp = DistributedDataParallelKwargs()
         grouped = plugin is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -471,8 +471,19 @@ def _leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _wait_for_compilers() -> None:
-    """Until nobody compiles for DeepSpeed any more, so that no rank waits for a compiler that was killed.
+def _operators(zero: Mapping[str, Any], *, cuda: bool) -> list[str]:
+    """DeepSpeed's operators that a run with these ZeRO settings has compiled, by the names of their folders."""
+    offload = {part: zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")}
+    needed = {
+        "deepspeed_shm_comm": not cuda,  # sums between the processes of a machine without a GPU
+        "cpu_adam": offload["offload_optimizer"] != "none",
+        "async_io": "nvme" in offload.values(),
+    }
+    return [name for name, is_needed in needed.items() if is_needed]
+
+
+def _wait_for_compilers(operators: list[str]) -> None:
+    """Until nobody compiles these operators any more, so that no rank waits for a compiler that was killed.
 
     What torch locks a folder with (torch.utils.cpp_extension.load) stays when its process is killed, and all that
     come after it wait for ever. Where nothing was written for `COMPILER_S`, the first rank of the machine removes it.
@@ -480,7 +491,7 @@ def _wait_for_compilers() -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/lock"):
+    for lock in [lock for name in operators for lock in root.glob(f"**/{name}/lock")]:
         while lock.exists():
             with contextlib.suppress(FileNotFoundError):
                 silent_s = time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir())
