@@ -70,14 +70,7 @@ def prove_saved(
         program = Path(__file__).with_name("reload.py").read_text()  # by -c: no folder of ours on its path
         environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
         environment["TORCHDYNAMO_DISABLE"] = "1"  # one batch is computed sooner than torch's compiler is imported
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(folder.resolve()), made],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-            start_new_session=True,  # a signal to the run's group asks the run, which waits for this
-        )
+        done = fresh_python(program, str(folder.resolve()), made, environment=environment)
         if done.returncode:
             raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
         outputs = torch.load(work / "outputs.pt", weights_only=True)
@@ -103,6 +96,20 @@ def prove_saved(
             "resume to save it again."
         )
     return proof
+
+
+def fresh_python(
+    program: str, *arguments: str, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python process of its own, with this environment alone."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        start_new_session=True,  # a signal to the run's group asks the run, which waits for this
+    )
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
