@@ -14,6 +14,7 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from typing import Any
 
 import forks
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "FTSCALE_TEST_RESULTS"
@@ -76,7 +78,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if RESULTS in os.environ and "PYTEST_XDIST_WORKER" not in os.environ and _costs:
-        write(Path(os.environ[RESULTS]), _costs)
+        with FileLock(Path(tempfile.gettempdir()) / "ftscale-test-results.lock"):  # Slurm's tests may end beside others
+            write(Path(os.environ[RESULTS]), _costs)
 
 
 def write(path: Path, costs: Costs) -> None:

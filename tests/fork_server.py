@@ -4,7 +4,7 @@
 
 Two of them, one above the other. FOLDER/clean answers with forks that have imported torch, transformers, accelerate,
 peft and datasets, and never ftscale: what the proof of a saved model is run in. FOLDER/runs is itself such a fork, and
-has imported DeepSpeed and ftscale too. Each answers on a socket of that name, a line of JSON each way (`forks.py` asks).
+has imported DeepSpeed and ftscale too. Each answers on a socket of that name, a line of JSON each way (forks.py asks).
 What a fork cannot show is left to tests that start real processes: launchers, signals, faults, stops, Slurm.
 """
 

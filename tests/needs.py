@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -30,16 +31,16 @@ def in_campaign(*values: Any) -> Any:
 def pairs(*axes: Sequence[Any], first: Iterable[Combination] = ()) -> list[Combination]:
     """Combinations in which every two values of two axes meet, `first` among them; in the campaign their product.
 
-    Each next one is the first of the product that shows the most pairs not shown yet.
+    Each next one shows the most pairs not shown yet, and among such what was seen least.
     """
     product = list(itertools.product(*axes))
     if ALL:
         return product
     chosen = list(first)
-    left = set().union(*map(_shown, product)).difference(*map(_shown, chosen))
-    while left:
-        chosen.append(max(product, key=lambda combination: len(left & _shown(combination))))
-        left -= _shown(chosen[-1])
+    seen = Counter(pair for combination in chosen for pair in _shown(combination))
+    while unseen := {pair for combination in product for pair in _shown(combination) if pair not in seen}:
+        chosen.append(max(product, key=lambda it: (len(unseen & _shown(it)), -sum(seen[pair] for pair in _shown(it)))))
+        seen.update(_shown(chosen[-1]))
     return chosen
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from launching import forget_after
 from safetensors.torch import load_file
@@ -110,7 +109,6 @@ def test_8bit_adam_learns_as_well_as_adamw(captions: dict[str, Any], shared: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_pretraining_helps(shared: Path, tmp_path: Path):
     from ftscale.config import load_config
 
@@ -291,9 +289,8 @@ def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: Path, tmp_path: Path):
     config = jobs.regression(shared, tmp_path, labels={18: 1e30}, checkpoint={"every": 1, "prove": "never"})
     (tmp_path / "run.json").write_text(json.dumps({**config, "run_folder": str(tmp_path / "run")}))
-    command = [sys.executable, "-m", "ftscale", "train", str(tmp_path / "run.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 1
+    done = tiny.forked("train", tmp_path / "run.json")
+    assert done.code == 1
     assert "optimizer step 5: the loss is not finite; nothing of it was applied" in done.stderr
     [event] = [line for line in jobs.lines(tmp_path / "run") if line.get("event") == "bad_batch"]
     assert (event["step"], event["what"], event["action"]) == (5, "the loss is not finite", "stop")

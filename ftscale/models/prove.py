@@ -98,9 +98,7 @@ def prove_saved(
     return proof
 
 
-def fresh_python(
-    program: str, *arguments: str, environment: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
+def fresh_python(program: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python process of its own, with this environment alone."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],

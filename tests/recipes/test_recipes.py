@@ -231,8 +231,7 @@ def test_a_recipe_runs(name: str, at: Places, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_a_recipe_runs_under_its_strategy(name: str, at: Places, tmp_path: Path):
-    run = (RECIPES[name], *words(OVERRIDES[name](at), tmp_path))
-    outcome = tiny.process("ftscale", "launch", *run, "--processes", 2, "--strategy", LAUNCHED[name])
+    outcome = tiny.forked("train", RECIPES[name], *words(OVERRIDES[name](at), tmp_path), processes=2)
     assert outcome.code == 0, outcome.stderr[-4000:]
     check_run(tmp_path / "run", name, processes=2)
 

@@ -13,7 +13,7 @@ from strategies.jobs import Jobs
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 LORA = ("ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 QUANTISED = [(kind, strategy) for kind in ("nf4", "int8") for strategy in ("ddp", "zero1", "zero2", "zero2_offload")]

@@ -13,7 +13,7 @@ from strategies.jobs import HALF, STEPS, Jobs
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 ZERO = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 SHARED_OUT = ("ddp", *ZERO)

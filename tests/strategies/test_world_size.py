@@ -16,7 +16,7 @@ from strategies.jobs import MAX_GRAD_NORM
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("world_worker.py")
 WORLDS = (1, 2, 4, 3)

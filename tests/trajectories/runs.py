@@ -68,7 +68,7 @@ OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"na
 
 
 def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path) -> None:
-    """Run the jobs one after another in the same processes; each is also resumed from its middle."""
+    """Run the jobs one after another in the same processes; those that say `resumes` once more from their middle."""
     launching.launch(Path(__file__).with_name("worker.py"), jobs, processes=processes, work=work)
 
 
