@@ -1,4 +1,4 @@
-"""Compiles DeepSpeed's operators that runs on a CPU load, once and before the tests: python tests/operators.py [NAME ...]
+"""Compiles DeepSpeed's operators that runs on a CPU load, before the tests: python tests/operators.py [NAME ...]
 
 Left alone, the first test under ZeRO would wait a minute for them, and others with it.
 """

@@ -1,4 +1,4 @@
-"""Each test file has a budget of processor seconds, the last whole run kept within it, and all together take minutes."""
+"""Each test file has a budget of processor seconds, the last whole run kept within it, and all together are minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks are what starts would be: the environment they are given, ranks that know each other, exit codes, clean Pythons."""
+"""Forks are what starts would be: their environment, ranks that know each other, exit codes, clean Pythons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Combinations of benchmarks/plan_accuracy.py, measured and forecast anew: a regression fails here. Six in the campaign.
+"""Combinations of benchmarks/plan_accuracy.py, measured and forecast anew; two, and six in the campaign.
 
 On a processor without AVX512 in float32, and in two steps, whose memory is that of all later ones: there torch
 multiplies bfloat16 seventy times as slowly, an hour for this test.
