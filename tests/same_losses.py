@@ -31,7 +31,7 @@ SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "benchmarks/results/same_losses.json"
 STEPS, HALF = 10, 5
 STRATEGIES = (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2))
-MEASURED = {"time_s", "tokens_per_s", "memory_bytes", "step_s"}
+MEASURED = {"time_s", "tokens_per_s", "memory_bytes", "step_s", "hash"}
 """Figures that differ between two runs of one commit."""
 
 Config = dict[str, Any]
