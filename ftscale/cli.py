@@ -97,7 +97,8 @@ def checkpoints(run_folder: RunFolder) -> None:
     from ftscale.run_folder import run_id
     from ftscale.train.manifest import list_checkpoints
 
-    if (identity := run_id(run_folder)) is None:
+    identity = run_id(run_folder)
+    if identity is None and not (run_folder / "checkpoints").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no run.json); name the folder of one.")
     table = Table("step", "state", "size", "processes", "metric", box=None)
     for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):

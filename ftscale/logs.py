@@ -6,7 +6,6 @@ What each rank says at INFO stands in the run folder too, in `logs/rank-NNNNN.lo
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import logging.handlers
 import os
@@ -17,6 +16,8 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+
+from ftscale.sealed import DamagedError, line_of, read_json
 
 log = logging.getLogger("ftscale")
 
@@ -97,17 +98,25 @@ def note_failure(error: BaseException, *, exit_code: int) -> bool:
         "error": f"{type(error).__name__}: {error}",
     }
     partial = _failures.with_name(f".{FAILURE}.{launched_rank()}")
-    partial.write_text(json.dumps(about) + "\n")
+    partial.write_text(line_of(about))
     try:
         os.link(partial, _failures)  # fails where there is one: the first stays
     except FileExistsError:
-        if lost or not json.loads(_failures.read_text())["peer_lost"]:
+        if lost or _is_a_cause(_failures):
             return False
         os.replace(partial, _failures)
         return True
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _is_a_cause(failure: Path) -> bool:
+    """Whether an error stands there that is no lost peer."""
+    try:
+        return read_json(failure).get("peer_lost") is False
+    except (FileNotFoundError, DamagedError):
+        return False
 
 
 def _is_peer_lost(error: BaseException) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
@@ -37,6 +40,7 @@ from ftscale.run_folder import (
     open_run_folder,
     run_id,
     versions,
+    what_stands,
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
@@ -67,10 +71,13 @@ def train(
     setup_logging(rank=rank)
     stop_request.set_deadline(config.checkpoint.before_end_s)
     try:
+        judged = what_stands(folder)
         if rank == 0:
             check_run_folder(config, resume=resume, overwrite=overwrite)
         inputs = prepare_inputs(config)
         with locked(folder) if rank == 0 else nullcontext():
+            if rank == 0 and what_stands(folder) != judged:  # another run was here meanwhile
+                check_run_folder(config, resume=resume, overwrite=overwrite)
             distributed = Distributed(
                 _in_own_offload_dir(config),
                 precision=config.train.precision,
@@ -136,16 +143,19 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     """
     config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
     distributed.barrier()
-    opened: tuple[str, Checkpoint | None] | None = None
+    opened: tuple[dict[str, str], Checkpoint | None] | None = None
     if distributed.is_main:
         if overwrite:
             clear_run_folder(folder)
         root = loop.saver.root
-        checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
+        identity = run_id(folder)
+        checkpoint = latest_checkpoint(root, run_id=identity, fits=partial(_fits, loop)) if root.is_dir() else None
         about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
-    loop.saver.identity["run_id"], checkpoint = shared
+    assert shared is not None
+    about_run, checkpoint = shared
+    loop.saver.identity |= about_run
     open_log(folder, rank=distributed.rank)
     return checkpoint
 
@@ -213,7 +223,11 @@ def _build(
         saver=Saver(
             folder / "checkpoints",
             distributed,
-            identity={"config_digest": config_digest(config), "versions": versions()},
+            identity={
+                "config_digest": config_digest(config),
+                "config": config.model_dump(mode="json"),
+                "versions": versions(),
+            },
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.in_background,
             more=lambda: adapter_state(model),
@@ -393,6 +407,21 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
         ends.append(step)
         epoch += 1
     return frozenset(ends)
+
+
+def _fits(loop: Loop, state: dict[str, Any]) -> str:
+    """Why what a checkpoint says of the loop is not what this run stores; "" = it is. Another version may have."""
+    ours = loop.state(Progress())
+    kinds = {"loop": Progress, **({} if ours["stream"] is None else {"stream": StreamPosition})}
+    if state.keys() != ours.keys() or {**ours["schedule"]}.keys() != {**state["schedule"]}.keys():
+        return "another version of ftscale wrote it"
+    try:
+        for name, kind in kinds.items():
+            TypeAdapter(kind).validate_json(json.dumps(state[name]), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"its progress is not that of a run: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ""
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:

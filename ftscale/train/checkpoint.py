@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from ftscale.distributed import Distributed, check_takeover
 from ftscale.errors import UserError
+from ftscale.sealed import sync
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.train.manifest import (
     Checkpoint,
@@ -28,7 +29,6 @@ from ftscale.train.manifest import (
     partial_folder,
     prune_checkpoints,
     seal,
-    sync,
 )
 
 MORE = "more.pt"
