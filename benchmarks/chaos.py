@@ -433,7 +433,8 @@ def compare(case: Case, reference: Path, victim: Path, *, num_steps: int) -> Non
 
     expected, found = {line["step"]: line for line in steps(reference)}, steps(victim)
     numbers = [line["step"] for line in found]
-    lost, unknown = expected.keys() - set(numbers), set(numbers) - set(range(1, num_steps + 1))
+    numbered = set(range(1, num_steps + 1))
+    lost, unknown = numbered - set(numbers), set(numbers) - numbered
     case.wrong_rows += max(len(lost) - 2 * case.flipped_metrics, 0) + len(unknown) + len(numbers) - len(set(numbers))
     for ours in found:
         theirs = expected.get(ours["step"], ours)

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from ftscale.logs import launched_rank, note_failure, quiet_libraries, report_fault
+from ftscale.launched import launched_processes, launched_rank
+from ftscale.logs import note_failure, quiet_libraries, report_fault
 
 app = typer.Typer(
     add_completion=False,
@@ -48,7 +49,7 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         report_fault(error, exit_code=EXIT_FAULT)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             # the others learn of it when this process is gone, and Python takes seconds to clear up
             os._exit(EXIT_FAULT)
         sys.exit(EXIT_FAULT)

@@ -15,8 +15,12 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ftscale.errors import EXIT_FAULT, EXIT_USER_ERROR, UserError
+from ftscale.launched import launched_rank
 from ftscale.sealed import DamagedError, line_of, read_json
 
 log = logging.getLogger("ftscale")
@@ -69,19 +73,42 @@ def close_log() -> None:
     _failures = None
 
 
+@contextmanager
+def own_logging() -> Iterator[None]:
+    """ftscale's log lines are afterwards where they were before; an error is noted in the run folder."""
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    try:
+        yield
+    except Exception as error:
+        _write_traceback(error)
+        note_failure(error, exit_code=EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
+        raise
+    finally:
+        close_log()
+        log.handlers[:] = handlers
+        log.propagate = propagate
+        log.setLevel(level)
+
+
 def report_fault(error: BaseException, *, exit_code: int) -> None:
     """Say why this process ends: the rank that fails first with its whole traceback, those that lost it in one line.
 
     Every rank's own log has its traceback.
     """
     who, text = _who(launched_rank()), "".join(traceback.format_exception(error))
-    if isinstance(_kept.target, logging.Handler):
-        _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
+    _write_traceback(error)
     lost, first = _is_peer_lost(error), note_failure(error, exit_code=exit_code)
     if _failures is not None and (lost or not first):
         last = text.strip().splitlines()[-1]
         text = f"error: {'lost another process' if lost else 'failed after another process'}: {last}"
     print("\n".join(f"{who}{line}" for line in text.strip().splitlines()), file=sys.stderr, flush=True)
+
+
+def _write_traceback(error: BaseException) -> None:
+    """Into this rank's own log."""
+    if isinstance(_kept.target, logging.Handler):
+        text = "".join(traceback.format_exception(error))
+        _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
 
 
 def note_failure(error: BaseException, *, exit_code: int) -> bool:
@@ -133,11 +160,6 @@ def _who(rank: int) -> str:
 def host() -> str:
     """This machine's name, as Slurm calls it where there is Slurm."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def launched_rank() -> int:
-    """This process's rank as the launcher says it (torchrun, accelerate or srun), before any process group exists."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def quiet_libraries() -> None:

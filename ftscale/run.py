@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -25,17 +25,19 @@ from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
-from ftscale.distributed import Distributed
+from ftscale.distributed import Distributed, leaving_no_trace
 from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
-from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
+from ftscale.launched import launched_rank
+from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
     check_run_folder,
     clear_run_folder,
     finished_result,
+    holds_run,
     locked,
     open_run_folder,
     run_id,
@@ -64,11 +66,18 @@ def train(
     `stop_request`: one that listens already; None = listen to signals while training.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
-    if stop_request is None:
-        with listening() as stop_request:
-            return train(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    with leaving_no_trace():
+        if stop_request is not None:  # of a process that ends with the run, and tells of its end
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+        with own_logging(), listening() as stop_request:
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+
+
+def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
     rank, folder = launched_rank(), Path(config.run_folder)
     setup_logging(rank=rank)
+    if not stop_request.listens:
+        log.info("training in a thread: signals are not noticed, and end the process as they did before")
     stop_request.set_deadline(config.checkpoint.before_end_s)
     try:
         judged = what_stands(folder)
@@ -85,11 +94,17 @@ def train(
             )
             begin_work()
             stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
-            result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            try:
+                result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            except BaseException:
+                if distributed.world_size == 1:  # after an error on one rank the others may never come to it
+                    distributed.close()
+                raise
     except Interrupted as request:
-        log.info("asked to stop (%s) before training began; nothing is lost", request)
+        anew = "" if holds_run(folder) else ": there is nothing to resume yet"
+        log.info("asked to stop (%s) before training began; nothing is lost%s", request, anew)
         return Result("preempted", 0, {}, None, 0.0, "")
-    distributed.close()  # not after an error on this rank alone: the others may never come to it
+    distributed.close()
     close_log()
     return result
 
@@ -132,7 +147,9 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
             loop.metrics.write("event", progress.step, event="failed", error=str(error))
             write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
         raise
-    loop.metrics.close()
+    finally:
+        loop.saver.end()
+        loop.metrics.close()
     return result
 
 
@@ -336,7 +353,7 @@ def _build_optimizer(config: Config, model: Any, head_names: list[str], distribu
     return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
 
 
-Steps = Callable[[int], Iterator[Any]]
+Steps = Callable[[int], Generator[Any, None, None]]
 
 
 def _build_steps(
