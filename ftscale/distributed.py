@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.errors import UserError, unknown_name
-from ftscale.launched import LAUNCHED_STRATEGY, adopt_launch, launched_processes
+from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
 from ftscale.processes import restore_environment
 from ftscale.resources import resource
@@ -48,6 +48,8 @@ STRATEGIES = {
 INTERCHANGEABLE = (("single", "ddp"), ("zero1", "zero2", "zero3"), ("zero2_offload", "zero3_offload"), ("zero3_nvme",))
 """Strategies that go on from each other's checkpoints: one optimizer, its state cut in different ways."""
 
+USE_CPU = "ACCELERATE_USE_CPU"
+
 SHARDS = "deepspeed"
 """The folder in a checkpoint that DeepSpeed writes."""
 
@@ -68,13 +70,12 @@ class Distributed:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         self._environment = dict(os.environ)
-        place = adopt_launch(precision=precision)
+        check_launch()
         self.strategy = resolve_strategy(config)
-        if place.rank == 0:
-            for line in [*place.said, *_said_of_strategy(self.strategy)]:
-                log.warning("%s", line)
-        for name in LAUNCHED_STRATEGY:
-            os.environ.pop(name, None)
+        said = _said_of_strategy(self.strategy)
+        place = adopt_launch(precision=precision)
+        for line in (*said, *place.said) if place.rank == 0 else ():
+            log.warning("%s", line)
         self._swap_folder = _swap_folder(config)
         self.precision = precision
         self.max_grad_norm = max_grad_norm
@@ -402,6 +403,16 @@ def resolve_strategy(config: DistributedConfig) -> str:
     if strategy == "single" and processes > 1:
         raise UserError(
             f"distributed.strategy = single, but {processes} processes were launched; use ddp, or launch one process."
+        )
+    if is_true(USE_CPU) and STRATEGIES[strategy] is not None:
+        raise UserError(
+            f"distributed.strategy = {strategy} asked for DeepSpeed, but {USE_CPU} = {os.environ[USE_CPU]} in the "
+            "environment asks Accelerate to leave it out; unset it, or take use_cpu out of accelerate's config."
+        )
+    if is_true(USE_CPU) and torch.cuda.is_available():
+        raise UserError(
+            f"{USE_CPU} = {os.environ[USE_CPU]} in the environment asks for the CPU, but a run takes the GPU that is "
+            "there; unset it, or hide the GPU: CUDA_VISIBLE_DEVICES= in the environment."
         )
     return strategy
 

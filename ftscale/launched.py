@@ -37,15 +37,6 @@ REFUSED = {
 }
 """Variables that ask for what a run does not do, by what they ask for and what helps."""
 
-LAUNCHED_STRATEGY = (
-    "ACCELERATE_USE_DEEPSPEED",
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE",
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
-)
-"""By which a launcher names the strategy."""
-
 OTHERS = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_", "XLA_USE_", "XLA_DOWNCAST_")
 """Beginnings of variables by which Accelerate is told what a run's configuration says here."""
 _OTHER = ("FORK_LAUNCHED", "USE_TORCH_XLA", "PT_HPU_LAZY_MODE", "DEEPSPEED_USE_HPU")
@@ -57,6 +48,8 @@ SETTINGS = {
 }
 """Whose setting of ours counts instead."""
 
+_TAKEN_OVER = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_USE_CPU")
+"""Beginnings of variables that `distributed.resolve_strategy` has read."""
 _NOTHING = ("", "no", "none", "false", "0", "default")
 _TRUE = ("y", "yes", "t", "true", "on", "1")
 
@@ -84,7 +77,13 @@ def launched_rank() -> int:
 
 def launched_processes() -> int:
     """How many processes were launched together, as the launcher says it; 1 where that is no number."""
-    return _number(os.environ, "WORLD_SIZE") or 1
+    variables = os.environ
+    if "RANK" in variables or "WORLD_SIZE" in variables:
+        return _number(variables, "WORLD_SIZE") or 1
+    if _is_slurm_step(variables):
+        return int(variables["SLURM_STEP_NUM_TASKS"])
+    found = _mpi(variables)
+    return int(variables[found[1]]) if found else 1
 
 
 def is_true(name: str) -> bool:
@@ -124,11 +123,11 @@ def adopt_launch(*, precision: str) -> Place:
             variables.pop(name, None)
     aside = {name: variables.pop(name) for name in sorted(variables) if _is_aside(name)}
     ours = ("no", "fp32") if precision == "fp32" else (precision,)
+    same = {"ACCELERATE_MIXED_PRECISION": ours, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1",)}
     shown = [
         f"{name}={value}{f' ({SETTINGS[name]} counts)' if name in SETTINGS else ''}"
         for name, value in aside.items()
-        if value.lower() not in (*_NOTHING, *(ours if name == "ACCELERATE_MIXED_PRECISION" else ()))
-        and (name, value) != ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+        if value.lower() not in (*_NOTHING, *same.get(name, ())) and not name.startswith(_TAKEN_OVER)
     ]
     if shown:
         said.append(f"without effect, since the run's own configuration alone counts: {', '.join(shown)}")
@@ -136,7 +135,7 @@ def adopt_launch(*, precision: str) -> Place:
 
 
 def _is_aside(name: str) -> bool:
-    return (name.startswith(OTHERS) or name in _OTHER) and name not in LAUNCHED_STRATEGY
+    return name.startswith(OTHERS) or name in _OTHER
 
 
 def _place_problems(variables: Mapping[str, str]) -> list[str]:
