@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from ftscale.logs import launched_rank, note_failure, quiet_libraries, report_fault
+from ftscale.launched import launched_processes, launched_rank
+from ftscale.logs import note_failure, quiet_libraries, report_fault
 
 app = typer.Typer(
     add_completion=False,
@@ -48,7 +49,7 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         report_fault(error, exit_code=EXIT_FAULT)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             # the others learn of it when this process is gone, and Python takes seconds to clear up
             os._exit(EXIT_FAULT)
         sys.exit(EXIT_FAULT)
@@ -97,7 +98,8 @@ def checkpoints(run_folder: RunFolder) -> None:
     from ftscale.run_folder import run_id
     from ftscale.train.manifest import list_checkpoints
 
-    if (identity := run_id(run_folder)) is None:
+    identity = run_id(run_folder)
+    if identity is None and not (run_folder / "checkpoints").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no run.json); name the folder of one.")
     table = Table("step", "state", "size", "processes", "metric", box=None)
     for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):

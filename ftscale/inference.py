@@ -26,7 +26,8 @@ from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
 from ftscale.inputs import evaluation_rows
-from ftscale.logs import launched_rank, log, setup_logging
+from ftscale.launched import launched_rank
+from ftscale.logs import log, setup_logging
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.processes import begin_work

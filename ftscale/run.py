@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
@@ -22,21 +25,24 @@ from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
-from ftscale.distributed import Distributed
+from ftscale.distributed import Distributed, leaving_no_trace
 from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
-from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
+from ftscale.launched import launched_rank
+from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
     check_run_folder,
     clear_run_folder,
     finished_result,
+    holds_run,
     locked,
     open_run_folder,
     run_id,
     versions,
+    what_stands,
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
@@ -60,17 +66,27 @@ def train(
     `stop_request`: one that listens already; None = listen to signals while training.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
-    if stop_request is None:
-        with listening() as stop_request:
-            return train(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    with leaving_no_trace():
+        if stop_request is not None:  # of a process that ends with the run, and tells of its end
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+        with own_logging(), listening() as stop_request:
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+
+
+def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
     rank, folder = launched_rank(), Path(config.run_folder)
     setup_logging(rank=rank)
+    if not stop_request.listens:
+        log.info("training in a thread: signals are not noticed, and end the process as they did before")
     stop_request.set_deadline(config.checkpoint.before_end_s)
     try:
+        judged = what_stands(folder)
         if rank == 0:
             check_run_folder(config, resume=resume, overwrite=overwrite)
         inputs = prepare_inputs(config)
         with locked(folder) if rank == 0 else nullcontext():
+            if rank == 0 and what_stands(folder) != judged:  # another run was here meanwhile
+                check_run_folder(config, resume=resume, overwrite=overwrite)
             distributed = Distributed(
                 _in_own_offload_dir(config),
                 precision=config.train.precision,
@@ -78,11 +94,17 @@ def train(
             )
             begin_work()
             stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
-            result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            try:
+                result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            except BaseException:
+                if distributed.world_size == 1:  # after an error on one rank the others may never come to it
+                    distributed.close()
+                raise
     except Interrupted as request:
-        log.info("asked to stop (%s) before training began; nothing is lost", request)
+        anew = "" if holds_run(folder) else ": there is nothing to resume yet"
+        log.info("asked to stop (%s) before training began; nothing is lost%s", request, anew)
         return Result("preempted", 0, {}, None, 0.0, "")
-    distributed.close()  # not after an error on this rank alone: the others may never come to it
+    distributed.close()
     close_log()
     return result
 
@@ -125,7 +147,9 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
             loop.metrics.write("event", progress.step, event="failed", error=str(error))
             write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
         raise
-    loop.metrics.close()
+    finally:
+        loop.saver.end()
+        loop.metrics.close()
     return result
 
 
@@ -136,16 +160,19 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     """
     config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
     distributed.barrier()
-    opened: tuple[str, Checkpoint | None] | None = None
+    opened: tuple[dict[str, str], Checkpoint | None] | None = None
     if distributed.is_main:
         if overwrite:
             clear_run_folder(folder)
         root = loop.saver.root
-        checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
+        identity = run_id(folder)
+        checkpoint = latest_checkpoint(root, run_id=identity, fits=partial(_fits, loop)) if root.is_dir() else None
         about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
-    loop.saver.identity["run_id"], checkpoint = shared
+    assert shared is not None
+    about_run, checkpoint = shared
+    loop.saver.identity |= about_run
     open_log(folder, rank=distributed.rank)
     return checkpoint
 
@@ -213,7 +240,11 @@ def _build(
         saver=Saver(
             folder / "checkpoints",
             distributed,
-            identity={"config_digest": config_digest(config), "versions": versions()},
+            identity={
+                "config_digest": config_digest(config),
+                "config": config.model_dump(mode="json"),
+                "versions": versions(),
+            },
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.in_background,
             more=lambda: adapter_state(model),
@@ -322,7 +353,7 @@ def _build_optimizer(config: Config, model: Any, head_names: list[str], distribu
     return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
 
 
-Steps = Callable[[int], Iterator[Any]]
+Steps = Callable[[int], Generator[Any, None, None]]
 
 
 def _build_steps(
@@ -393,6 +424,21 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
         ends.append(step)
         epoch += 1
     return frozenset(ends)
+
+
+def _fits(loop: Loop, state: dict[str, Any]) -> str:
+    """Why what a checkpoint says of the loop is not what this run stores; "" = it is. Another version may have."""
+    ours = loop.state(Progress())
+    kinds = {"loop": Progress, **({} if ours["stream"] is None else {"stream": StreamPosition})}
+    if state.keys() != ours.keys() or {**ours["schedule"]}.keys() != {**state["schedule"]}.keys():
+        return "another version of ftscale wrote it"
+    try:
+        for name, kind in kinds.items():
+            TypeAdapter(kind).validate_json(json.dumps(state[name]), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"its progress is not that of a run: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ""
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:

@@ -154,7 +154,10 @@ def _section_problems(settings: dict[str, Any]) -> list[str]:
 
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.distributed import resolve_strategy
+    from ftscale.launched import check_launch
 
+    if problems := _problems(check_launch):
+        return [*problems, *check_combination(config)]
     try:
         strategy = resolve_strategy(config.distributed)
     except UserError as error:

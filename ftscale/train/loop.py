@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -89,7 +90,7 @@ class Loop:
     task: Task
     distributed: Distributed
     schedule: Any
-    steps: Callable[[int], Iterator[Step]]
+    steps: Callable[[int], Generator[Step, None, None]]
     """Optimizer steps from the given number on."""
     num_steps: int
     train: TrainConfig
@@ -125,9 +126,9 @@ def run_loop(loop: Loop, progress: Progress) -> str:
     """Train from where `progress` stands; returns completed, stopped_early or preempted."""
     started = time.perf_counter() - progress.elapsed_s
     loop.set_training_mode()
-    steps = loop.steps(progress.step)
     stop = loop.distributed.any(bool(loop.stop_request))
-    with progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main) as advance:
+    bar = progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
+    with closing(loop.steps(progress.step)) as steps, bar as advance:  # its worker processes end with it
         while (status := _between_steps(loop, progress, stop=stop)) is None:
             tick = time.perf_counter()
             figures = _train_step(loop, progress, next(steps))
