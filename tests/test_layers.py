@@ -15,14 +15,14 @@ PACKAGE = ROOT / "ftscale"
 
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("errors",),
-    ("logs", "seeding", "resources", "processes", "shards", "swapped"),
+    ("hashing", "logs", "seeding", "resources", "processes", "shards", "swapped"),
     ("config",),
     ("distributed", "data", "models", "optim", "metrics"),
     ("tasks",),
     ("train",),
     ("checks", "run_folder"),
     ("inputs",),
-    ("finish",),
+    ("agreement", "finish"),
     ("run",),
     ("inference", "launcher", "plan"),
     ("cluster", "demo"),
