@@ -20,9 +20,13 @@ from typing import Any
 
 from ftscale.config import Config, load_config, write_config
 from ftscale.config.load import differences
+from ftscale.config.schema import CausalLMSettings
+from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.logs import log
+from ftscale.models.files import model_fingerprints
+from ftscale.tasks import COLUMNS
 from ftscale.train.meters import cut_metrics
 
 LOCK = "lock.json"
@@ -99,9 +103,11 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
         )
     if not (folder / "config.yaml").is_file():
         return
-    before = load_config(folder / "config.yaml")
-    changed = [line for line in differences(before, _comparable(config, before)) if not line.startswith(FREE_TO_CHANGE)]
-    problems = [f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed]
+    before, now = _with_template_text(load_config(folder / "config.yaml")), _with_template_text(config)
+    changed = [line for line in differences(before, _comparable(now, before)) if not line.startswith(FREE_TO_CHANGE)]
+    problems = [
+        f"cannot resume {folder}: {_shown(line)}; set it back, or start another run folder." for line in changed
+    ]
     problems += _data_problems(folder, before, config)
     if problems:
         raise UserError(*problems)
@@ -216,6 +222,20 @@ def installed_version(name: str) -> str:
         return "not installed"
 
 
+def _with_template_text(config: Config) -> Config:
+    """A chat template is what its file says, wherever it lies. Raises UserError where it is not there any more."""
+    if not isinstance(config.task, CausalLMSettings):
+        return config
+    text = {"chat_template": read_template(config.task.chat_template)}
+    return config.model_copy(update={"task": config.task.model_copy(update=text)})
+
+
+def _shown(difference: str) -> str:
+    if difference.startswith("task.chat_template: "):  # of pages of text
+        return "the text of task.chat_template is not what it was (config.yaml there has it)"
+    return difference
+
+
 def _comparable(config: Config, before: Config) -> Config:
     """The configuration with what the first start learned from the data filled in, where it leaves that open."""
     learned = {
@@ -227,18 +247,27 @@ def _comparable(config: Config, before: Config) -> Config:
 
 
 def _data_problems(folder: Path, before: Config, config: Config) -> list[str]:
-    """Files whose content is not what it was when the run began; sources with other settings are named already."""
+    """Files whose content is not what it was when the run began; sources and models with other settings are named
+    already."""
     path = folder / "data.json"
-    if not path.is_file() or (before.data.train, before.data.eval) != (config.data.train, config.data.eval):
+    if not path.is_file():
         return []
+    kept = {
+        "data": (before.data.train, before.data.eval) == (config.data.train, config.data.eval),
+        "model": before.model == config.model,
+    }
     recorded, now = json.loads(path.read_text()), _fingerprints(config)
     problems = []
     for setting, files in recorded.items():
+        section = setting.partition(".")[0]
+        if not kept[section]:
+            continue
         changed = list(_changed_files(files, now[setting]))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
+        name = f"{setting}.path" if section == "data" else setting
         if changed:
             problems.append(
-                f"cannot resume {folder}: {setting}.path: {', '.join(changed[:NAMED_FILES])}{more}; put the data back "
+                f"cannot resume {folder}: {name}: {', '.join(changed[:NAMED_FILES])}{more}; put the {section} back "
                 "as it was when the run began, or start another run folder."
             )
     return problems
@@ -255,12 +284,14 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    """A hash of each file that training and evaluation read, by setting and path."""
-    return {
-        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]")
+    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    roles = COLUMNS[config.task.name]
+    data = {
+        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
+    return data | model_fingerprints(config.model)
 
 
 def _holder(path: Path) -> str:

@@ -102,11 +102,11 @@ def prepare_sources(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         _check_owner(folder)
-        if (report := _verified(folder)) is None:
+        if (saved := _verified(folder)) is None:
             _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
-            report = _verified(folder)
-    assert report is not None, f"{folder} was written just now"
-    prepared = _load(folder, sources, report)
+            saved = _verified(folder)
+    assert saved is not None, f"{folder} was written just now"
+    prepared = _load(folder, sources, saved)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
     _check(prepared, name=name, data=data)

@@ -44,7 +44,8 @@ class CausalLM:
         _check_pattern(settings)
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
-        return {}
+        """The chat template's text, so that a later change of its file changes nothing of what was trained."""
+        return {} if self.template is None else {"chat_template": self.template}
 
     def model_settings(self) -> dict[str, Any]:
         return {}
