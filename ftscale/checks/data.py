@@ -11,6 +11,7 @@ import numpy as np
 
 from ftscale.checks.sample import DataSample, Part
 from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
+from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.tasks.base import KEPT, Row, Sample
 
 SHOWN_ROWS = 3
@@ -23,12 +24,12 @@ Pieces = list[tuple[str, bool]]
 def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
     """Figures of the sample, and warnings about it."""
     facts: dict[str, Any] = {"train": _part(sample.train, processor)}
-    warnings = _warnings("data.train", facts["train"])
+    warnings = _warnings("data.train", facts["train"]) + _of_template("data.train", sample.train)
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
         facts["eval"] = _part(sample.evaluation, processor)
         facts["overlap"] = overlap(sample.train, sample.evaluation)
-        warnings += _warnings("data.eval", facts["eval"])
+        warnings += _warnings("data.eval", facts["eval"]) + _of_template("data.eval", sample.evaluation)
         if facts["overlap"]:
             warnings.append(
                 f"{facts['overlap']} of {len(sample.evaluation.rows)} rows of data.eval are in data.train too: their "
@@ -85,6 +86,12 @@ def _part(part: Part, processor: Any) -> dict[str, Any]:
         facts["doubled_special_tokens"] = _doubled(kept, processor)
         facts["end_supervised"] = _end_supervised(kept, processor)
     return facts
+
+
+def _of_template(setting: str, part: Part) -> list[str]:
+    report = SourceReport(setting)
+    sift([dict(item) for item in part.samples], report)
+    return template_warnings(report, setting=setting)
 
 
 def _lengths(lengths: list[int]) -> dict[str, float]:

@@ -48,6 +48,12 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    said: int = 0
+    """Characters of the model's turns of chats, white space aside."""
+    left_out: int = 0
+    """Of these, the ones that the chat template leaves out."""
+    unseen_prompt: str = ""
+    """What the template's generation prompt ends with where a chat does not, e.g. an opened tag; "" = nothing."""
 
     @property
     def mean_length(self) -> float:
@@ -60,6 +66,24 @@ class SourceReport:
             f"{self.path}: {self.read} rows read, {self.kept} kept, {self.truncated} truncated, dropped: {dropped}; "
             f"longest {self.longest}, mean {self.mean_length:.1f} tokens, {self.targets} targets"
         )
+
+
+def template_warnings(report: SourceReport, *, setting: str) -> list[str]:
+    """What a chat template did that is likely not meant, with the way out."""
+    warnings = []
+    if report.left_out:
+        warnings.append(
+            f"{setting}: the chat template leaves out {report.left_out} of {report.said} characters that the model's "
+            f"turns hold ({report.left_out / report.said:.1%}), as reasoning or tool calls: they are never learned. "
+            "Set task.chat_template to one that writes them, or take them out of the rows."
+        )
+    if report.unseen_prompt:
+        warnings.append(
+            f"{setting}: the template's generation prompt ends with {report.unseen_prompt!r}, which training does not "
+            "see: whoever asks the model with it gets what was never learned. Begin the model's turns with it, or set "
+            "task.chat_template to one whose prompt ends where the turns begin."
+        )
+    return warnings
 
 
 @dataclass
@@ -109,6 +133,8 @@ def prepare_sources(
     prepared = _load(folder, sources, saved)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
+        for warning in template_warnings(report, setting=f"data.{name}"):
+            log.warning("%s", warning)
     _check(prepared, name=name, data=data)
     return prepared
 
@@ -269,6 +295,10 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
     for sample in samples:
         note = sample.pop("note")
         report.read += 1
+        report.said += sample.pop("said", 0)
+        report.left_out += sample.pop("left_out", 0)
+        unseen = sample.pop("unseen_prompt", "")
+        report.unseen_prompt = report.unseen_prompt or unseen
         if note not in ("", "truncated"):
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue

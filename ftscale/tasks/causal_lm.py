@@ -106,7 +106,7 @@ class CausalLM:
     def _sample(self, row: Row, processor: Any, limit: int) -> Sample:
         encoded = encode_row(row, processor, targets=self.settings.targets, template=self.template)
         note = overlong_note(len(encoded.input_ids), row, limit=limit, too_long=self.settings.too_long)
-        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], note=note)
+        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], note=note) | encoded.of_template
         return sample | self._generation(row, encoded, processor, limit) if self.settings.generate else sample
 
     def _prompt_sample(self, row: Row, processor: Any, limit: int) -> Sample:
