@@ -8,6 +8,7 @@ stands between placeholders is the template's own text, and shows where a turn s
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from ftscale.errors import UserError
 Message = dict[str, Any]
 
 PLACEHOLDER = "placeholder-{}-7f3a9c"
+HALF_A_WORD = re.compile(r"<?\w*$")
 PLACEHOLDERS = re.compile(r"placeholder-(\d+)-7f3a9c")
 
 
@@ -222,12 +224,16 @@ def _placed(message: Message, turn: int) -> Message:
 
 def _start(before: str, history: Sequence[Message], render: Renderer) -> int:
     """Where the model begins to write. `before`: the text up to its turn's content."""
-    prompt = _attempt(history, render, prompt=True)
+    prompt, plain = _attempt(history, render, prompt=True), _attempt(history, render, prompt=False)
     if prompt is not None and before.startswith(prompt):
         header = before[len(prompt) :]
         # a template that knows no generation prompt may still write a header, which is then not the model's
-        if not header.strip() or prompt != _attempt(history, render, prompt=False):
+        if not header.strip() or prompt != plain:
             return len(prompt)
+    shared = os.path.commonprefix([before, prompt or ""])
+    shared = HALF_A_WORD.sub("", shared)
+    if plain is not None and len(shared) > len(plain) and before[len(shared) :].strip():
+        return len(shared)  # the prompt opens a tag, and the model's own reasoning stands there instead
     return len(before.rstrip(" "))  # a space belongs to the word after it
 
 

@@ -9,12 +9,15 @@ from typing import Any
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "tool_plan", "refusal")
 """Fields of a turn, besides its content and calls, in which data sets keep what a model wrote."""
 
+NO_CHANCE = 12
+"""Characters at the beginning of a content that stand in a text because the content does, and not by chance."""
+
 
 def count_left_out(message: dict[str, Any], written: str) -> tuple[int, int]:
     """Characters of a turn that are not in the text, and all that it holds; white space does not count.
 
-    `written`: what the text has of the turn. A content that is cut counts by its part between the longest beginning
-    and the longest end of it that are there; thoughts and the parts of tool calls count whole.
+    `written`: what the text has of the turn. A content that is cut counts by its part between the longest end
+    and a long beginning of it that are there; thoughts and the parts of tool calls count whole.
     """
     text = _squeezed(written)
     content = _squeezed(message["content"])
@@ -57,9 +60,9 @@ def _forms(part: str) -> tuple[str, ...]:
 def _missing(content: str, text: str) -> int:
     if content in text:
         return 0
-    beginning = _longest(lambda size: content[:size] in text, len(content))
     end = _longest(lambda size: content[len(content) - size :] in text, len(content))
-    return max(len(content) - beginning - end, 1)
+    beginning = _longest(lambda size: content[:size] in text, len(content))
+    return max(len(content) - end - (beginning if beginning >= NO_CHANCE else 0), 1)
 
 
 def _longest(holds: Any, most: int) -> int:
