@@ -18,6 +18,7 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
+from ftscale.data.values import check_characters, without_made_nulls
 from ftscale.errors import UserError
 from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.processes import begin_work
@@ -36,6 +37,8 @@ __all__ = [
 Row = dict[str, Any]
 """The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
 
+TYPED_FORMATS = ("parquet", "hub")
+"""Formats in which every object of a column has the keys of all."""
 READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
 DEFAULT_SETTING = "data.train[0]"
 
@@ -223,8 +226,12 @@ def _file_rows(
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
     for row, here in rows:
+        names = tuple(name for name in row if not name.startswith("_"))
+        check_characters(row, names)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
+        elif file.format in TYPED_FORMATS:
+            without_made_nulls(row, names, setting=file.setting, path=file.name)
         yield row, here
 
 
