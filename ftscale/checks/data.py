@@ -15,6 +15,8 @@ from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.tasks.base import KEPT, Row, Sample
 
 SHOWN_ROWS = 3
+LOOKED_AT_IMAGES = 200
+"""Images that are decoded to see whether they show something."""
 IGNORED = -100
 
 Pieces = list[tuple[str, bool]]
@@ -25,6 +27,8 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
     """Figures of the sample, and warnings about it."""
     facts: dict[str, Any] = {"train": _part(sample.train, processor)}
     warnings = _warnings("data.train", facts["train"]) + _of_template("data.train", sample.train)
+    if sample.config.task.name == "image_classification":
+        warnings += _flat_images(sample.train)
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
         facts["eval"] = _part(sample.evaluation, processor)
@@ -86,6 +90,26 @@ def _part(part: Part, processor: Any) -> dict[str, Any]:
         facts["doubled_special_tokens"] = _doubled(kept, processor)
         facts["end_supervised"] = _end_supervised(kept, processor)
     return facts
+
+
+def _flat_images(part: Part) -> list[str]:
+    """A warning of images that show nearly nothing, as one does whose values use little of the range of its depth."""
+    from ftscale.tasks.image_classification import decode
+    from ftscale.tasks.image_depth import NEARLY_ONE, value_range
+
+    kept = part.kept
+    looked_at = kept[:: max(len(kept) // LOOKED_AT_IMAGES, 1)]
+    flat = []
+    for number, item in enumerate(looked_at):
+        low, high = value_range(decode(item, name=f"image {number}"))
+        if high - low < NEARLY_ONE:
+            flat.append(f"{item['image_path'] or 'one in the rows'} ({low} to {high} of 255)")
+    if not flat:
+        return []
+    return [
+        f"data.train: the values of {len(flat)} of {len(looked_at)} images looked at are nearly all one, e.g. "
+        f"{flat[0]}: they are blank, or use little of the range of their bits; rescale or remove them."
+    ]
 
 
 def _of_template(setting: str, part: Part) -> list[str]:
