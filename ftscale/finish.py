@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ftscale.config import Config
+from ftscale.data.chat import stop_ids
 from ftscale.data.sources import read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
@@ -85,10 +86,15 @@ def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metri
     if state is not None:
         module = distributed.unwrapped
         own = {name.removeprefix("model."): weight for name, weight in state.items()}
-        save_model(module.model, inputs.processor, folder, state_dict=own)
+        save_model(module.model, inputs.processor, folder, state_dict=own, end_ids=_end_ids(inputs))
     distributed.barrier()
     if inputs.config.checkpoint.prove != "never":
         _prove(inputs, distributed, folder, metrics)
+
+
+def _end_ids(inputs: Inputs) -> list[int]:
+    """Token ids that end what a model of chats or texts writes, as prediction has them; none for other tasks."""
+    return stop_ids(inputs.processor) if inputs.task.auto_class == "AutoModelForCausalLM" else []
 
 
 def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:

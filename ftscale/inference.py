@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 from pydantic import ValidationError
 
+from ftscale.agreement import check_agreement, rows_text
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
@@ -63,6 +64,7 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
+        check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ftscale.checks import check_config, steps_problems
 from ftscale.config import Config
+from ftscale.config.schema import CausalLMSettings
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sources import read_rows
@@ -41,6 +42,8 @@ def prepare_inputs(config: Config) -> Inputs:
     learned = task.fit(_training_rows(config, task))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
+    if isinstance(config.task, CausalLMSettings) and config.task.chat_template is not None:
+        processor.chat_template = config.task.chat_template  # it is saved with the model that learned it
     prepare = Preparer(task, processor)
     train_rows: Prepared | None
     evaluation: Prepared | None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from ftscale.agreement import check_agreement, derived
 from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
@@ -127,6 +128,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if (finished := distributed.gather_objects(own)[0]) is not None:
         log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
         return finished
+    check_agreement(derived(inputs), distributed.gather_objects)
     loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
@@ -183,6 +185,7 @@ def _build(
     config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
     order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
+    check_agreement({"the layout of batches": layout}, distributed.gather_objects)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     from ftscale.optim.schedules import advance_schedule, build_schedule
@@ -392,9 +395,9 @@ def _build_steps(
 
 
 def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distributed) -> bool:
-    """Whether some trained weights get no gradient from a first micro-batch, tried out before training.
+    """Whether some trained weights get no gradient from a first micro-batch of some rank, tried out before training.
 
-    A mistake in model or data shows here, before processes wait for each other.
+    A mistake in model or data shows here. Collective: each rank tries rows of its own, and DDP must be told the same.
     """
     import torch
 
@@ -411,7 +414,7 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     module.zero_grad(set_to_none=True)
     if unused:
         log.info("%d trained weights get no gradient in a forward, e.g. %s", len(unused), unused[0])
-    return bool(unused)
+    return distributed.any(bool(unused))
 
 
 def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int) -> frozenset[int]:

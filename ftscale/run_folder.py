@@ -24,10 +24,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences
+from ftscale.config.schema import CausalLMSettings
+from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.logs import log
+from ftscale.models.files import model_fingerprints
 from ftscale.sealed import DamagedError, read_json, write_json
+from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
 
@@ -65,6 +69,9 @@ FREE_TO_CHANGE = (
     "model.attention",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
+"""Beginnings of the settings that name the files of a section."""
 
 NAMED_FILES = 3  # changed files named in a message, of each source
 
@@ -109,9 +116,12 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
         )
     manifest = newest_manifest(folder / "checkpoints") or {}
     changed = _changed_settings(folder, config, manifest)
-    problems = [f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed]
-    if not any(line.startswith(("data.train", "data.eval")) for line in changed):  # else other files are meant
-        problems += _data_problems(folder, config, manifest)
+    problems = [
+        f"cannot resume {folder}: {_shown(line)}; set it back, or start another run folder." for line in changed
+    ]
+    # where other files or another model are meant, that is said already
+    meant = [part for part in ("data", "model") if any(line.startswith(MEANT[part]) for line in changed)]
+    problems += _data_problems(folder, config, manifest, meant=meant)
     if problems:
         raise UserError(*problems)
 
@@ -277,8 +287,23 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
+    before, config = _with_template_text(before), _with_template_text(config)
     lines = differences(before, _comparable(config, before))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
+
+
+def _with_template_text(config: Config) -> Config:
+    """A chat template is what its file says, wherever it lies. Raises UserError where it is not there any more."""
+    if not isinstance(config.task, CausalLMSettings):
+        return config
+    text = {"chat_template": read_template(config.task.chat_template)}
+    return config.model_copy(update={"task": config.task.model_copy(update=text)})
+
+
+def _shown(difference: str) -> str:
+    if difference.startswith("task.chat_template: "):  # of pages of text
+        return "the text of task.chat_template is not what it was (config.yaml there has it)"
+    return difference
 
 
 def _comparable(config: Config, before: Config) -> Config:
@@ -291,9 +316,9 @@ def _comparable(config: Config, before: Config) -> Config:
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
 
-def _data_problems(folder: Path, config: Config, manifest: dict[str, Any]) -> list[str]:
+def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
     """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
-    are any, by the newest checkpoint."""
+    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
     path, now = folder / "data.json", _fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(read_json(path), strict=True)
@@ -311,11 +336,15 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any]) -> li
         ]
     problems = []
     for setting, files in recorded.items():
+        section = setting.partition(".")[0]
+        if section in meant:
+            continue
         changed = list(_changed_files(files, now.get(setting, {})))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
+        name = f"{setting}.path" if section == "data" else setting
         if changed:
             problems.append(
-                f"cannot resume {folder}: {setting}.path: {', '.join(changed[:NAMED_FILES])}{more}; put the data back "
+                f"cannot resume {folder}: {name}: {', '.join(changed[:NAMED_FILES])}{more}; put the {section} back "
                 "as it was when the run began, or start another run folder."
             )
     return problems
@@ -340,12 +369,14 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    """A hash of each file that training and evaluation read, by setting and path."""
-    return {
-        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]")
+    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    roles = COLUMNS[config.task.name]
+    data = {
+        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
+    return data | model_fingerprints(config.model)
 
 
 def _holder(path: Path) -> str:

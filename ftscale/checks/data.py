@@ -11,9 +11,12 @@ import numpy as np
 
 from ftscale.checks.sample import DataSample, Part
 from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
+from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.tasks.base import KEPT, Row, Sample
 
 SHOWN_ROWS = 3
+LOOKED_AT_IMAGES = 200
+"""Images that are decoded to see whether they show something."""
 IGNORED = -100
 
 Pieces = list[tuple[str, bool]]
@@ -23,12 +26,14 @@ Pieces = list[tuple[str, bool]]
 def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
     """Figures of the sample, and warnings about it."""
     facts: dict[str, Any] = {"train": _part(sample.train, processor)}
-    warnings = _warnings("data.train", facts["train"])
+    warnings = _warnings("data.train", facts["train"]) + _of_template("data.train", sample.train)
+    if sample.config.task.name == "image_classification":
+        warnings += _flat_images(sample.train)
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
         facts["eval"] = _part(sample.evaluation, processor)
         facts["overlap"] = overlap(sample.train, sample.evaluation)
-        warnings += _warnings("data.eval", facts["eval"])
+        warnings += _warnings("data.eval", facts["eval"]) + _of_template("data.eval", sample.evaluation)
         if facts["overlap"]:
             warnings.append(
                 f"{facts['overlap']} of {len(sample.evaluation.rows)} rows of data.eval are in data.train too: their "
@@ -85,6 +90,32 @@ def _part(part: Part, processor: Any) -> dict[str, Any]:
         facts["doubled_special_tokens"] = _doubled(kept, processor)
         facts["end_supervised"] = _end_supervised(kept, processor)
     return facts
+
+
+def _flat_images(part: Part) -> list[str]:
+    """A warning of images that show nearly nothing, as one does whose values use little of the range of its depth."""
+    from ftscale.tasks.image_classification import decode
+    from ftscale.tasks.image_depth import NEARLY_ONE, value_range
+
+    kept = part.kept
+    looked_at = kept[:: max(len(kept) // LOOKED_AT_IMAGES, 1)]
+    flat = []
+    for number, item in enumerate(looked_at):
+        low, high = value_range(decode(item, name=f"image {number}"))
+        if high - low < NEARLY_ONE:
+            flat.append(f"{item['image_path'] or 'one in the rows'} ({low} to {high} of 255)")
+    if not flat:
+        return []
+    return [
+        f"data.train: the values of {len(flat)} of {len(looked_at)} images looked at are nearly all one, e.g. "
+        f"{flat[0]}: they are blank, or use little of the range of their bits; rescale or remove them."
+    ]
+
+
+def _of_template(setting: str, part: Part) -> list[str]:
+    report = SourceReport(setting)
+    sift([dict(item) for item in part.samples], report)
+    return template_warnings(report, setting=setting)
 
 
 def _lengths(lengths: list[int]) -> dict[str, float]:

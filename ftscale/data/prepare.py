@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,15 +16,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError
+from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
 
-FORMAT = 2  # of the files below; a new number makes old caches unread
+FORMAT = 3  # of the files below; a new number makes old caches unread
+REPORT = "report.json"
+NOT_CONTENT = frozenset(("where", "image_path"))  # columns that name places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -42,6 +48,12 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    said: int = 0
+    """Characters of the model's turns of chats, white space aside."""
+    left_out: int = 0
+    """Of these, the ones that the chat template leaves out."""
+    unseen_prompt: str = ""
+    """What the template's generation prompt ends with where a chat does not, e.g. an opened tag; "" = nothing."""
 
     @property
     def mean_length(self) -> float:
@@ -56,6 +68,24 @@ class SourceReport:
         )
 
 
+def template_warnings(report: SourceReport, *, setting: str) -> list[str]:
+    """What a chat template did that is likely not meant, with the way out."""
+    warnings = []
+    if report.left_out:
+        warnings.append(
+            f"{setting}: the chat template leaves out {report.left_out} of {report.said} characters that the model's "
+            f"turns hold ({report.left_out / report.said:.1%}), as reasoning or tool calls: they are never learned. "
+            "Set task.chat_template to one that writes them, or take them out of the rows."
+        )
+    if report.unseen_prompt:
+        warnings.append(
+            f"{setting}: the template's generation prompt ends with {report.unseen_prompt!r}, which training does not "
+            "see: whoever asks the model with it gets what was never learned. Begin the model's turns with it, or set "
+            "task.chat_template to one whose prompt ends where the turns begin."
+        )
+    return warnings
+
+
 @dataclass
 class Prepared:
     """A prepared data set: `dataset` holds the samples, source after source."""
@@ -63,6 +93,8 @@ class Prepared:
     dataset: Any
     sources: list[SourceRows]
     reports: list[SourceReport]
+    content: str
+    """A hash of the samples, equal wherever equal rows were prepared alike."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -79,7 +111,7 @@ def prepare_sources(
     labelled: bool = True,
     keep: Callable[[int, int], bool] | None = None,
 ) -> Prepared:
-    """Read and prepare sources, or take them from the cache.
+    """Read and prepare sources, or take them from the cache, whose content is verified.
 
     `prepare`: rows to samples, for rows of one source; `key`: everything that its result depends on besides the rows;
     `keep(source, row)`: which rows belong to this part of a split (part of `key`). Only one process of a machine
@@ -88,16 +120,21 @@ def prepare_sources(
     """
     from filelock import FileLock
 
-    fingerprints = [source_fingerprint(source) for source in sources]
+    fingerprints = [source_fingerprint(source, roles=roles) for source in sources]
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
     folder = cache_folder(data) / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "report.json").is_file():
+        _check_owner(folder)
+        if (saved := _verified(folder)) is None:
             _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
-    prepared = _load(folder, sources)
+            saved = _verified(folder)
+    assert saved is not None, f"{folder} was written just now"
+    prepared = _load(folder, sources, saved)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
+        for warning in template_warnings(report, setting=f"data.{name}"):
+            log.warning("%s", warning)
     _check(prepared, name=name, data=data)
     return prepared
 
@@ -114,6 +151,7 @@ def processor_key(processor: Any) -> str:
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = [type(processor).__name__, str(processor.chat_template), str(sorted(processor.get_vocab().items()))]
         parts += [json.dumps(processor.special_tokens_map, default=str, sort_keys=True)]
+        parts += [str((processor.model_max_length, processor.truncation_side, processor.split_special_tokens))]
         if processor.is_fast:
             parts.append(processor.backend_tokenizer.to_str())
     else:
@@ -164,9 +202,9 @@ def _build(
     keep: Callable[[int, int], bool] | None,
 ) -> None:
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    reports = []
+    _remove(partial)
+    partial.mkdir(mode=0o700)
+    reports, files, content = [], {}, xxhash.xxh3_128()
     for index, source in enumerate(sources):
         rows: Iterable[dict[str, Any]] = read_rows(
             source, roles=roles, setting=f"data.{name}[{index}]", labelled=labelled
@@ -175,11 +213,57 @@ def _build(
             rows = (row for number, row in enumerate(rows) if keep(index, number))
         report = SourceReport(source.path)
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
-        _write(partial / f"source-{index}.arrow", (sift(chunk, report) for chunk in chunks))
-        reports.append(report)
-    (partial / "report.json").write_text(json.dumps([asdict(report) for report in reports]))
-    shutil.rmtree(folder, ignore_errors=True)
+        path = partial / f"source-{index}.arrow"
+        _write(path, (sift(chunk, report) for chunk in chunks), content)
+        reports.append(asdict(report))
+        files[path.name] = hash_file(path)
+    about = {"sources": reports, "files": files, "content": content.hexdigest()}
+    (partial / REPORT).write_text(json.dumps({**about, "self": _hash_of(about)}))
+    _remove(folder)
     os.rename(partial, folder)
+
+
+def _verified(folder: Path) -> dict[str, Any] | None:
+    """The report of a prepared folder whose files are as they were written; None: there is none, or it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        report = json.loads((folder / REPORT).read_text())
+        intact = report.pop("self") == _hash_of(report)
+        intact = intact and all(hash_file(folder / name) == known for name, known in report["files"].items())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        intact = False
+    if intact:
+        return report
+    log.warning("the prepared data in %s is damaged or was changed: it is prepared anew", folder)
+    return None
+
+
+def _hash_of(report: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(report, sort_keys=True).encode()).hexdigest()
+
+
+def _check_owner(folder: Path) -> None:
+    """Raise UserError where another user wrote the folder: a hash proves no origin."""
+    if folder.exists() and folder.stat().st_uid != _own_id(folder.parent):
+        raise UserError(
+            f"data.cache_dir: the prepared data in {folder} was written by another user, who may have changed it; "
+            "set data.cache_dir to a folder of your own."
+        )
+
+
+def _own_id(folder: Path) -> int:
+    """The number of this user on the folder's file system: a network's may have another one than this machine."""
+    with tempfile.TemporaryFile(dir=folder) as own:
+        return os.fstat(own.fileno()).st_uid
+
+
+def _remove(path: Path) -> None:
+    """A folder and what is in it; of a link, the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _prepared_chunks(
@@ -211,6 +295,10 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
     for sample in samples:
         note = sample.pop("note")
         report.read += 1
+        report.said += sample.pop("said", 0)
+        report.left_out += sample.pop("left_out", 0)
+        unseen = sample.pop("unseen_prompt", "")
+        report.unseen_prompt = report.unseen_prompt or unseen
         if note not in ("", "truncated"):
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue
@@ -223,7 +311,8 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
     return kept
 
 
-def _write(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> None:
+def _write(path: Path, chunks: Iterator[list[dict[str, Any]]], content: xxhash.xxh3_128) -> None:
+    """Samples as an Arrow stream; what is in them goes into the hash `content` too."""
     import pyarrow as pa
 
     writer = None
@@ -235,8 +324,17 @@ def _write(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> None:
             table = pa.Table.from_pylist(chunk, schema=schema)
             writer = writer or (pa.ipc.new_stream(sink, schema), schema)
             writer[0].write_table(table)
+            for column in sorted(set(table.column_names) - NOT_CONTENT):
+                _add_column(content, column, table.column(column))
         if writer:
             writer[0].close()
+
+
+def _add_column(content: xxhash.xxh3_128, name: str, column: Any) -> None:
+    content.update(f"{name} {column.type} {len(column)}\0".encode())
+    for chunk in column.chunks:
+        for buffer in chunk.buffers():
+            content.update(buffer or b"")
 
 
 def _narrow(schema: Any) -> Any:
@@ -249,17 +347,17 @@ def _narrow(schema: Any) -> Any:
     return pa.schema(fields)
 
 
-def _load(folder: Path, sources: Sequence[SourceConfig]) -> Prepared:
+def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) -> Prepared:
     from datasets import Dataset, concatenate_datasets
 
-    reports = [SourceReport(**report) for report in json.loads((folder / "report.json").read_text())]
+    reports = [SourceReport(**about) for about in saved["sources"]]
     parts, spans, start = [], [], 0
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
             parts.append(Dataset.from_file(str(folder / f"source-{index}.arrow")))
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
-    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports)
+    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports, saved["content"])
 
 
 def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:

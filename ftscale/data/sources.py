@@ -18,7 +18,9 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
+from ftscale.data.values import check_characters, without_made_nulls
 from ftscale.errors import UserError
+from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.processes import begin_work
 
 __all__ = [
@@ -35,9 +37,8 @@ __all__ = [
 Row = dict[str, Any]
 """The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
 
-HASHED_WHOLE_BYTES = 2**30
-"""Sources up to this size are known by their contents, larger ones by path, size and time of change."""
-SAMPLE_BYTES = 2**20
+TYPED_FORMATS = ("parquet", "hub")
+"""Formats in which every object of a column has the keys of all."""
 READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
 DEFAULT_SETTING = "data.train[0]"
 
@@ -116,12 +117,14 @@ def source_files(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> lis
     return [Path(path) for path in _all_paths(discover(source, setting=setting)) if not is_url(path)]
 
 
-def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> str:
+def source_fingerprint(
+    source: SourceConfig, *, setting: str = DEFAULT_SETTING, roles: Sequence[Sequence[str]] = ()
+) -> str:
     """A hash that changes with the rows: of the files' contents and of the settings by which they are read.
 
     A source over 1 GiB is known by the paths, sizes and times of change of its files; a remote one by what its
     file system tells of it; a hub data set by its name. Moving smaller files leaves the hash as it is, unless rows
-    hold paths of images.
+    hold paths of images. Where `roles` have images, those that rows name by a path count as files too.
     """
     files = discover(source, setting=setting)
     settings = source.model_dump(mode="json", include=set(READING_SETTINGS))
@@ -131,38 +134,54 @@ def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) 
         digest.update(path.encode())
     paths = _all_paths(files)
     local = [path for path in paths if not is_url(path)]
-    hash_whole = sum(os.path.getsize(path) for path in local) <= HASHED_WHOLE_BYTES
+    hash_whole = fit_to_hash_whole(local)
     root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     for path in paths:
         if is_url(path):
             _add_remote_file(digest, path)
         else:
             _add_file(digest, path, root=root, whole=hash_whole)
+    for path, fingerprint in _image_fingerprints(source, files, setting=setting, roles=roles).items():
+        digest.update(f"{path}\0{fingerprint}\0".encode())
     return digest.hexdigest()
 
 
-def file_fingerprints(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> dict[str, str]:
+def file_fingerprints(
+    source: SourceConfig, *, setting: str = DEFAULT_SETTING, roles: Sequence[Sequence[str]] = ()
+) -> dict[str, str]:
     """A hash of each file of a source, by its path, that changes with the file's content; none for the hub.
 
     Files of a source over 1 GiB are known by their sizes and by three MiB of each: at its start, middle and end.
+    Where `roles` have images, those that rows name by a path come too: over 1 GiB, by size and time of change.
     """
-    paths = _all_paths(discover(source, setting=setting))
-    whole = sum(os.path.getsize(path) for path in paths if not is_url(path)) <= HASHED_WHOLE_BYTES
-    return {path: _file_fingerprint(path, whole=whole) for path in paths}
+    files = discover(source, setting=setting)
+    paths = _all_paths(files)
+    whole = fit_to_hash_whole(path for path in paths if not is_url(path))
+    own = {path: _file_fingerprint(path, whole=whole) for path in paths}
+    return own | _image_fingerprints(source, files, setting=setting, roles=roles)
 
 
 def _file_fingerprint(path: str, *, whole: bool) -> str:
-    digest = xxhash.xxh3_128()
     if is_url(path):
+        digest = xxhash.xxh3_128()
         _add_remote_file(digest, path)
         return digest.hexdigest()
-    size = os.path.getsize(path)
-    digest.update(str(size).encode())
-    with open(path, "rb") as stream:
-        for start in range(0, size, SAMPLE_BYTES) if whole else (0, size // 2, max(size - SAMPLE_BYTES, 0)):
-            stream.seek(start)
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    return hash_file(path) if whole else sampled_hash(path)
+
+
+def _image_fingerprints(
+    source: SourceConfig, files: Sequence[DataFile], *, setting: str, roles: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """A hash of each local image that rows name by its path; none where images lie in the rows or are the rows."""
+    if files[0].format in ("image_folder", "idx", "hub") or not any("image" in names for names in roles):
+        return {}
+    rows = read_rows(source, roles=(("image",),), setting=setting, labelled=False)
+    named = {row["image"] for row in rows if isinstance(row["image"], str)}
+    paths = sorted(path for path in named if os.path.isfile(path))  # one that is not there is told when it is opened
+    if fit_to_hash_whole(paths):
+        return {path: hash_file(path) for path in paths}
+    stats = {path: os.stat(path) for path in paths}
+    return {path: f"{stat.st_size}-{stat.st_mtime_ns}" for path, stat in stats.items()}
 
 
 def _all_paths(files: Sequence[DataFile]) -> list[str]:
@@ -207,8 +226,12 @@ def _file_rows(
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
     for row, here in rows:
+        names = tuple(name for name in row if not name.startswith("_"))
+        check_characters(row, names)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
+        elif file.format in TYPED_FORMATS:
+            without_made_nulls(row, names, setting=file.setting, path=file.name)
         yield row, here
 
 

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -31,6 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_FILE = "adapter_config.json"
 BASE_CONFIG = "base_config"  # not config.json beside the adapter: transformers takes such a folder for a whole model
 BASE_MODEL = "base_model"
+GENERATION_CONFIG = "generation_config.json"
 
 
 def save_model(
@@ -39,13 +42,15 @@ def save_model(
     folder: str | Path,
     *,
     state_dict: dict[str, torch.Tensor] | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write the model and its processor so that transformers (and peft for an adapter) load them without ftscale.
 
     A whole model: config.json, safetensors. An adapter: adapter_config.json with the base model's name, safetensors,
     `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights.
-    `state_dict`: the weights, where the model's own are sharded; None = the model's own. The folder is complete or
-    as it was before: everything is written beside it first.
+    `state_dict`: the weights, where the model's own are sharded; None = the model's own. `end_ids`: the tokens that
+    end a generated text, for generation_config.json; none = as the model has it. The folder is complete or as it was
+    before: everything is written beside it first.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -56,6 +61,7 @@ def save_model(
     else:
         model.save_pretrained(partial, state_dict=state_dict)
         _finish_config(model.config, partial)
+    _write_generation(model, partial, end_ids=end_ids)
     if processor is not None:
         processor.save_pretrained(partial)
     for path in filter(Path.is_file, partial.rglob("*")):
@@ -150,6 +156,21 @@ def _save_random_base(model: PeftModel, folder: Path) -> None:
     _finish_config(base.config, folder)
 
 
+def _write_generation(model: PreTrainedModel | PeftModel, folder: Path, *, end_ids: Sequence[int]) -> None:
+    """generation_config.json, for an adapter too: its base's has the ends of the base.
+
+    As a text, since transformers 5.23 refuses to save a changed one that samples and does not, as published ones do.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.can_generate():
+        return
+    path = folder / GENERATION_CONFIG
+    saved = json.loads(path.read_text(encoding="utf-8") if path.is_file() else base.generation_config.to_json_string())
+    if end_ids:
+        saved["eos_token_id"] = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
     """What training changed for itself is put back, and the code of an MLP head goes along."""
     path = folder / "config.json"
@@ -218,6 +239,8 @@ def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trus
 def _attach(base: PreTrainedModel, folder: Path) -> PeftModel:
     # adapters trained in 16 bits stay so, those in 32 bits are not rounded to the base's dtype
     in_float32 = _saved_in_float32(folder)
+    if (folder / GENERATION_CONFIG).is_file():
+        base.generation_config = GenerationConfig.from_pretrained(folder)
     with unchanged_environment():
         return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=in_float32).eval()
 

@@ -17,6 +17,8 @@ Sample = dict[str, Any]
 - `length`: int, its cost in tokens (1 for an image);
 - `targets`: int, what `count` will count for it;
 - `note`: "" (kept whole), "truncated", or the reason for which it is dropped ("too_long", "no_target", ...).
+
+A chat also has `said`, `left_out` and `unseen_prompt`, as `data.chat.Conversation`; they are counted and not kept.
 """
 
 KEPT = ("", "truncated")

@@ -44,7 +44,8 @@ class CausalLM:
         _check_pattern(settings)
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
-        return {}
+        """The chat template's text, so that a later change of its file changes nothing of what was trained."""
+        return {} if self.template is None else {"chat_template": self.template}
 
     def model_settings(self) -> dict[str, Any]:
         return {}
@@ -105,7 +106,7 @@ class CausalLM:
     def _sample(self, row: Row, processor: Any, limit: int) -> Sample:
         encoded = encode_row(row, processor, targets=self.settings.targets, template=self.template)
         note = overlong_note(len(encoded.input_ids), row, limit=limit, too_long=self.settings.too_long)
-        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], note=note)
+        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], note=note) | encoded.of_template
         return sample | self._generation(row, encoded, processor, limit) if self.settings.generate else sample
 
     def _prompt_sample(self, row: Row, processor: Any, limit: int) -> Sample:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional
 
 from ftscale.config.schema import ImageClassificationSettings
@@ -22,6 +22,7 @@ from ftscale.tasks import COLUMNS
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
+from ftscale.tasks.image_depth import largest_value, to_rgb
 from ftscale.tasks.labels import class_id, class_name, label_settings, sorted_names
 from ftscale.tasks.rows import where
 
@@ -106,6 +107,7 @@ class ImageClassification:
         path, data = _location(row)
         with _naming(path or where(row)):
             image = _open(path, data)
+            largest_value(image)
             image.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
             image.load()
         sample: Sample = {
@@ -143,7 +145,7 @@ def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int
 
 
 def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None) -> Batch:
-    images = [_decode(sample) for sample in samples]
+    images = [decode(sample, name=f"image of row {sample['row']}") for sample in samples]
     if augment is not None:
         images = [
             augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
@@ -156,10 +158,10 @@ def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment
     return batch
 
 
-def _decode(sample: Sample) -> Image.Image:
-    """The RGB image of a sample, upright as its camera noted."""
-    with _naming(sample["image_path"] or f"image of row {sample['row']}"):
-        return ImageOps.exif_transpose(_open(sample["image_path"], sample["image_bytes"])).convert("RGB")
+def decode(sample: Sample, *, name: str) -> Image.Image:
+    """The RGB image of a sample, upright as its camera noted. `name`: of an image without a path, in errors."""
+    with _naming(sample["image_path"] or name):
+        return to_rgb(_open(sample["image_path"], sample["image_bytes"]))
 
 
 def _location(row: Row) -> tuple[str, bytes]:
@@ -169,7 +171,9 @@ def _location(row: Row) -> tuple[str, bytes]:
         image = image.get("bytes") or image.get("path")
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        with _naming(where(row)):
+            largest_value(image)
+            image.save(buffer, "PNG")
         image = buffer.getvalue()
     if isinstance(image, (str, Path)) and str(image):
         return str(image), b""

@@ -12,12 +12,18 @@ from ftscale.tasks.rows import where
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct names in order: as numbers where all are numbers, else as text."""
+    """Distinct names in order, whatever order they come in: as numbers where all are numbers, else as text.
+
+    The name "nan" is a text: a number that is neither less nor more than another has no place in an order.
+    """
     distinct = set(names)
     try:
-        return tuple(sorted(distinct, key=lambda name: (float(name), name)))
+        numbers = {name: float(name) for name in distinct}
     except ValueError:
         return tuple(sorted(distinct))
+    if any(map(math.isnan, numbers.values())):
+        return tuple(sorted(distinct))
+    return tuple(sorted(distinct, key=lambda name: (numbers[name], name)))
 
 
 def class_name(row: Row, column: str) -> str:

@@ -22,9 +22,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from ftscale import hashing
 from ftscale.config.schema import SourceConfig
 from ftscale.data import sources
-from ftscale.data.sources import open_stream, read_rows, source_fingerprint
+from ftscale.data.sources import file_fingerprints, open_stream, read_rows, source_fingerprint
 from ftscale.errors import UserError
 
 ROLES = (("text", "label"),)
@@ -280,7 +281,7 @@ def test_the_fingerprint_changes_with_content_and_reading_and_with_nothing_else(
 def test_a_large_source_is_known_by_size_and_time_of_change(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(_csv())
-    monkeypatch.setattr(sources, "HASHED_WHOLE_BYTES", 10)
+    monkeypatch.setattr(hashing, "HASHED_WHOLE_BYTES", 10)
     os.utime(path, ns=(1, 1))
     first = source_fingerprint(SourceConfig(path=str(path)))
     os.utime(path, ns=(2, 1))
@@ -294,6 +295,27 @@ def test_the_fingerprint_of_images_changes_with_their_class(tmp_path):
     first = source_fingerprint(source)
     (tmp_path / "class2").rename(tmp_path / "class3")
     assert source_fingerprint(source) != first
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_images_that_rows_name_count_with_the_file_that_names_them(tmp_path, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(hashing, "HASHED_WHOLE_BYTES", 0)
+    (tmp_path / "pictures").mkdir()
+    first, other = tmp_path / "pictures/a.png", tmp_path / "pictures/b.png"
+    first.write_bytes(b"one")
+    other.write_bytes(b"two")
+    source = SourceConfig(path=_write(tmp_path / "a.csv", b"image,label\npictures/a.png,x\npictures/b.png,y\n"))
+    roles = (("image", "label"),)
+    before, files = source_fingerprint(source, roles=roles), file_fingerprints(source, roles=roles)
+    assert files.keys() == {source.path, str(first), str(other)}
+    other.write_bytes(b"2wo")
+    assert source_fingerprint(source, roles=roles) != before
+    after = file_fingerprints(source, roles=roles)
+    assert {path for path in files if files[path] != after[path]} == {str(other)}
+    other.write_bytes(b"two")
+    if not large:
+        assert source_fingerprint(source, roles=roles) == before
 
 
 def _plain_csv(path: str) -> int:
