@@ -27,6 +27,7 @@ from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
+from ftscale.metrics.directions import higher_is_better
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
@@ -410,22 +411,35 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
 
 
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
-    name, higher = task.best_metric
-    name = config.evaluation.metric or name
-    if config.evaluation.higher_is_better is not None:
-        return name, config.evaluation.higher_is_better
-    return name, higher if name == task.best_metric[0] else not any(
-        word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
-    )
+    """The metric that chooses the best checkpoint, and whether higher is better."""
+    name = config.evaluation.metric or task.best_metric[0]
+    known, asked = higher_is_better(name), config.evaluation.higher_is_better
+    if None not in (known, asked) and known != asked:
+        log.warning(
+            "evaluation.higher_is_better = %s, though %s is better %s: the worst checkpoint would be kept as the best",
+            str(asked).lower(),
+            name,
+            "high" if known else "low",
+        )
+    return name, bool(known) if asked is None else asked
 
 
 def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
     """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = inputs.config.evaluation.metric
+    name = str(inputs.config.evaluation.metric)
     few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
+    scores = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    known = {*scores, *_metrics_of_classes(inputs.task, scores)}
+    if name not in known:
         raise UserError(unknown_name("evaluation.metric", name, known))
+
+
+def _metrics_of_classes(task: Task, scores: dict[str, float]) -> set[str]:
+    """Metrics of single classes, those that are missing in a few rows too."""
+    kinds = {name.split("/", 1)[0] for name in scores if "/" in name}
+    labels = [str(label) for label in task.model_settings().get("id2label", {}).values()]
+    types = {label.removeprefix("B-") for label in labels if label.startswith("B-")}  # of tags: what is scored
+    return {f"{kind}/{name}" for kind in kinds for name in types or labels}
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:
