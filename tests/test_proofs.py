@@ -241,7 +241,7 @@ def test_the_checkpoint_of_the_lowest_error_is_kept(shared: Path, tmp_path: Path
 
 
 def test_the_metric_of_an_unknown_class_is_refused_with_the_nearest(shared: Path, tmp_path: Path):
-    config = jobs.reviews(shared, tmp_path, train={"max_steps": 1})
+    config = jobs.reviews(shared, tmp_path)
     with pytest.raises(UserError, match="evaluation.metric.*'f1/7'.*did you mean 'f1/"):
         run(config, tmp_path / "run", evaluation={"every": 1, "metric": "f1/7"})
 

@@ -22,7 +22,7 @@ def metric_warnings(sample: DataSample) -> list[str]:
     metric = config.evaluation.metric or sample.task.best_metric[0]
     if problem := _short_texts(metric, _targets(part)) or _one_label(metric, part):
         return [
-            f"evaluation.metric = {metric}: {problem} in {setting}, so that it may not tell one checkpoint from another "
+            f"evaluation.metric = {metric}: {problem} in {setting}, so that it may tell no checkpoint from another "
             "(the lower loss chooses then); set evaluation.metric: loss, or another that moves."
         ]
     return []

@@ -114,6 +114,7 @@ def processor_key(processor: Any) -> str:
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = [type(processor).__name__, str(processor.chat_template), str(sorted(processor.get_vocab().items()))]
         parts += [json.dumps(processor.special_tokens_map, default=str, sort_keys=True)]
+        parts += [str(processor.model_max_length)]
         if processor.is_fast:
             parts.append(processor.backend_tokenizer.to_str())
     else:

@@ -31,7 +31,9 @@ def test_targets_of_under_four_words_are_too_short_for_bleu():
     assert warnings({"name": "seq2seq"}, references("a red cat", "two dogs"), metric="chrf") == []
 
 
-@pytest.mark.parametrize(("metric", "text"), [("rouge1", "\u043a\u043e\u0442"), ("rouge2", "cat"), ("rougeL", "\u732b")])
+@pytest.mark.parametrize(
+    ("metric", "text"), [("rouge1", "\u043a\u043e\u0442"), ("rouge2", "cat"), ("rougeL", "\u732b")]
+)
 def test_rouge_counts_words_of_a_to_z_alone(metric: str, text: str):
     task = {"name": "causal_lm", "generate": {"max_new_tokens": 4}}
     assert "fewer than" in warnings(task, references(text), metric=metric)[0]
