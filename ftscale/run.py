@@ -254,7 +254,12 @@ def build_model(
     whole = distributed.whole_weights() if fresh else nullcontext()
     with whole:
         model: Any = load_model(
-            config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed
+            config.model,
+            auto_class=task.auto_class,
+            settings=settings,
+            dtype=dtype,
+            seed=config.seed,
+            keep_head=config.head.keep,
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)

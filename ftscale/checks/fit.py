@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ftscale.config import Config
-from ftscale.config.schema import Seq2SeqSettings, TextSettings
+from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings, TextSettings
+from ftscale.models.classes import judge_head, labels_of_model
 from ftscale.models.lengths import Lengths, model_lengths
+from ftscale.models.load import load_model_config
 from ftscale.tasks.base import Task
 from ftscale.tasks.encode import length_limit
 
@@ -21,6 +23,26 @@ def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) 
         # of the samples: transformers has no other place where a tokenizer says what its model takes
         processor.model_max_length = min(processor.model_max_length, lengths.source - virtual)
     return _length_problems(config.task, processor, lengths, virtual=virtual)
+
+
+def in_model_order(config: Config, task: Task, learned: dict[str, Any]) -> dict[str, Any]:
+    """What the rows told, with the labels in the order of a pretrained head that has the same ones."""
+    if isinstance(config.task, (CausalLMSettings, Seq2SeqSettings)) or config.task.labels is not None:
+        return learned
+    if "labels" not in learned or config.model.init == "random":
+        return learned
+    own = load_model_config(config.model, settings={})
+    return {**learned, "labels": labels_of_model(learned["labels"], own, auto_class=task.auto_class)}
+
+
+def head_warnings(config: Config, task: Task) -> list[str]:
+    """What becomes of the head that the model brings along, where that may not be what was meant."""
+    settings = task.model_settings()
+    if "num_labels" not in settings or config.model.init == "random" or config.head.hidden_sizes:
+        return []
+    own = load_model_config(config.model, settings={})
+    said = judge_head(own, settings, auto_class=task.auto_class, keep=config.head.keep).said
+    return [f"{said}."] if said else []
 
 
 def _virtual_tokens(config: Config) -> int:

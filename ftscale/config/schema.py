@@ -180,8 +180,11 @@ class ModelConfig(Section):
 
 
 class HeadConfig(Section):
-    """A new classification head that is a multi-layer perceptron."""
+    """The classification head: the model's own, or a new one that is a multi-layer perceptron."""
 
+    keep: bool = False
+    """Keep the head that a model brings along although its classes have other names, or it comes from another task:
+    its rows are then those of `task.labels`; false = a new head. Equal names are kept in any case."""
     hidden_sizes: tuple[PositiveInt, ...] = ()
     """Widths of the hidden layers; empty = the model's own head."""
     activation: str = "gelu"
