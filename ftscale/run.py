@@ -242,6 +242,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
+    from ftscale.models.agree import agree_on_padding
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -263,9 +264,7 @@ def build_model(
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
-        if "num_labels" in settings and model.config.pad_token_id is None:
-            # by it a decoder finds the last token of each padded row, which its head reads
-            model.config.pad_token_id = processor.pad_token_id
+        agree_on_padding(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -278,6 +277,7 @@ def build_model(
             dtype=dtype,
             num_steps=num_steps,
             seed=config.seed,
+            revision=config.model.revision,
         )
     else:
         freeze(model, config.trainable)

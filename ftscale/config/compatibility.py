@@ -244,8 +244,8 @@ TABLE: tuple[Row, ...] = (
         "a kept head where there is none",
         lambda config, _: config.head.keep and _brings_no_head(config),
         "refused",
-        "head.keep = true keeps the classifier that a model brings along, and none is brought along here: causal_lm and "
-        "seq2seq have none, head.hidden_sizes puts another one, model.init: random makes all anew; leave out head.keep.",
+        "head.keep = true keeps the classifier that a model brings along, and there is none: causal_lm and seq2seq "
+        "have none, head.hidden_sizes puts another one, model.init: random makes all anew; leave out head.keep.",
         "schema: keep is for a pretrained classifier",
         ("tests/config/test_refusals.py::test_a_head_that_is_made_anew_is_not_kept",),
     ),

@@ -138,9 +138,25 @@ def _save_adapter(model: PeftModel, folder: Path, *, final: Path, state_dict: di
     if not base.name_or_path:  # random weights, which no name brings back
         _save_random_base(model, folder / BASE_MODEL)
         peft_config.base_model_name_or_path = str((final / BASE_MODEL).resolve())
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=_vocabulary_grew(base, peft_config))
     base.config.save_pretrained(folder / BASE_CONFIG)
     _finish_config(base.config, folder / BASE_CONFIG)
+
+
+def _vocabulary_grew(base: PreTrainedModel, peft_config: PeftConfig) -> bool:
+    """Whether the embeddings have rows that the base on disk has not, so that they must be saved with the adapter.
+
+    peft would ask the hub; the config that the base was loaded with lies here.
+    """
+    if not base.name_or_path:
+        return False  # a random base is saved whole, its embeddings with it
+    try:
+        on_disk = AutoConfig.from_pretrained(
+            base.name_or_path, revision=peft_config.revision, local_files_only=True
+        ).get_text_config()
+    except (OSError, ValueError):  # moved, or with code of its own: what is saved is never too little
+        return True
+    return base.config.get_text_config().vocab_size != on_disk.vocab_size
 
 
 def _save_random_base(model: PeftModel, folder: Path) -> None:
