@@ -39,7 +39,8 @@ def apply_adapter(
     `task_type`: peft's (SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM), None for images. `new_modules`: names of new
     heads, which train whole and are saved with the adapter. `dtype`: of the trained weights; None = peft's choice,
     float32 for a base in 16 bits. `num_steps`: optimizer steps of the run, for methods that plan over them
-    (adalora). `revision`: of the base on the hub, as the saved adapter must name it. Where peft knows no target modules for the model, all linear layers are adapted.
+    (adalora). `revision`: of the base on the hub, as the saved adapter must name it. Where peft knows no target
+    modules for the model, all linear layers are adapted.
     """
     if config.method == "none":
         return model
