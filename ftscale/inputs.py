@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ftscale.checks import check_config, steps_problems
+from ftscale.checks.fit import in_model_order
 from ftscale.config import Config
 from ftscale.config.schema import CausalLMSettings
 from ftscale.data.order import GlobalOrder
@@ -39,7 +40,7 @@ def prepare_inputs(config: Config) -> Inputs:
     processor = check_config(config)
     task, data = build_task(config.task), config.data
     held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
-    learned = task.fit(_training_rows(config, task))
+    learned = in_model_order(config, task, task.fit(_training_rows(config, task)))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
     if isinstance(config.task, CausalLMSettings) and config.task.chat_template is not None:

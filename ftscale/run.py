@@ -32,6 +32,7 @@ from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.launched import launched_rank
 from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
+from ftscale.metrics.directions import higher_is_better
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
@@ -275,6 +276,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
+    from ftscale.models.agree import agree_on_padding
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -287,13 +289,16 @@ def build_model(
     whole = distributed.whole_weights() if fresh else nullcontext()
     with whole:
         model: Any = load_model(
-            config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed
+            config.model,
+            auto_class=task.auto_class,
+            settings=settings,
+            dtype=dtype,
+            seed=config.seed,
+            keep_head=config.head.keep,
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
-        if "num_labels" in settings and model.config.pad_token_id is None:
-            # by it a decoder finds the last token of each padded row, which its head reads
-            model.config.pad_token_id = processor.pad_token_id
+        agree_on_padding(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -306,6 +311,7 @@ def build_model(
             dtype=dtype,
             num_steps=num_steps,
             seed=config.seed,
+            revision=config.model.revision,
         )
     else:
         freeze(model, config.trainable)
@@ -459,22 +465,35 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
 
 
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
-    name, higher = task.best_metric
-    name = config.evaluation.metric or name
-    if config.evaluation.higher_is_better is not None:
-        return name, config.evaluation.higher_is_better
-    return name, higher if name == task.best_metric[0] else not any(
-        word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
-    )
+    """The metric that chooses the best checkpoint, and whether higher is better."""
+    name = config.evaluation.metric or task.best_metric[0]
+    known, asked = higher_is_better(name), config.evaluation.higher_is_better
+    if None not in (known, asked) and known != asked:
+        log.warning(
+            "evaluation.higher_is_better = %s, though %s is better %s: the worst checkpoint would be kept as the best",
+            str(asked).lower(),
+            name,
+            "high" if known else "low",
+        )
+    return name, bool(known) if asked is None else asked
 
 
 def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
     """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = inputs.config.evaluation.metric
+    name = str(inputs.config.evaluation.metric)
     few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
+    scores = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    known = {*scores, *_metrics_of_classes(inputs.task, scores)}
+    if name not in known:
         raise UserError(unknown_name("evaluation.metric", name, known))
+
+
+def _metrics_of_classes(task: Task, scores: dict[str, float]) -> set[str]:
+    """Metrics of single classes, those that are missing in a few rows too."""
+    kinds = {name.split("/", 1)[0] for name in scores if "/" in name}
+    labels = [str(label) for label in task.model_settings().get("id2label", {}).values()]
+    types = {label.removeprefix("B-") for label in labels if label.startswith("B-")}  # of tags: what is scored
+    return {f"{kind}/{name}" for kind in kinds for name in types or labels}
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

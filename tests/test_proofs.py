@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from strategies import jobs
 
 from ftscale.config import parse_config
+from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
@@ -224,6 +225,23 @@ def test_higher_is_better_turns_the_choice_around(rising: dict[str, Any], tmp_pa
     result = run(rising, tmp_path / "run", evaluation=evaluation, train={"max_steps": 4})
     values = evaluated(tmp_path / "run")
     assert result.best["step"] == max(values, key=values.get)
+
+
+def test_the_checkpoint_of_the_lowest_error_is_kept(shared: Path, tmp_path: Path):
+    config = jobs.regression(shared, tmp_path, labels={}, num_rows=16)
+    config["data"] |= {"eval": config["data"]["train"]}
+    config |= {"optimizer": {"name": "sgd", "lr": 0.5}, "train": {"max_steps": 4}}
+    result = run(config, tmp_path / "run", evaluation={"every": 1, "metric": "mae"})
+    rows = [line for line in jobs.lines(tmp_path / "run") if line["kind"] == "eval"]
+    errors = {line["step"]: line["mae"] for line in rows}
+    assert result.best["value"] == min(errors.values()) < max(errors.values())
+    assert errors[result.best["step"]] == min(errors.values())
+
+
+def test_the_metric_of_an_unknown_class_is_refused_with_the_nearest(shared: Path, tmp_path: Path):
+    config = jobs.reviews(shared, tmp_path)
+    with pytest.raises(UserError, match="evaluation.metric.*'f1/7'.*did you mean 'f1/"):
+        run(config, tmp_path / "run", evaluation={"every": 1, "metric": "f1/7"})
 
 
 # ---------------------------------------------------------------- data

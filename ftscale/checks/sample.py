@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+from ftscale.checks.fit import in_model_order
 from ftscale.config import Config
 from ftscale.data.prepare import CHUNK
 from ftscale.data.sources import read_rows
@@ -54,6 +55,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False, count: bo
     task = build_task(config.task)
     rows, num_rows = _read(config, task, "train", limit, count=count and not config.data.streaming)
     learned = task.fit(iter(rows if num_rows == len(rows) or not count else _all_rows(config, task, "train")))
+    learned = in_model_order(config, task, learned)
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
     train = Part(rows, _prepare(task, rows, processor), num_rows == len(rows), num_rows)

@@ -51,8 +51,9 @@ def check_config(config: Config) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
     Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
-    processor, which checking loads anyway.
+    processor, which checking loads anyway, fitted to the model.
     """
+    from ftscale.checks.fit import fit_problems
     from ftscale.models.load import load_model_config, load_processor
     from ftscale.tasks import build_task
 
@@ -62,13 +63,18 @@ def check_config(config: Config) -> Any:
         *_optimizer_problems(config.optimizer),
         *steps_problems(config, num_steps=None),
         *_tracker_problems(config.train.trackers),
-        *_problems(partial(load_model_config, config.model, settings={})),
     ]
-    processor = None
+    model_config = processor = None
+    try:
+        model_config = load_model_config(config.model, settings={})
+    except UserError as error:
+        problems += error.problems
     try:
         processor = load_processor(config.model, kind=task.processor_class)
     except UserError as error:
         problems += error.problems
+    if model_config is not None and processor is not None:
+        problems += fit_problems(config, task, model_config, processor)
     problems += source_problems(config.data, roles=task.columns)
     if problems:
         raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer

@@ -180,8 +180,11 @@ class ModelConfig(Section):
 
 
 class HeadConfig(Section):
-    """A new classification head that is a multi-layer perceptron."""
+    """The classification head: the model's own, or a new one that is a multi-layer perceptron."""
 
+    keep: bool = False
+    """Keep the head that a model brings along although its classes have other names, or it comes from another task:
+    its rows are then those of `task.labels`; false = a new head. Equal names are kept in any case."""
     hidden_sizes: tuple[PositiveInt, ...] = ()
     """Widths of the hidden layers; empty = the model's own head."""
     activation: str = "gelu"
@@ -374,9 +377,9 @@ class EvaluationConfig(Section):
     micro_size: NonNegativeInt = 0
     """Most samples of one evaluation batch; 0 = as in training."""
     metric: str | None = None
-    """Metric that chooses the best checkpoint; null = the task's first."""
+    """Metric that chooses the best checkpoint, of two equal ones the one of the lower loss; null = the task's first."""
     higher_is_better: bool | None = None
-    """Direction of `metric`; null = lower is better for losses and errors, higher for all else."""
+    """Direction of `metric`; null = the metric's own: lower for loss, perplexity, mse and mae, higher for all else."""
     keep_best: bool = True
     """End with the weights of the best evaluation instead of the last step."""
     patience: NonNegativeInt = 0

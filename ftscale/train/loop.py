@@ -65,6 +65,8 @@ class Progress:
     """Of the last evaluation."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
+    metric_moved: bool = False
+    """The metric that chooses had two values or more so far."""
     evaluated: int = -1
     """The step of the last evaluation; -1 = none yet."""
     losses: list[float] = field(default_factory=list)
@@ -342,21 +344,40 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     assert loop.evaluate is not None
     metrics = loop.evaluate()
     name, higher = loop.best_metric
-    if name not in metrics:
+    if name not in metrics and "/" not in name:  # a single class may be in no row and no prediction
         raise UserError(unknown_name("evaluation.metric", name, metrics))
-    value, best = metrics[name], progress.best_metric
+    value, before = metrics.get(name, math.nan), progress.last_metrics.get(name, math.nan)
+    first = progress.evaluated < 0
+    progress.metric_moved |= not first and value != before and not (math.isnan(value) and math.isnan(before))
     progress.last_metrics, progress.evaluated = metrics, progress.step
-    improved = math.isfinite(value) and (best is None or (value > best if higher else value < best))
+    improved = _is_better(metrics, value, progress, higher=higher)
     if improved:
         progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
         progress.bad_evaluations = 0
     else:
         progress.bad_evaluations += 1
+    if not first and not progress.metric_moved:
+        log.warning(
+            "%s has been %s at every evaluation since the start: it tells no checkpoint from another, so that the "
+            "lower loss chooses; name another in evaluation.metric if it stays so",
+            name,
+            f"{value:.4g}",
+        )
     loop.metrics.write("eval", progress.step, **metrics)
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved
+
+
+def _is_better(metrics: dict[str, float], value: float, progress: Progress, *, higher: bool) -> bool:
+    """Whether this evaluation is the best so far; of two with one value of the metric, the one of the lower loss."""
+    best = progress.best_metric
+    if not math.isfinite(value) or best is None:
+        return math.isfinite(value)
+    if value == best:
+        return metrics["loss"] < progress.best_metrics["loss"]
+    return value > best if higher else value < best
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:

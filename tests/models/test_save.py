@@ -2,17 +2,27 @@
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+)
 
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
 from ftscale.errors import UserError
+from ftscale.models import save
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import replace_head
 from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
 from ftscale.models.save import export_model, load_saved, load_saved_processor, save_model
 
 CAUSAL = "AutoModelForCausalLM"
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
 CLASSIFIER = "AutoModelForSequenceClassification"
 IDS = torch.arange(5, 17)[None]
 
@@ -177,6 +187,69 @@ def test_merging_into_a_quantised_base_goes_through_its_dequantised_weights(shar
     change = (logits(plain) - logits(model)).abs().max()
     assert change < 1e-2 < (logits(unquantised) - logits(model)).abs().max()
     assert report["largest_logit_change"] < 1e-2
+
+
+TIED = {  # a tied model, and where an adapter changes its embeddings or its head
+    "llama, both": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "llama, input": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "llama, output": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+    "llama, whole": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "gpt2, input": ("gpt2", {"target_modules": ["c_attn", "wte"]}),
+    "t5, output": ("t5", {"target_modules": ["q", "lm_head"]}),
+}
+
+
+def tied_adapter(folder, name):
+    """An adapter on a tied base of this kind, both saved below the folder; its logits by peft alone."""
+    kind, options = TIED[name]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    configs = {
+        "llama": LlamaConfig(**sizes, vocab_size=64, tie_word_embeddings=True, initializer_range=0.3),
+        "gpt2": GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, initializer_range=0.3),
+        "t5": T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=64),
+    }
+    auto, task_type = (SEQ2SEQ, "SEQ_2_SEQ_LM") if kind == "t5" else (CAUSAL, "CAUSAL_LM")
+    torch.manual_seed(0)
+    getattr(transformers, auto).from_config(configs[kind]).save_pretrained(folder / "base")
+    base = load_model(ModelConfig(name=str(folder / "base")), auto_class=auto, settings={}, dtype=torch.float32, seed=0)
+    lora = AdapterConfig(method="lora", r=4, init_lora_weights=False, **options)
+    model = apply_adapter(base, lora, task_type=task_type).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(1.5 if weight.requires_grad and "modules_to_save" in name else 1)
+    save_model(model, None, folder / "run")
+    return auto, PeftModel.from_pretrained(getattr(transformers, auto).from_pretrained(folder / "base"), folder / "run")
+
+
+def tied_logits(model):
+    decoder = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, **decoder).logits
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_merging_unties_the_embeddings_that_an_adapter_changes(tmp_path, name):
+    auto, adapted = tied_adapter(tmp_path, name)
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+    merged = getattr(transformers, auto).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(tied_logits(merged), tied_logits(adapted), rtol=1e-4, atol=1e-3)
+    plain = getattr(transformers, auto).from_pretrained(tmp_path / "base")
+    assert (tied_logits(merged) - tied_logits(plain)).abs().max() > 0.1
+
+
+def test_no_export_is_left_whose_logits_moved_by_more_than_rounding(tmp_path, monkeypatch):
+    auto, _ = tied_adapter(tmp_path, "llama, both")
+    monkeypatch.setattr(save, "_untie", lambda model: None)
+    with pytest.raises(UserError, match="--merge is not possible with this model: its logits would differ by"):
+        export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_adapter_names_the_revision_of_its_base(shared, tmp_path):
+    config = ModelConfig(name=str(shared / "weights/stories260K"))
+    base = load_model(config, auto_class=CAUSAL, settings={}, dtype=torch.float32, seed=0)
+    save_model(apply_adapter(base, AdapterConfig(method="lora"), task_type="CAUSAL_LM", revision="v1"), None, tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).revision == "v1"
 
 
 def load_saved_on_full_base(shared, folder):
