@@ -226,9 +226,11 @@ class SourceConfig(Section):
     format: str = "auto"
     """csv, tsv, jsonl, json, parquet, text, parallel, conll, image_folder, idx, hub; auto = by the file's name."""
     name: str | None = None
-    """The configuration of a hub data set; null = its default."""
-    split: str = "train"
-    """The split of a hub data set."""
+    """The configuration of a hub data set, or of a folder whose README.md names some; null = its default."""
+    split: str | None = None
+    """The split of a hub data set, or of a folder whose names tell its splits as those on the hub do
+    (data/train-00000-of-00001.parquet, train/, test.csv); all = every file of the folder; null = train on the hub, and
+    every file of a folder that holds no more than one."""
     columns: dict[str, str | int] = {}
     """What the task calls a column: the file's name of it, or its number from 0 where there is no header."""
     header: bool = True

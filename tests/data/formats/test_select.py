@@ -15,8 +15,8 @@ def _csv(folder, content: str) -> str:
 
 def test_the_first_alternative_that_is_there_whole_is_given_and_the_rest_dropped(tmp_path, read):
     path = _csv(tmp_path, "id,label,text,text_pair\n1,x,a,b\n")
-    assert read(path, PAIR, SINGLE) == [{"text": "a", "text_pair": "b", "label": "x", "_where": "a.csv:2"}]
-    assert read(path, SINGLE, PAIR) == [{"text": "a", "label": "x", "_where": "a.csv:2"}]
+    assert read(path, PAIR, SINGLE) == [{"text": "a", "text_pair": "b", "label": "x", "_where": f"{path}:2"}]
+    assert read(path, SINGLE, PAIR) == [{"text": "a", "label": "x", "_where": f"{path}:2"}]
 
 
 def test_mapped_columns_are_kept_beside_those_of_the_task(tmp_path, read):
@@ -27,7 +27,7 @@ def test_mapped_columns_are_kept_beside_those_of_the_task(tmp_path, read):
 def test_an_alternative_that_uses_the_mapping_goes_before_one_that_does_not(tmp_path, read):
     path = _csv(tmp_path, "text,q,a\nwhole,why,so\n")
     rows = read(path, ("text",), ("prompt", "completion"), columns={"prompt": "q", "completion": "a"})
-    assert rows == [{"prompt": "why", "completion": "so", "_where": "a.csv:2"}]
+    assert rows == [{"prompt": "why", "completion": "so", "_where": f"{path}:2"}]
 
 
 def test_a_mapped_column_wins_over_one_that_has_the_name_of_the_role(tmp_path, read):
@@ -38,7 +38,7 @@ def test_a_mapped_column_wins_over_one_that_has_the_name_of_the_role(tmp_path, r
 def test_labels_may_be_absent_where_none_are_needed_even_mapped_ones(tmp_path, read):
     path = _csv(tmp_path, "text\na\n")
     rows = read(path, PAIR, SINGLE, labelled=False, columns={"label": "category"})
-    assert rows == [{"text": "a", "_where": "a.csv:2"}]
+    assert rows == [{"text": "a", "_where": f"{path}:2"}]
     path = _csv(tmp_path, "text,label\na,1\n")
     assert read(path, labelled=False)[0]["label"] == "1"
 
