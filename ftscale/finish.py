@@ -17,6 +17,7 @@ from ftscale.inputs import Inputs, Preparer
 from ftscale.logs import log
 from ftscale.run_folder import Result, write_result
 from ftscale.tasks.base import Layout, model_inputs
+from ftscale.tasks.rows import left_out
 from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import Loop, Progress, best_checkpoint
 from ftscale.train.meters import MetricsFile
@@ -134,7 +135,8 @@ def _kept_batch(inputs: Inputs) -> dict[str, Any]:
     task, data = inputs.task, inputs.config.data
     part = "eval" if data.eval else "train"
     rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
-    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
+    used = (row for row in rows if not left_out(task, row))
+    samples = Preparer(task, inputs.processor)(list(islice(used, PROOF_ROWS)))
     numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
     batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
     kept = model_inputs(batch)

@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
@@ -23,7 +25,7 @@ from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
 
-FORMAT = 2  # of the files below; a new number makes old caches unread
+FORMAT = 3  # of the files below; a new number makes old caches unread
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -42,6 +44,10 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    blank: int = 0
+    """Rows with a text of white space alone that were kept."""
+    lost: int = 0
+    """Words of rows that were kept whole that have no token."""
 
     @property
     def mean_length(self) -> float:
@@ -63,6 +69,9 @@ class Prepared:
     dataset: Any
     sources: list[SourceRows]
     reports: list[SourceReport]
+    contents: np.ndarray
+    """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
+    are joined from several rows."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -121,8 +130,18 @@ def processor_key(processor: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Roles, seed: int) -> list[set[int]]:
-    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked."""
+def split_rows(
+    sources: Sequence[SourceConfig],
+    *,
+    data: DataConfig,
+    roles: Roles,
+    seed: int,
+    is_used: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[set[int]]:
+    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked.
+
+    Drawn among those that `is_used` takes: others are left out anyway.
+    """
     from sklearn.model_selection import train_test_split
 
     held = []
@@ -135,10 +154,10 @@ def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Role
                     f"data.stratify = {data.stratify!r} is not a column the task reads; "
                     f"name one of {', '.join(sorted(name for name in rows[0] if not name.startswith('_')))}."
                 )
-            strata = [str(row[data.stratify]) for row in rows]
+            strata = [str(row[data.stratify]) for row in rows if is_used(row)]
         try:
             _, evaluation = train_test_split(
-                range(len(rows)),
+                [number for number, row in enumerate(rows) if is_used(row)],
                 test_size=data.eval_ratio,
                 stratify=strata,
                 random_state=derive_seed(seed, "split") % 2**32,
@@ -215,6 +234,8 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue
         kept.append(sample)
+        report.blank += sample.pop("blank", False)
+        report.lost += sample.pop("lost", 0)
         report.truncated += note == "truncated"
         report.longest = max(report.longest, sample["length"])
         report.total_length += sample["length"]
@@ -244,7 +265,10 @@ def _narrow(schema: Any) -> Any:
     import pyarrow as pa
 
     fields = [
-        pa.field(item.name, pa.list_(pa.int32())) if item.type == pa.list_(pa.int64()) else item for item in schema
+        pa.field(item.name, pa.list_(pa.int32()))
+        if item.type == pa.list_(pa.int64()) and item.name != "content"
+        else item
+        for item in schema
     ]
     return pa.schema(fields)
 
@@ -253,13 +277,18 @@ def _load(folder: Path, sources: Sequence[SourceConfig]) -> Prepared:
     from datasets import Dataset, concatenate_datasets
 
     reports = [SourceReport(**report) for report in json.loads((folder / "report.json").read_text())]
-    parts, spans, start = [], [], 0
+    parts, contents, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
-            parts.append(Dataset.from_file(str(folder / f"source-{index}.arrow")))
+            part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
+            if "content" in part.column_names:
+                chunks = part.data.column("content").chunks
+                contents += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
+                part = part.remove_columns("content")
+            parts.append(part)
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
-    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports)
+    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports, np.concatenate(contents))
 
 
 def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,7 +18,9 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
+from ftscale.data.missing import with_none
 from ftscale.errors import UserError
+from ftscale.logs import log
 from ftscale.processes import begin_work
 
 __all__ = [
@@ -33,12 +35,19 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-"""The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
+"""The task's role names to values, None where one is missing, and
+
+- `_where`: where the row stands, e.g. `data/train.csv:17`;
+- `_drop`: the kinds of rows that its source leaves out, where it names any (`SourceConfig.drop`).
+"""
 
 HASHED_WHOLE_BYTES = 2**30
 """Sources up to this size are known by their contents, larger ones by path, size and time of change."""
 SAMPLE_BYTES = 2**20
-READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
+READING_SETTINGS = (
+    *("columns", "header", "separator", "comment", "encoding", "limit", "name", "split"),
+    *("missing_values", "drop"),
+)
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -98,6 +107,8 @@ def open_stream(
     if source.limit and count >= source.limit:
         return
     for number, file in enumerate(files[start:], start):
+        if _is_empty(file):
+            continue
         place = position["place"] if position and number == start else None
         for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled, keep_columns=keep_columns):
             count += 1
@@ -206,10 +217,29 @@ def _file_rows(
     else:
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
+    missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
+        for role, value in row.items():
+            if role[0] != "_":
+                row[role] = with_none(value, missing_values=missing_values)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
+        if drop:
+            row["_drop"] = drop
         yield row, here
+
+
+def _is_empty(file: DataFile) -> bool:
+    """Whether a local file has no byte, which is said: it may be one that was never written."""
+    if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
+        return False
+    _say_empty(file.path)
+    return True
+
+
+@cache
+def _say_empty(path: str) -> None:
+    log.warning("%s is empty (0 bytes) and passed over; see whether it was written", path)
 
 
 def _table_rows(
@@ -260,6 +290,8 @@ def _image(value: Any, folder: str) -> Any:
     """A path (or URL) or bytes, of what a file holds: either, or datasets' {"bytes": ..., "path": ...}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if value == "":
+        return None
     if isinstance(value, str) and not is_url(value):
         return os.path.join(folder, value)
     return value

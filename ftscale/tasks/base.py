@@ -54,6 +54,8 @@ class Task(Protocol):
     processor_class: Literal["tokenizer", "image_processor"]
     columns: tuple[tuple[str, ...], ...]
     """Alternatives of column names, one of which a row must have whole, e.g. (("text", "label"),)."""
+    optional: tuple[str, ...]
+    """Columns of these that a row may have without a value."""
     best_metric: tuple[str, bool]
     """The metric that chooses a checkpoint by default, and whether higher is better."""
 

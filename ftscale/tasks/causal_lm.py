@@ -35,6 +35,7 @@ class CausalLM:
     auto_class = "AutoModelForCausalLM"
     processor_class = "tokenizer"
     columns = COLUMNS["causal_lm"]
+    optional = ("input", "tools")
     best_metric = ("loss", False)
 
     def __init__(self, settings: CausalLMSettings) -> None:

@@ -22,8 +22,8 @@ from ftscale.tasks import COLUMNS
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
-from ftscale.tasks.labels import class_id, class_name, label_settings, sorted_names
-from ftscale.tasks.rows import where
+from ftscale.tasks.labels import class_id, class_name, class_numbers, label_settings, sorted_names
+from ftscale.tasks.rows import mend, where
 
 TOP = 5
 
@@ -40,11 +40,12 @@ class ImageClassification:
     auto_class = "AutoModelForImageClassification"
     processor_class = "image_processor"
     columns = COLUMNS["image_classification"]
+    optional = ()
     best_metric = ("accuracy", True)
 
     def __init__(self, settings: ImageClassificationSettings) -> None:
         self.settings = settings
-        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ def _location(row: Row) -> tuple[str, bytes]:
         return str(image), b""
     if isinstance(image, bytes) and image:
         return "", image
-    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; mend the row.")
+    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; {mend(image)}.")
 
 
 def _open(path: str, data: bytes) -> Image.Image:

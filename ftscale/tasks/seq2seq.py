@@ -29,6 +29,7 @@ class Seq2Seq:
     auto_class = "AutoModelForSeq2SeqLM"
     processor_class = "tokenizer"
     columns = COLUMNS["seq2seq"]
+    optional = ()
 
     def __init__(self, settings: Seq2SeqSettings) -> None:
         self.settings = settings

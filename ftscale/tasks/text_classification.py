@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,22 @@ from ftscale.config.schema import TextClassificationSettings
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores, MultiLabelScores
 from ftscale.metrics.regression import RegressionScores
-from ftscale.tasks import COLUMNS
+from ftscale.tasks import columns_of
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import collate_tokens, pad_id
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
-from ftscale.tasks.labels import class_id, class_name, class_names, label_settings, sorted_names
-from ftscale.tasks.rows import number_of, text_of
+from ftscale.tasks.labels import (
+    bit_of,
+    class_id,
+    class_items,
+    class_name,
+    class_numbers,
+    is_vector,
+    label_settings,
+    sorted_names,
+    vector_of,
+)
+from ftscale.tasks.rows import number_of, text_of, where
 
 BEST = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}
 
@@ -32,11 +42,12 @@ class TextClassification:
 
     auto_class = "AutoModelForSequenceClassification"
     processor_class = "tokenizer"
-    columns = COLUMNS["text_classification"]
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         self.settings = settings
-        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.columns = columns_of(settings)
+        self.optional = ("label",) if settings.problem == "multi_label" else ()  # a row may have none of the classes
+        self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -51,7 +62,7 @@ class TextClassification:
         """Class names. Raises UserError for rows without a class, and where there are fewer than two classes."""
         if self.settings.problem == "regression" or self.settings.labels is not None:
             return {}
-        labels = sorted_names(name for row in rows for name in self._names(row))
+        labels = sorted_names(self._several(rows) if self.settings.problem == "multi_label" else _single(rows))
         if len(labels) < (2 if self.settings.problem == "single_label" else 1):
             raise UserError(
                 f"data.train has the classes {list(labels)}: too few to learn from; look at the label column, or name "
@@ -67,7 +78,7 @@ class TextClassification:
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
         limit = length_limit(self.settings.max_length, processor)
         texts = [text_of(row, "text") for row in rows]
-        pairs = [text_of(row, "text_pair") for row in rows] if rows and "text_pair" in rows[0] else None
+        pairs = [text_of(row, "text_pair") for row in rows] if any("text_pair" in row for row in rows) else None
         encoded = encode(processor, texts, pairs=pairs, limit=limit)
         return [self._sample(row, item, limit, labelled) for row, item in zip(rows, encoded, strict=True)]
 
@@ -106,10 +117,23 @@ class TextClassification:
             for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _names(self, row: Row) -> list[str]:
-        if self.settings.problem == "multi_label":
-            return class_names(row, "label", separator=self.settings.label_separator)
-        return [class_name(row, "label")]
+    def _several(self, rows: Iterable[Row]) -> Iterator[str]:
+        """The classes of rows that may have several. Raises UserError where all of them are vectors of one length."""
+        lengths, last = set(), {}
+        for row in rows:
+            items = self._items(row)
+            if items:
+                lengths.add(len(items) if is_vector(items) else 0)
+                last = row
+            yield from items
+        if len(lengths) == 1 and 0 not in lengths:
+            raise UserError(
+                f"{where(last)}: label = {last['label']!r} and those of all rows are {lengths.pop()} numbers of 0 and "
+                "1; name their classes in task.labels, in this order."
+            )
+
+    def _items(self, row: Row) -> list[str]:
+        return class_items(row, "label", separator=self.settings.label_separator)
 
     def _sample(self, row: Row, encoded: Encoded, limit: int, labelled: bool) -> Sample:
         sample: Sample = {
@@ -125,8 +149,15 @@ class TextClassification:
     def _label(self, row: Row) -> int | float | list[int]:
         if self.settings.problem == "regression":
             return number_of(row, "label")
-        ids = [class_id(row, "label", name, labels=self.labels, ids=self.ids) for name in self._names(row)]
-        return sorted(set(ids)) if self.settings.problem == "multi_label" else ids[0]
+        if self.settings.problem == "single_label":
+            return class_id(row, "label", class_name(row, "label"), labels=self.labels, ids=self.ids)
+        if "label" not in row:  # a column a class
+            return [number for number, label in enumerate(self.labels) if bit_of(row, label)]
+        items = self._items(row)
+        vector = vector_of(row, "label", items, labels=self.labels)
+        if vector is not None:
+            return vector
+        return sorted({class_id(row, "label", item, labels=self.labels, ids=self.ids) for item in items})
 
     def _collate(self, samples: Sequence[Sample], *, fill: dict[str, int], layout: Layout) -> Batch:
         batch = collate_tokens(samples, fill=fill, layout=layout)
@@ -175,3 +206,7 @@ class TextClassification:
     def _chosen(self, probabilities: Sequence[float]) -> dict[str, Any]:
         chosen = [(label, value) for label, value in zip(self.labels, probabilities, strict=True) if value > 0.5]
         return {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
+
+
+def _single(rows: Iterable[Row]) -> Iterator[str]:
+    return (class_name(row, "label") for row in rows)

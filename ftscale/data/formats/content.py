@@ -27,12 +27,16 @@ CONTENTS: tuple[tuple[bytes, str, str], ...] = (
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 WORKBOOK = (b"[Content_Types].xml", b"xl/", b"_rels/.rels", b"docProps/")  # the first names inside an .xlsx file
 TAR_MARK = slice(257, 262)
-MARKS_OF_UTF = ((b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"))
-MARKS_OF_UTF += ((b"\xfe\xff", "utf-16"),)
+MARKS_OF_UTF = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
 
 
 def foreign_content(head: bytes, *, setting: str) -> str | None:
-    """What the file is instead of text, and what to do; None where nothing speaks against text. `head`: 512 bytes or more."""
+    """What the file is instead of text, and what to do; None where nothing speaks against text."""
     for first, what, fix in CONTENTS:
         if head.startswith(first):
             return f"is {what}, whatever its name says; {fix.format(setting=setting)}."

@@ -45,7 +45,8 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
         raise UserError(unknown_name(f"{setting}.format", form, (*MODULES, "auto")))
     path = os.path.expanduser(source.path)
     if form == "hub" or (form == "auto" and not _pair(path) and _is_hub_id(path)):
-        form, groups = "hub", [(source.path,)]
+        form = "hub"
+        groups: list[tuple[str, ...]] = [(source.path,)]
     else:
         files = _files_of_split(source, path, setting) if os.path.isdir(path) else None
         form = _format(path, files, setting) if form == "auto" else form

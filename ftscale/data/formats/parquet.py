@@ -35,11 +35,10 @@ def _group_rows(
     table: pyarrow.parquet.ParquetFile, group: int, wanted: Sequence[int], skip: int
 ) -> Iterator[tuple[object, ...]]:
     names = table.schema_arrow.names
-    asked = list(dict.fromkeys(names[column] for column in wanted))
-    if any("." in name for name in asked):  # pyarrow takes `a.b` for the field b of a struct a too
+    asked: list[str] | None = list(dict.fromkeys(names[column] for column in wanted))
+    read = [column for name in asked or () for column, other in enumerate(names) if other == name]
+    if any("." in names[column] for column in wanted):  # pyarrow takes `a.b` for the field b of a struct a too
         asked, read = None, list(range(len(names)))
-    else:
-        read = [column for name in asked for column, other in enumerate(names) if other == name]
     for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=asked):
         kept = batch.slice(skip)
         skip = max(0, skip - batch.num_rows)

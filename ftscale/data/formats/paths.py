@@ -36,7 +36,7 @@ def relative_to(path: str) -> str:
 
 def nearest_path(path: str) -> str:
     """What to do about a path that does not exist: the one that is meant, or what there is where it ends to exist."""
-    known, parts = Path(path), []
+    known, parts = Path(path), list[str]()
     while not known.is_dir() and known != known.parent:
         known, parts = known.parent, [known.name, *parts]
     names = sorted(entry.name for entry in known.iterdir() if not entry.name.startswith(".")) if known.is_dir() else []

@@ -93,7 +93,9 @@ def _splits_named(word: str, *, ends: bool) -> list[str]:
     """The splits whose keyword stands in a name between separators; `ends`: it may also be the name's end."""
     after = f"(?:{BETWEEN}.*)?" if ends else f"{BETWEEN}.*"
     return [
-        split for split, words in KEYWORDS.items() if re.fullmatch(f"(?:.*{BETWEEN})?(?:{'|'.join(words)}){after}", word)
+        split
+        for split, words in KEYWORDS.items()
+        if re.fullmatch(f"(?:.*{BETWEEN})?(?:{'|'.join(words)}){after}", word)
     ]
 
 
@@ -150,6 +152,10 @@ def _matched(patterns: dict[str, list[str]], inside: dict[str, str]) -> Splits:
 
 def _matches(path: str, pattern: str) -> bool:
     """Whether a glob takes a path: `*` stays inside a folder, `**` goes into all below it."""
-    parts = [".*/" if part == "**" else f"{fnmatch.translate(part)[4:-3].replace('.*', '[^/]*')}/" for part in pattern.split("/")]
-    whole = "".join(parts).replace(".*/", "(?:.*/)?")
-    return re.fullmatch(whole, f"{path}/") is not None
+    parts = ["(?:.*/)?" if part == "**" else f"{_part(part)}/" for part in pattern.removeprefix("./").split("/")]
+    return re.fullmatch("".join(parts), f"{path}/") is not None
+
+
+def _part(pattern: str) -> str:
+    """The regular expression of a glob inside a folder."""
+    return fnmatch.translate(pattern)[4:-3].replace(".*", "[^/]*")

@@ -31,7 +31,9 @@ def test_the_class_is_the_folder_and_the_order_is_that_of_the_names(tmp_path, re
 
 def test_images_without_class_folders_will_do_where_no_label_is_needed(tmp_path, read, refused):
     _image(tmp_path / "a.png")
-    assert read(tmp_path, ROLES, labelled=False) == [{"image": str(tmp_path / "a.png"), "_where": str(tmp_path / "a.png")}]
+    assert read(tmp_path, ROLES, labelled=False) == [
+        {"image": str(tmp_path / "a.png"), "_where": str(tmp_path / "a.png")}
+    ]
     message = refused(tmp_path, ROLES)
     assert "has no column for 'label'" in message
     assert "put each image into a folder that has the name of its class" in message
