@@ -10,21 +10,8 @@ import xxhash
 
 from ftscale.data.missing import LIKELY
 
-INPUTS = frozenset(
-    [
-        "text",
-        "text_pair",
-        "words",
-        "source",
-        "image",
-        "prompt",
-        "instruction",
-        "input",
-        "messages",
-        "conversations",
-        "tools",
-    ]
-)
+INPUTS = frozenset(("text", "text_pair", "words", "source", "image", "prompt", "instruction", "input", "messages"))
+INPUTS |= {"conversations", "tools"}
 """Columns that a model reads, in any task; the others are what it is to find out."""
 
 Row = dict[str, Any]
