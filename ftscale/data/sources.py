@@ -90,7 +90,8 @@ def open_stream(
 
     roles: the task's alternatives of column names; the first that is there whole is given, and every column that
     `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
-    keep_columns: every column of the row stands under `_columns` too, by the file's own name for it.
+    keep_columns: every column of the row stands under `_columns` too, as pairs of the file's own name and the value
+    as it came; a column without a name is called by what it is to the task, or else by its number.
     An `image` that is a relative path is given relative to the folder of its file.
 
     Finding a position takes constant time in uncompressed CSV, TSV, JSON lines, text, CoNLL, parallel and IDX files
@@ -251,11 +252,13 @@ def _table_rows(
     kept: tuple[str | int, ...],
 ) -> Iterator[tuple[Row, Place]]:
     read = (*wanted, *range(len(kept)))
+    roles = dict(zip(wanted, names, strict=True))  # what to call a column that has no name
+    called = [name if isinstance(name, str) else roles.get(name, str(name)) for name in kept]
     for values, where, here in load_format(file.format).records(file, place=place, wanted=read):
         row = dict(zip(names, values, strict=False))
         row["_where"] = where
         if kept:
-            row["_columns"] = dict(zip(map(str, kept), values[len(wanted) :], strict=True))
+            row["_columns"] = list(zip(called, values[len(wanted) :], strict=True))
         yield row, here
 
 
@@ -274,7 +277,7 @@ def _object_rows(
         row = {name: value[key] for name, key in keys}
         row["_where"] = where
         if keep_columns:
-            row["_columns"] = value
+            row["_columns"] = list(value.items())
         yield row, here
 
 

@@ -83,8 +83,13 @@ class Task(Protocol):
     def evaluator(self) -> Evaluator:
         """A fresh evaluator."""
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
-        """`prediction` and `score` for each sample, ready for JSON."""
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
+        """`prediction` and `score` for each sample, ready for JSON.
+
+        `every`: also `scores`, by class (for words, a list of them); tasks without classes have none.
+        """
 
 
 @dataclass

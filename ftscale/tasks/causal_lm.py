@@ -96,7 +96,9 @@ class CausalLM:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The generated text, and the mean log-probability of its tokens."""
         return [
             {"prediction": text, "score": score}

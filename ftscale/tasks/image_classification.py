@@ -22,7 +22,7 @@ from ftscale.tasks import COLUMNS
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
-from ftscale.tasks.labels import class_id, class_name, class_numbers, label_settings, sorted_names
+from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
 
 TOP = 5
@@ -95,13 +95,11 @@ class ImageClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The class and its probability."""
-        scores, ids = outputs["logits"].softmax(dim=-1).max(dim=-1)
-        return [
-            {"prediction": self.labels[number], "score": score}
-            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+        return best_classes(outputs["logits"], self.labels, every=every)
 
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)

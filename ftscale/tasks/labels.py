@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from ftscale.config.schema import ClassNames
 from ftscale.data.missing import is_missing
 from ftscale.errors import UserError, unknown_name
@@ -117,6 +119,23 @@ def label_settings(labels: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
+
+
+def best_classes(logits: torch.Tensor, labels: Sequence[str], *, every: bool) -> list[dict[str, Any]]:
+    """The most probable class of each row as `prediction` and `score`; with `every`, all of them as `scores`.
+
+    logits: (rows, classes) float32.
+    """
+    probabilities = logits.softmax(dim=-1)
+    scores, ids = probabilities.max(dim=-1)
+    answers: list[dict[str, Any]] = [
+        {"prediction": labels[number], "score": score}
+        for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
+    ]
+    if every:
+        for answer, row in zip(answers, probabilities.tolist(), strict=True):
+            answer["scores"] = dict(zip(labels, row, strict=True))
+    return answers
 
 
 def _as_name(row: Row, column: str, value: Any) -> str:

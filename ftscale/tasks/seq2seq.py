@@ -89,7 +89,9 @@ class Seq2Seq:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, _score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The generated text, and the mean log-probability of its tokens."""
         return [
             {"prediction": text, "score": score}

@@ -18,6 +18,7 @@ from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, m
 from ftscale.tasks.collate import collate_tokens, pad_id
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
 from ftscale.tasks.labels import (
+    best_classes,
     bit_of,
     class_id,
     class_items,
@@ -104,18 +105,16 @@ class TextClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(self._records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The class and its probability; the list of classes and of their probabilities; or the number, no score."""
         logits = outputs["logits"]
         if self.settings.problem == "regression":
             return [{"prediction": value, "score": None} for value in logits[:, 0].tolist()]
         if self.settings.problem == "multi_label":
-            return [self._chosen(row) for row in logits.sigmoid().tolist()]
-        scores, ids = logits.softmax(dim=-1).max(dim=-1)
-        return [
-            {"prediction": self.labels[number], "score": score}
-            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+            return [self._chosen(row, every=every) for row in logits.sigmoid().tolist()]
+        return best_classes(logits, self.labels, every=every)
 
     def _several(self, rows: Iterable[Row]) -> Iterator[str]:
         """The classes of rows that may have several. Raises UserError where all of them are vectors of one length."""
@@ -203,9 +202,10 @@ class TextClassification:
         metric = MultiLabelScores if self.settings.problem == "multi_label" else ClassificationScores
         return metric(self.labels)
 
-    def _chosen(self, probabilities: Sequence[float]) -> dict[str, Any]:
+    def _chosen(self, probabilities: Sequence[float], *, every: bool) -> dict[str, Any]:
         chosen = [(label, value) for label, value in zip(self.labels, probabilities, strict=True) if value > 0.5]
-        return {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
+        answer = {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
+        return {**answer, "scores": dict(zip(self.labels, probabilities, strict=True))} if every else answer
 
 
 def _single(rows: Iterable[Row]) -> Iterator[str]:

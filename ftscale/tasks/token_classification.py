@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,7 +94,8 @@ class TokenClassification:
         """For each sample `tags`: ids, and `scores`: probabilities, one a word; with labels `losses` and `loss`."""
         logits = model(**model_inputs(batch)).logits.float()
         outputs: Outputs = {"tags": [], "scores": []}
-        best = logits.softmax(dim=-1).max(dim=-1)
+        outputs["probabilities"] = logits.softmax(dim=-1)
+        best = outputs["probabilities"].max(dim=-1)
         best_scores, best_tags = best.values.tolist(), best.indices.tolist()
         for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
             tags, scores = best_tags[row][span], best_scores[row][span]
@@ -113,14 +114,31 @@ class TokenClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
-        """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`."""
-        rows = []
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
+        """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`.
+
+        With `every`, `scores`: for each word its tags' probabilities, None for a word without a piece.
+        """
+        rows: list[dict[str, Any]] = []
         for ids, scores in zip(outputs["tags"], outputs["scores"], strict=True):
             tags = [self.labels[number] for number in ids]
             score = sum(scores) / len(scores) if scores else None
             rows.append({"prediction": tags, "entities": _entities(tags), "score": score})
+        if every:
+            for row, scores in zip(rows, self._word_scores(outputs, batch), strict=True):
+                row["scores"] = scores
         return rows
+
+    def _word_scores(self, outputs: Outputs, batch: Batch) -> Iterator[list[dict[str, float] | None]]:
+        """Of each sample, for each word the probability of each tag."""
+        for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
+            values = outputs["probabilities"][row][span].tolist()
+            yield [
+                dict(zip(self.labels, values[place], strict=True)) if place != LOST else None
+                for place in reference["places"]
+            ]
 
     def _sample(self, row: Row, encoded: Encoded, *, num_words: int, limit: int) -> Sample:
         places = [LOST] * num_words

@@ -17,7 +17,7 @@ from ftscale.data.formats.base import DataFile, compression_of, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.paths import files_below, nearest_path, relative_to
-from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, splits_of
+from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 from ftscale.errors import UserError, unknown_name
 
@@ -84,7 +84,7 @@ def _files_of_split(source: SourceConfig, folder: str, setting: str) -> list[str
         if len(splits) > 1:
             raise UserError(
                 f"{setting}.path = {source.path!r} holds the splits {', '.join(splits)}; set {setting}.split: "
-                f"{next(iter(splits))}, or all for every file."
+                f"{split_for(setting, splits)}, or all for every file."
             )
         return next(iter(splits.values())) if source.name else files
     split = same_split(source.split, splits)

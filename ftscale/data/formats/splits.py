@@ -58,8 +58,14 @@ def splits_of(folder: str, files: Sequence[str], *, name: str | None, setting: s
             for split in find(path):
                 found.setdefault(split, []).append(file)
         if found:
-            return found
+            return {split: found[split] for split in sorted(found, key=_place)}
     return {}
+
+
+def split_for(setting: str, splits: Splits) -> str:
+    """The split that a setting is likely to mean: that of its own name, or the first."""
+    own = "validation" if ".eval" in setting else "test" if ".test" in setting else "train"
+    return own if own in splits else next(iter(splits))
 
 
 def same_split(split: str, known: Iterable[str]) -> str | None:
@@ -74,6 +80,11 @@ def folder_of_split(path: str, folder: str) -> str | None:
     parts = os.path.relpath(path, folder).split(os.sep)[:-1]
     number = next((number for number, part in enumerate(parts) if _splits_named(part, ends=True)), None)
     return None if number is None else os.path.join(folder, *parts[: number + 1])
+
+
+def _place(split: str) -> tuple[int, str]:
+    """Train, validation and test before all others."""
+    return (list(KEYWORDS).index(split) if split in KEYWORDS else len(KEYWORDS), split)
 
 
 def _by_shard(path: str) -> list[str]:
@@ -129,9 +140,7 @@ def _configurations(readme: Path) -> list[dict[str, Any]]:
 
 
 def _patterns(given: Any) -> dict[str, list[str]]:
-    """`data_files` in all its forms: a pattern, a list, a split to either, or a list of {split, path}."""
-    if isinstance(given, dict):
-        return {str(split): _listed(paths) for split, paths in given.items()}
+    """`data_files` in all its forms: a pattern, a list of them, or a list of {split, path}."""
     if isinstance(given, list) and all(isinstance(item, dict) for item in given):
         return {str(item["split"]): _listed(item["path"]) for item in given if "split" in item and "path" in item}
     return {"train": _listed(given)}
