@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.data.formats.select import role_problems
+
 PAIR, SINGLE = ("text", "text_pair", "label"), ("text", "label")
 
 
@@ -65,3 +67,38 @@ def test_a_number_names_no_column_of_json(tmp_path, refused):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": 1}\n')
     assert "data.train[0].columns.text = 0 must be a name" in refused(path, columns={"text": 0})
+
+
+@pytest.mark.parametrize(
+    ("columns", "roles", "says"),
+    [
+        (
+            {"text": "a", "text_b": "b"},
+            (PAIR, SINGLE),
+            "columns.text_b is no column of the task, which reads text, text_pair, label; did you mean text_pair?",
+        ),
+        (
+            {"lable": "l"},
+            (SINGLE,),
+            "columns.lable is no column of the task, which reads text, label; did you mean label?",
+        ),
+        (
+            {"tokens": "w"},
+            (("words", "tags"),),
+            "columns.tokens is no column of the task, which reads words, tags; write one of",
+        ),
+        (
+            {"prompt": "q", "text": "t"},
+            (("prompt", "completion"), ("text",)),
+            "columns maps prompt, text, which the task never reads together (it reads prompt + completion or text)",
+        ),
+    ],
+)
+def test_names_that_the_task_never_reads_are_refused_with_the_nearest(columns, roles, says):
+    [problem] = role_problems(columns, roles=roles, setting="data.train[0]")
+    assert problem.startswith(f"data.train[0].{says}")
+
+
+def test_columns_that_the_task_or_another_setting_reads_are_no_problem():
+    assert role_problems({"text": 0, "text_pair": 1, "label": 2}, roles=(PAIR, SINGLE), setting="x") == []
+    assert role_problems({"group": "id"}, roles=(SINGLE,), setting="x", also=["group"]) == []
