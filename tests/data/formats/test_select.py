@@ -85,7 +85,7 @@ def test_a_number_names_no_column_of_json(tmp_path, refused):
         (
             {"tokens": "w"},
             (("words", "tags"),),
-            "columns.tokens is no column of the task, which reads words, tags; write one of",
+            "columns.tokens is no column of the task, which reads words, tags;",
         ),
         (
             {"prompt": "q", "text": "t"},
