@@ -189,6 +189,7 @@ def _parquet_writer(temporary: Path, out: Path, *, source: SourceConfig, form: s
     """Rows go to Arrow files first: only the last one tells the types of all columns."""
     rows: list[Answer] = []
     parts: list[Path] = []
+    added: set[str] = set()
     known = _known_schema(source) if form == "parquet" else None
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
 
@@ -199,12 +200,13 @@ def _parquet_writer(temporary: Path, out: Path, *, source: SourceConfig, form: s
 
         def write(answer: Answer) -> None:
             rows.append(answer)
+            added.update(answer.added)
             if len(rows) == ROWS_AT_ONCE:
                 flush()
 
         yield write
         flush()
-        _join_parts(parts, temporary, known=known, out=out)
+        _join_parts(parts, temporary, known=known, last=added, out=out)
 
 
 def _known_schema(source: SourceConfig) -> Any:
@@ -246,11 +248,12 @@ def _array(values: list[Any], known: Any, *, key: Key, out: Path) -> Any:
 
     try:
         return pa.array(values, type=known, from_pandas=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise _mixed(key, out) from error
 
 
-def _join_parts(parts: Sequence[Path], temporary: Path, *, known: Any, out: Path) -> None:
+def _join_parts(parts: Sequence[Path], temporary: Path, *, known: Any, last: set[str], out: Path) -> None:
+    """One Parquet file of all parts. `last`: names of the columns that come after the rows' own."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -260,10 +263,15 @@ def _join_parts(parts: Sequence[Path], temporary: Path, *, known: Any, out: Path
             for field in pa.ipc.open_file(source).schema:
                 key = (*json.loads(field.name),)
                 types[key] = _common(types.get(key, field.type), field.type, key=key, out=out)
+    types = dict(sorted(types.items(), key=lambda item: item[0][0] in last))
     # without the features of `datasets`, which would refuse the new columns
     metadata = {key: value for key, value in ((known and known.metadata) or {}).items() if key != b"huggingface"}
     schema = pa.schema([pa.field(name, kind) for (name, _), kind in types.items()], metadata=metadata or None)
-    with pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+    try:
+        writer = pyarrow.parquet.ParquetWriter(temporary, schema)
+    except pa.ArrowNotImplementedError as error:  # objects that are empty in all rows
+        raise UserError(f"--out = {out}: Parquet cannot hold a column of the rows ({error}); write .jsonl.") from error
+    with writer:
         for part in parts:
             with pa.memory_map(str(part)) as source:
                 table = pa.ipc.open_file(source).read_all()
