@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, unknown_name
 from ftscale.launched import launched_processes, launched_rank
 from ftscale.logs import note_failure, quiet_libraries, report_fault
 
@@ -153,20 +153,29 @@ def evaluate(
 @app.command(epilog="Example: ftscale predict runs/demo messages.csv --out answers.csv")
 def predict(
     run_folder: RunFolder,
-    input_path: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, text, image folder; - = stdin.")],
+    input_path: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = lines of stdin.")
+    ],
     reading: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[input.key=value ...]", help="How to read INPUT, e.g. input.columns.text=body, input.separator=;"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV, TSV or JSONL file; printed as JSON lines without it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV, TSV, JSONL, Parquet or CoNLL file; printed as JSON lines without it.")
+    ] = None,
+    scores: Annotated[str, typer.Option(help="best = of the prediction; all = of every class, as scores.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,
 ) -> None:
     """Predict for new rows, in their order; adds prediction and score to the input's columns."""
     from ftscale.inference import predict_file
 
-    predict_file(run_folder, input_path, reading=reading or (), out=out, batch_size=batch_size)
+    if scores not in ("best", "all"):
+        raise UserError(unknown_name("--scores", scores, ("best", "all")))
+    predict_file(
+        run_folder, input_path, reading=reading or (), out=out, every_score=scores == "all", batch_size=batch_size
+    )
 
 
 @app.command(epilog="Example: ftscale export runs/demo exported --merge --dtype bf16")

@@ -21,7 +21,7 @@ from ftscale.config.schema import (
     ScheduleConfig,
 )
 from ftscale.errors import UserError, unknown_name
-from ftscale.tasks import COLUMNS
+from ftscale.tasks import COLUMNS, columns_of
 
 PEFT_TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -91,7 +91,7 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=COLUMNS[config.task.name])]
+    return config, [*check_combination(config), *source_problems(config.data, roles=columns_of(config.task))]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
@@ -99,6 +99,8 @@ def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
     task = settings.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     if not isinstance(name, str) or name not in COLUMNS:
+        return []
+    if isinstance(task, dict) and task.get("problem") == "multi_label":  # may read a column a class
         return []
     try:
         return source_problems(DataConfig.model_validate(settings.get("data")), roles=COLUMNS[name])
@@ -196,11 +198,15 @@ def _tracker_problems(names: Sequence[str]) -> list[str]:
 
 def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list[str]:
     """Files that are not there, lack columns of the task, or have no row; imports nothing heavy."""
+    from ftscale.data.formats.select import role_problems
     from ftscale.data.sources import read_rows
 
     def first_row(part: str, index: int) -> None:
-        source = getattr(data, part)[index]
-        next(read_rows(source, roles=roles, setting=f"data.{part}[{index}]"))
+        source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
+        also = [data.stratify] if data.stratify else []
+        if problems := role_problems(source.columns, roles=roles, setting=setting, also=also):
+            raise UserError(*problems)
+        next(read_rows(source, roles=roles, setting=setting))
 
     return [
         problem
