@@ -30,7 +30,7 @@ from ftscale.seeding import derive_seed
 
 FORMAT = 3  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
-NOT_CONTENT = frozenset(("where", "image_path"))  # columns that name places, which may differ between machines
+NOT_CONTENT = frozenset(("where", "image_path", "content"))  # of places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
