@@ -169,13 +169,20 @@ MUTANTS = (
         "the adapter's importance not restored",
         RUN,
         "load_adapter_state(loop.",
-        "str(loop.",
+        "(lambda *_: None)(loop.",
         ("tests/test_faults.py::test_adalora_goes_on_with_the_importance_it_has_learned",),
     ),
     forgotten("position", "step", "0", STEPS),
     Mutant("data from the start at resume", LOOP, "loop.steps(progress.step)", "loop.steps(0)", (STEPS,)),
-    Mutant("one step on at resume", LOOP, "loop.steps(progress.step)", "loop.steps(progress.step + 1)", (STEPS,)),
-    Mutant("a stream from the start at resume", RUN, "stream.position = StreamPosition", "str", (STREAM,)),
+    Mutant("one step on at resume", RUN, RESTORED, f"progress.step += 1; {RESTORED}", (STEPS,)),
+    Mutant(
+        "data one step on at resume",
+        LOOP,
+        "loop.steps(progress.step)",
+        "loop.steps(progress.step + (progress.step > 0))",
+        (STEPS,),
+    ),
+    Mutant("a stream from the start at resume", RUN, "stream.position = StreamPosition", "dict", (STREAM,)),
     forgotten("tokens", "tokens", "0", STORED),
     forgotten("targets", "targets", "0", STORED),
     forgotten("patience count", "bad_evaluations", "0", STEPS, END),
@@ -279,28 +286,28 @@ MUTANTS = (
         SAVE,
         "AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)",
         "AutoConfig.from_pretrained(folder, trust_remote_code=True)",
-        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run[config]",),
+        (f"{PLANTED_BESIDE}_a_saved_config_is_not_run",),
     ),
     Mutant(
         "code of a saved model always trusted",
         SAVE,
         'use_safetensors=True,\n        **({"trust_remote_code": True} if trust_remote_code else {})',
         "use_safetensors=True,\n        trust_remote_code=True",
-        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run[model]",),
+        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run",),
     ),
     Mutant(
         "code of a saved model trusted by default",
         SAVE,
         "trust_remote_code: bool = False\n) ->",
         "trust_remote_code: bool = True\n) ->",
-        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run[config]", f"{PLANTED_BESIDE}_a_saved_model_is_not_run[model]"),
+        (f"{PLANTED_BESIDE}_a_saved_config_is_not_run", f"{PLANTED_BESIDE}_a_saved_model_is_not_run"),
     ),
     Mutant(
         "code of an exported model trusted by default",
         SAVE,
         "trust_remote_code: bool = False,\n",
         "trust_remote_code: bool = True,\n",
-        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run[config]", f"{PLANTED_BESIDE}_a_saved_model_is_not_run[model]"),
+        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run",),
     ),
     Mutant(
         "code of an adapter's base always trusted",
@@ -351,7 +358,7 @@ MUTANTS = (
         "ftscale/data/order.py",
         '(self.seed, "batches", epoch)',
         '(self.seed, "batches", 0)',
-        (f"{ORDER}rows_of_like_length_come_together_and_each_once",),
+        (f"{ORDER}batches_of_like_length_come_at_other_places_in_each_epoch",),
     ),
 )
 
@@ -429,9 +436,10 @@ def outcomes(checkout: Path, tests: list[str]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != forks.FOLDER}  # not this server's ranks
     program = Path(__file__).with_name("outcomes.py").read_text()
     done = forks.fresh_python(program, str(checkout), str(results), *tests, environment=environment)
-    if not results.is_file():
-        sys.exit(f"pytest did not come to its end:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
-    return json.loads(results.read_text())
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    if missing := [test for test in tests if test not in found]:
+        print(f"did not run: {missing}\n{done.stdout[-4000:]}{done.stderr[-4000:]}", file=sys.stderr)
+    return found
 
 
 def commit() -> str:

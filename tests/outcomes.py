@@ -38,7 +38,9 @@ class Outcomes:
 def main(checkout: Path, results: Path, tests: list[str]) -> int:
     assert "ftscale" not in sys.modules
     os.chdir(checkout)
-    sys.path[:] = [path for path in sys.path if not Path(path, "ftscale").is_dir() and Path(path).name != "tests"]
+    sys.path[:] = [
+        path for path in sys.path if not Path(path, "ftscale/__init__.py").is_file() and Path(path).name != "tests"
+    ]
     outcomes = Outcomes()
     code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[outcomes])
     results.write_text(json.dumps(outcomes.found))

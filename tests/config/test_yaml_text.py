@@ -12,7 +12,7 @@ from ftscale.errors import UserError
 
 @pytest.mark.parametrize(
     "value",
-    ["!!python/object/apply:os.mkdir [{made}]", "!!python/object/new:os.mkdir [[{made}]]", "!!python/name:os.mkdir"],
+    ["!!python/object/apply:os.mkdir [{made}]", "!!python/object/new:os.mkdir [{made}]", "!!python/name:os.mkdir"],
     ids=["apply", "new", "name"],
 )
 def test_a_python_tag_is_refused_with_its_line_and_not_run(tmp_path: Path, value: str):

@@ -237,9 +237,11 @@ def test_a_folder_without_a_model_is_the_users_error(tmp_path):
 
 
 def plant(folder, *, auto, module, base, file="config.json"):
-    """Have a folder name code of its own for `auto`: `base` under another name, and the file makes folder/ran."""
+    """Have a folder name code of its own for `auto`, derived from `base`: it makes folder/ran."""
+    # a model finds its class by the class of its config, so that must be the usual one
+    planted = f"Planted = {base}" if auto == "AutoConfig" else f"class Planted({base}):\n    pass"
     (folder / f"{module}.py").write_text(
-        f"import os\n\nfrom transformers import {base} as Planted\n\nos.mkdir({str(folder / 'ran')!r})\n"
+        f"import os\n\nfrom transformers import {base}\n\nos.mkdir({str(folder / 'ran')!r})\n\n\n{planted}\n"
     )
     named = f"{module}.Planted"
     settings = json.loads((folder / file).read_text())
@@ -247,13 +249,18 @@ def plant(folder, *, auto, module, base, file="config.json"):
     (folder / file).write_text(json.dumps(settings))
 
 
-@pytest.mark.parametrize(
-    ("auto", "base"), [("AutoConfig", "LlamaConfig"), (CAUSAL, "LlamaForCausalLM")], ids=["config", "model"]
-)
-def test_code_planted_beside_a_saved_model_is_not_run(shared, tmp_path, auto, base):
+def test_code_planted_beside_a_saved_config_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path)
+    plant(tmp_path, auto="AutoConfig", module="saved_config", base="LlamaConfig")
+    load_saved(tmp_path, auto_class=CAUSAL)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_beside_a_saved_model_is_not_run(shared, tmp_path):
     save_model(stories(shared), None, tmp_path / "run")
-    plant(tmp_path / "run", auto=auto, module=f"saved_{auto.lower()}", base=base)
+    plant(tmp_path / "run", auto=CAUSAL, module="saved_model", base="LlamaForCausalLM")
     load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "run/ran").exists()
     export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL)
     assert not (tmp_path / "run/ran").exists()
 
@@ -268,6 +275,7 @@ def test_code_planted_beside_the_base_of_an_adapter_is_not_run(shared, tmp_path)
     adapter["base_model_name_or_path"] = str(tmp_path / "base")
     (tmp_path / "run/adapter_config.json").write_text(json.dumps(adapter))
     load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "base/ran").exists()
     export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
     assert not (tmp_path / "base/ran").exists()
 
