@@ -91,7 +91,7 @@ def test_rows_of_like_length_come_together_and_each_once():
 
 
 def test_batches_of_like_length_come_at_other_places_in_each_epoch():
-    """Of rows with 0 to 39 tokens the batches are those with 0 to 3, 4 to 7 and so on: in every epoch, in a new order."""
+    """Of rows with 0 to 39 tokens the batches are those with 0 to 3, 4 to 7, ...: in every epoch, in a new order."""
     made = GlobalOrder(
         np.full(40, 3),
         [SourceRows(0, 40, 1.0)],

@@ -241,7 +241,8 @@ def plant(folder, *, auto, module, base, file="config.json"):
     # a model finds its class by the class of its config, so that must be the usual one
     planted = f"Planted = {base}" if auto == "AutoConfig" else f"class Planted({base}):\n    pass"
     (folder / f"{module}.py").write_text(
-        f"import os\n\nfrom transformers import {base}\n\nos.mkdir({str(folder / 'ran')!r})\n\n\n{planted}\n"
+        f"import os\n\nfrom transformers import {base}\n\n"
+        f"os.makedirs({str(folder / 'ran')!r}, exist_ok=True)\n\n\n{planted}\n"
     )
     named = f"{module}.Planted"
     settings = json.loads((folder / file).read_text())

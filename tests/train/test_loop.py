@@ -46,16 +46,16 @@ def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     Training pulls all predictions up to 5 and evaluation wants -5: step 0 stays the best, and each evaluation is bad.
     """
     work = tmp_path_factory.mktemp("runs")
-    config = jobs.regression(
-        shared, work, labels={46: 1000.0} | {row: 5.0 for row in range(1, 81) if row != 46}, num_rows=80
-    )
+    labels = dict.fromkeys(range(1, 81), 5.0) | {46: 1000.0}
+    config = jobs.regression(shared, work, labels=labels, num_rows=80)
     (work / "eval.jsonl").write_text("".join(json.dumps({"text": f"row {n}", "label": -5.0}) + "\n" for n in range(4)))
     config["data"]["eval"] = str(work / "eval.jsonl")
     config["model"]["overrides"] = {"hidden_dropout_prob": 0.1}
     config |= {
         "schedule": {"name": "cosine", "warmup_steps": 3},
         "train": {"max_steps": 20},
-        "evaluation": {"every": 2, "before": True, "metric": "mse", "patience": 7, "keep_best": False},
+        "evaluation": {"every": 2, "before": True, "metric": "mse", "patience": 8, "keep_best": False},
+        "checkpoint": {"every": HALF, "keep": 9, "prove": "never"},
         "guard": {"policy": "skip", "spike_z": 8.0, "window": 10},
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -63,9 +63,6 @@ def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
         whole = run(config, work / "whole")
         forget_after(work / "whole", work / "resumed", step=HALF)
         clock.now += 1000.0
-        random.seed(1)
-        np.random.seed(1)
-        torch.manual_seed(1)
         resumed = run(config, work / "resumed", resume=True)
     return Runs(work / "whole", work / "resumed", (whole, resumed))
 
@@ -95,22 +92,22 @@ def manifest(folder: Path, step: int) -> dict[str, Any]:
 
 def test_the_unbroken_run_went_as_it_was_meant_to(runs: Runs):
     result = runs.results[0]
-    # seven evaluations that are not better than the one before training, at steps 2, 4, ..., 14
-    assert (result.status, result.steps) == ("stopped_early", 14)
+    # eight evaluations that are not better than the one before training, at steps 2, 4, ..., 16
+    assert (result.status, result.steps) == ("stopped_early", 16)
     assert result.best is not None
     assert (result.best["step"], result.best["metric"]) == (0, "mse")
-    assert [line["step"] for line in lines(runs.whole, kind="eval")] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert [line["step"] for line in lines(runs.whole, kind="eval")] == list(range(0, 17, 2))
     # the row with the label 1000 is one of the 12th step's four, counted from 1
     bad = [line for line in lines(runs.whole, kind="event") if line["event"] == "bad_batch"]
     assert [line["step"] for line in bad] == [12]
     # two micro-batches a step, and those of step 12 once more, to find the culprit
-    assert result.duration_s == 2 * 14 + 2
+    assert result.duration_s == 2 * 16 + 2
 
 
 def test_steps_of_a_resumed_run_are_those_of_the_unbroken_one(runs: Runs):
     """Rows, losses, gradients, rates, tokens and their speed; each step stands in the file once."""
     steps = lines(runs.resumed, kind="train")
-    assert [line["step"] for line in steps] == list(range(1, 15))
+    assert [line["step"] for line in steps] == list(range(1, 17))
     assert steps == lines(runs.whole, kind="train")
 
 
@@ -129,10 +126,10 @@ def test_a_resumed_run_ends_as_the_unbroken_one(runs: Runs):
 
 
 def test_what_a_resumed_run_stores_for_the_next_resume_is_what_the_unbroken_one_stores(runs: Runs):
-    progress = manifest(runs.resumed, 14)["progress"]
-    assert progress == manifest(runs.whole, 14)["progress"]
+    progress = manifest(runs.resumed, 16)["progress"]
+    assert progress == manifest(runs.whole, 16)["progress"]
     assert progress["loop"]["tokens"] == sum(line["tokens"] for line in lines(runs.whole, kind="train"))
-    assert progress["loop"]["targets"] == 4 * 14
+    assert progress["loop"]["targets"] == 4 * 16
 
 
 def test_bad_batches_in_a_row_are_counted_across_a_resume(shared: Path, tmp_path: Path):
