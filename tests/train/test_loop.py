@@ -23,7 +23,7 @@ from ftscale.train import loop
 from ftscale.train.guard import NotFiniteError
 
 HALF = 8
-MEASURED = ("time_s", "blocked_s", "memory_bytes")  # what no two runs have alike
+MEASURED = ("time_s", "blocked_s", "memory_bytes", "hash")  # what no two runs have alike, and hashes of lines with it
 
 
 def run(config: dict[str, Any], folder: Path, *, resume: bool = False) -> Result:
