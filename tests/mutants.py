@@ -389,7 +389,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[mutant.name for mutant in MUTANTS])
     only = parser.parse_args().only
     chosen = [mutant for mutant in MUTANTS if only is None or mutant.name in only]
-    start = time.monotonic()
+    start, tried = time.monotonic(), commit()
     with copied_checkout() as checkout:
         check_unmutated(checkout, chosen)
         survived = [mutant.name for mutant in chosen if not is_killed(mutant, checkout)]
@@ -397,7 +397,7 @@ def main() -> int:
     print(f"{len(chosen)} mutants, {len(chosen) - len(survived)} killed, {len(survived)} survived, {seconds} s")
     if only is None:
         counts = {"mutants": len(chosen), "killed": len(chosen) - len(survived), "survived": survived}
-        RESULTS.write_text(json.dumps({"commit": commit(), **counts, "seconds": seconds}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"commit": tried, **counts, "seconds": seconds}, indent=1) + "\n")
     return int(bool(survived))
 
 
