@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftscale.data.chat_spans import Message, Renderer, Span, end_of_turn, prompt_text, written_spans
+from ftscale.data.formats.paths import nearest_path, relative_to
 from ftscale.errors import UserError, unknown_name
 
 Targets = Literal["assistant", "last", "all"]
@@ -68,7 +69,9 @@ def read_template(setting: str | None) -> str | None:
     if path.suffix != ".jinja":
         raise UserError(unknown_name("task.chat_template", setting, packaged))
     if not path.is_file():
-        raise UserError(f"task.chat_template = {setting!r} is not a file; correct the path.")
+        raise UserError(
+            f"task.chat_template = {setting!r} is not a file; {nearest_path(setting)}{relative_to(setting)}"
+        )
     return path.read_text(encoding="utf-8")
 
 
