@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callbel
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ftscale.inputs import prepare_inputs
 
 CSV = "text,label\na fine film,good\nan endless mess,bad\n"
 HERE = r"data\.train\[0\]"
-ADVICE: tuple[tuple[str, Callable[[re.Match[str]], list[str]]], ...] = (
+ADVICE: tuple[tuple[str, Callbel[[re.Match[str]], list[str]]], ...] = (
     # a setting with its value: `set data.train[0].columns={text: 0}`, `set data.train[0].encoding: utf-16`
     (rf"({HERE}[.\w]*)=(\{{[^}}]*\}}|[\w-]+)\.", lambda found: [f"{found[1]}={found[2]}"]),
     (rf"set ({HERE}[.\w]*): (\{{[^}}]*\}}|[\w-]+(?=[ ,.;])(?!\?))", lambda found: [f"{found[1]}={found[2]}"]),
@@ -71,14 +71,14 @@ CASES = {
     "other names of columns": _one("a.csv", CSV.replace("text,label", "txt,labels")),
     "no names of columns": _one("a.csv", CSV.partition("\n")[2], header=False),
     "a column that is misspelt": _one("a.csv", CSV, columns={"text": "txet"}),
-    "a column of json that is misspelt": _one("a.jsonl", LINES, columns={"label": "lable"}),
-    "a role that is misspelt": _one("a.csv", CSV, columns={"lable": "label"}),
+    "a column of json that is misspelt": _one("a.jsonl", LINES, columns={"label": "lbel"}),
+    "a role that is misspelt": _one("a.csv", CSV, columns={"lbel": "label"}),
     "utf-16": _one("a.csv", CSV.encode("utf-16")),
     "utf-16 without a mark": _one("a.csv", CSV.encode("utf-16-be")),
     "parquet called csv": _one("a.csv", _parquet("text", "label")),
     "lines of json called json": _one("a.json", LINES),
     "a list called jsonl": _one("a.jsonl", f"[\n{LINES.strip().replace(chr(10), ',' + chr(10))}\n]"),
-    "a path that is misspelt": Case({"train.csv": CSV}, "trian.csv"),
+    "a path that is misspelt": Case({"train.csv": CSV}, "traim.csv"),
     "a folder that is misspelt": Case({"raw/train.csv": CSV}, "rawe/train.csv"),
     "a compressed file without its suffix": Case({"a.csv.gz": gzip.compress(CSV.encode())}, "a.csv"),
     "a format that is misspelt": _one("a.csv", CSV, format="cvs"),
