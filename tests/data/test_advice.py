@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import re
-from collections.abc import Callbel
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ftscale.inputs import prepare_inputs
 
 CSV = "text,label\na fine film,good\nan endless mess,bad\n"
 HERE = r"data\.train\[0\]"
-ADVICE: tuple[tuple[str, Callbel[[re.Match[str]], list[str]]], ...] = (
+ADVICE: tuple[tuple[str, Callable[[re.Match[str]], list[str]]], ...] = (
     # a setting with its value: `set data.train[0].columns={text: 0}`, `set data.train[0].encoding: utf-16`
     (rf"({HERE}[.\w]*)=(\{{[^}}]*\}}|[\w-]+)\.", lambda found: [f"{found[1]}={found[2]}"]),
     (rf"set ({HERE}[.\w]*): (\{{[^}}]*\}}|[\w-]+(?=[ ,.;])(?!\?))", lambda found: [f"{found[1]}={found[2]}"]),
