@@ -414,6 +414,8 @@ def test_rows_without_a_text_are_refused_or_have_a_note_instead_of_an_answer(ful
 
 
 def test_a_column_that_the_task_never_reads_is_refused(full: Path, tmp_path: Path):
+    outcome = tiny.command("evaluate", full, "data.eval.0.columns={text: 0, label: 1, text_b: 1}")
+    assert (outcome.code, "data.eval[0].columns.text_b is no column of the task" in outcome.stderr) == (2, True)
     (tmp_path / "rows.csv").write_text("a,b\nfine,film\n")
     outcome = tiny.command("predict", full, tmp_path / "rows.csv", "input.columns={text: a, text_b: b}")
     assert (outcome.code, "input.columns.text_b is no column of the task" in outcome.stderr) == (2, True)

@@ -15,6 +15,7 @@ from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
 from ftscale.data.census import content_of, contradicting, odd_labels, row_warnings, shared_warning
 from ftscale.tasks.base import KEPT, Row, Sample
 from ftscale.tasks.rows import is_blank
+from ftscale.tasks.written_lists import items_in
 
 SHOWN_ROWS = 3
 IGNORED = -100
@@ -171,7 +172,7 @@ def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:
     ids = item["input_ids"]
     if not _has_token_labels([item]):
         if "places" in item:
-            tags = zip(row["words"], row["tags"], strict=True)
+            tags = zip(items_in(row["words"]), items_in(row["tags"]), strict=True)
             return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
         return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
     labels = item["labels"]

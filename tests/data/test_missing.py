@@ -129,6 +129,13 @@ def test_texts_that_stand_for_a_missing_value_are_named_by_the_user(tmp_path):
     assert [(row["text"], row["label"]) for row in rows] == [("a", "N/A"), ("N/A", "x"), ("b", "NaN ")]
 
 
+def test_a_number_that_stands_for_a_missing_value_is_named_as_a_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": -1}\n{"text": "-1", "label": 1}\n')
+    source = SourceConfig(path=f"{tmp_path}/a.jsonl", missing_values=["-1"])
+    rows = read_rows(source, roles=(("text", "label"),))
+    assert [(row["text"], row["label"]) for row in rows] == [("a", None), (None, 1)]
+
+
 def test_a_row_without_any_of_several_classes_is_a_row_of_none(shared, tmp_path):
     rows = [{"text": "a", "label": label} for label in (["x"], None, ["x", "y"], [])]
     task = {"name": "text_classification", "problem": "multi_label"}
@@ -210,6 +217,16 @@ def test_check_and_train_warn_of_rows_that_are_likely_mistakes(shared, tmp_path,
 
 
 ROWS_OF = {line: row["text"] for line, row in enumerate(ROWS * 2, 2)}
+
+
+def test_words_and_tags_that_pandas_wrote_into_a_table_are_lists(shared, tmp_path):
+    pandas.DataFrame([WORDS, WORDS]).to_csv(tmp_path / "a.csv", index=False)
+    data = {"train": f"{tmp_path}/a.csv", "cache_dir": str(tmp_path / "cache")}
+    model = {"name": str(shared / "weights/stories260K"), "processor": str(_bert(shared))}
+    values = tiny.settings(shared, tmp_path, task={"name": "token_classification"}, model=model, data=data)
+    assert prepare_inputs(parse_config(values, source="test")).train.dataset["tags"][:] == [[0, 2], [0, 2]]
+    report = check_run(tiny.write_run(tmp_path, values))
+    assert (report.errors, report.rows[0]) == ([], [("Ada ", False), ("B-PER ", True), ("wrote ", False), ("O ", True)])
 
 
 def test_words_that_give_no_token_are_counted(shared, tmp_path):
