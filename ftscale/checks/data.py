@@ -40,7 +40,7 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
             )
     elif sample.config.data.eval_ratio:
         facts["overlap"], held = shared_with_held_out(sample.config, sample.task)
-        warnings += shared_warning("data.eval_ratio", facts["overlap"], held)
+        warnings += shared_warning("data.eval_ratio", facts["overlap"], held, held_out=True)
     if sample.learned_labels:
         warnings += odd_labels(facts["label_distribution"])
     if len(facts["label_distribution"]) == 1:

@@ -24,6 +24,7 @@ from ftscale.data.missing import is_missing, with_none
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
+from ftscale.run import train
 from ftscale.tasks.rows import text_of
 
 MISSING = [None, math.nan, np.float32("nan"), np.float64("nan"), decimal.Decimal("NaN"), pandas.NA, pandas.NaT]
@@ -203,7 +204,8 @@ def test_check_and_train_warn_of_rows_that_are_likely_mistakes(shared, tmp_path,
     for said in (
         "data.train: 2 rows have a text of white space alone",
         "data.train: 6 rows have the input of another row and another label",
-        f"{both} of 9 rows have the input of a row of data.train too",
+        f"data.eval_ratio: {both} of 9 rows have the input of a row of data.train too",
+        "little about new data; take repeated rows out of data.train",
         "the class 'NaN' (2 rows)",
         "the classes 'Y' (6 rows) and 'y' (2 rows)",
     ):
@@ -248,3 +250,15 @@ def test_words_that_give_no_token_are_counted(shared, tmp_path):
 
 def _bert(shared: Path) -> Path:
     return shared / "weights/tokenizers/bert-base-uncased"
+
+
+def test_a_stream_leaves_rows_out_too(shared, tmp_path):
+    rows = [{"text": f"row {number}" if number % 5 else None, "label": "xy"[number % 2]} for number in range(24)]
+    data = {
+        "train": {"path": _write(tmp_path, "nan.jsonl", rows), "drop": ["missing"]},
+        "streaming": True,
+        "shuffle": False,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    train(parse_config(tiny.settings(shared, tmp_path, data=data), source="test"))
+    assert [step["targets"] for step in tiny.steps(tmp_path / "run")] == [6, 6, 7]  # of rows 0 to 7, 8 to 15, 16 to 23
