@@ -21,10 +21,11 @@ from ftscale.config import parse_config
 from ftscale.config.schema import SourceConfig
 from ftscale.data.census import content_of, contradicting, odd_labels, repeated, shared
 from ftscale.data.missing import is_missing, with_none
-from ftscale.data.sources import read_rows
+from ftscale.data.sources import open_stream, read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
 from ftscale.run import train
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.rows import text_of
 
 MISSING = [None, math.nan, np.float32("nan"), np.float64("nan"), decimal.Decimal("NaN"), pandas.NA, pandas.NaT]
@@ -128,6 +129,23 @@ def test_texts_that_stand_for_a_missing_value_are_named_by_the_user(tmp_path):
     assert [(row["text"], row["label"]) for row in rows] == [("a", None), (None, "x"), ("b", None)]
     rows = read_rows(SourceConfig(path=f"{tmp_path}/a.csv"), roles=(("text", "label"),))
     assert [(row["text"], row["label"]) for row in rows] == [("a", "N/A"), ("N/A", "x"), ("b", "NaN ")]
+
+
+def test_a_key_that_is_not_there_is_a_missing_value(shared, tmp_path):
+    rows = [{"text": "a", "text_pair": "b", "label": "xy"[number % 2]} for number in range(6)]
+    for number, name in ((1, "text"), (3, "text_pair"), (4, "label")):
+        del rows[number][name]
+    path, task = _write(tmp_path, "jsonl", rows), {"name": "text_classification"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:2 has no column for 'text'"):
+        prepare_inputs(_config(shared, tmp_path, task, path))
+    prepared = prepare_inputs(_config(shared, tmp_path, task, path, drop=["missing"])).train
+    assert [Path(where).name for where in prepared.dataset["where"]] == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:6"]
+    assert prepared.reports[0].dropped == {"missing": 3}
+    source = SourceConfig(path=path, drop=["missing"])
+    items = list(open_stream(source, roles=COLUMNS["text_classification"], position=None))
+    for number, (_, position) in enumerate(items, 1):
+        rest = list(open_stream(source, roles=COLUMNS["text_classification"], position=position))
+        assert rest == items[number:]
 
 
 def test_a_number_that_stands_for_a_missing_value_is_named_as_a_text(tmp_path):
