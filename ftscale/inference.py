@@ -70,6 +70,7 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
+    _check_columns(config, task)
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
@@ -80,6 +81,18 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         return evaluation_of(config, task, processor, rows, distributed, layout=layout)()
     finally:
         distributed.close()
+
+
+def _check_columns(config: Config, task: Task) -> None:
+    """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
+    also = [config.data.stratify] if config.data.stratify else []
+    problems = [
+        problem
+        for number, source in enumerate(config.data.eval)
+        for problem in role_problems(source.columns, roles=task.columns, setting=f"data.eval[{number}]", also=also)
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def predict_file(
@@ -322,8 +335,8 @@ class _Reading(Section):
 def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator[Row]:
     """Rows with their own columns under `_columns`; of plain text, words are what white space separates."""
     for row in read_rows(source, roles=task.columns, setting="input", labelled=False, keep_columns=True):
-        if isinstance(row.get("words"), str) and parse_list(row["words"]) is None:
-            row["words"] = row["words"].split()
+        if isinstance(row.get("words"), str):
+            row["words"] = parse_list(row["words"]) or row["words"].split()
         if taken := {name for name, _ in row["_columns"]}.intersection(added):
             raise UserError(f"input has a column {min(taken)!r}, which the answers would replace; rename it.")
         yield row

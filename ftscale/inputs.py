@@ -151,7 +151,9 @@ def _row_warnings(inputs: Inputs) -> list[str]:
             blank, lost = sum(report.blank for report in part.reports), sum(report.lost for report in part.reports)
             found += row_warnings(setting, contradicting(part.contents), blank=blank, lost=lost)
         if part is not None and part is not inputs.train and inputs.train is not None:
-            found += shared_warning(setting, shared(inputs.train.contents, part.contents), len(part))
+            held_out = part is inputs.evaluation and _splits(inputs.config)
+            number = shared(inputs.train.contents, part.contents)
+            found += shared_warning(setting, number, len(part), held_out=held_out)
     return found
 
 

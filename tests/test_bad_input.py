@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -111,6 +112,25 @@ SETTINGS = {
         ("data.train[0].columns.text = 'txt' is not a column of", "'text', 'label'", "did you mean 'text'?"),
         ("data.train.columns={text: txt}",),
     ),
+    "a column that the task never reads": Case(
+        ("data.train[0].columns.text_b is no column of the task", "did you mean text_pair?"),
+        ("data.train.columns={text: text, text_b: label}",),
+    ),
+    "columns of two kinds of rows": Case(
+        ("data.train[0].columns maps prompt, text, which the task never reads together",),
+        ("task=causal_lm", "data.train.columns={prompt: text, text: text}", "data.eval=[]"),
+    ),
+    "a setting that the format does not use": Case(
+        ("data.train[0].comment = '#' is not used for", "whose format is csv; leave it out"),
+        ("data.train.comment=#",),
+    ),
+    "a weight of evaluation rows": Case(
+        ("data.eval[0].weight = 2 is not used: each row is scored once; leave it out",), ("data.eval.weight=2",)
+    ),
+    "a split of a file": Case(
+        ("data.train[0].split = 'test' is not used for", "name the split's file as the path"),
+        ("data.train.split=test",),
+    ),
     "a column to stratify by that does not exist": Case(
         ("data.stratify = 'labl' is not a column the task reads", "label, text"),
         ("data.eval=[]", "data.eval_ratio=0.25", "data.stratify=labl"),
@@ -134,6 +154,14 @@ FILES = {
     "a header without rows": Case(("eval.csv' has no rows; fill it",), files={"eval.csv": "text,label\n"}),
     "a row without a class": Case(
         ("train.csv:3: label = '' must be a class",), files={"train.csv": "text,label\nfine,good\nfiner,\n"}
+    ),
+    "a list for a class": Case(
+        ("train.csv:2: label = \"['good', 'bad']\" is a list", "set task.problem: multi_label"),
+        files={"train.csv": "text,label\nfine,\"['good', 'bad']\"\nfiner,bad\n"},
+    ),
+    "gzip called csv": Case(
+        ("train.csv is gzip data, whatever its name says; give its name the end .gz",),
+        files={"train.csv": gzip.compress(b"text,label\nfine,good\n")},
     ),
     "a CSV row with missing fields": Case(
         ("train.csv:3 has 1 fields where the header has 2; mend the line",),

@@ -16,6 +16,7 @@ from ftscale.data.census import content_of, contradicting, odd_labels, row_warni
 from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.tasks.base import KEPT, Row, Sample
 from ftscale.tasks.rows import is_blank
+from ftscale.tasks.written_lists import items_in
 
 SHOWN_ROWS = 3
 LOOKED_AT_IMAGES = 200
@@ -44,7 +45,7 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
             )
     elif sample.config.data.eval_ratio:
         facts["overlap"], held = shared_with_held_out(sample.config, sample.task)
-        warnings += shared_warning("data.eval_ratio", facts["overlap"], held)
+        warnings += shared_warning("data.eval_ratio", facts["overlap"], held, held_out=True)
     if sample.learned_labels:
         warnings += odd_labels(facts["label_distribution"])
     if len(facts["label_distribution"]) == 1:
@@ -202,7 +203,7 @@ def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:
     ids = item["input_ids"]
     if not _has_token_labels([item]):
         if "places" in item:
-            tags = zip(row["words"], row["tags"], strict=True)
+            tags = zip(items_in(row["words"]), items_in(row["tags"]), strict=True)
             return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
         return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
     labels = item["labels"]

@@ -74,7 +74,9 @@ class ClassNames(Section):
     @model_validator(mode="after")
     def _as_many_numbers(self) -> ClassNames:
         if self.label_ids is not None and len(self.label_ids) != len(self.labels or ()):
-            raise ValueError(f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels")
+            raise ValueError(
+                f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels; make it null"
+            )
         return self
 
 

@@ -87,7 +87,7 @@ def _text_writer(file: TextIO, out: Path, *, source: SourceConfig, form: str) ->
     if out.suffix == ".jsonl":
         return lambda answer: print(as_json(answer.as_dict()), file=file)
     if out.suffix == ".conll":
-        return partial(_write_sentence, file, out, " " if form != "conll" else source.separator or " ")
+        return partial(_write_sentence, file, out, _separator_of(source) if form == "conll" else " ")
     return _Table(file, out, source=source, form=form)
 
 
@@ -175,6 +175,17 @@ def _write_sentence(file: TextIO, out: Path, separator: str, answer: Answer) -> 
         score = NO_SCORE if of_tags is None else f"{of_tags[tag]:.6f}"
         file.write(separator.join([*map(_text, given), tag, score]) + "\n")
     file.write("\n")
+
+
+def _separator_of(source: SourceConfig) -> str:
+    """What stands between the cells of a CoNLL file: as it is set, or else a tab where the first lines have one."""
+    from ftscale.data.formats.base import first_bytes, open_bytes
+    from ftscale.data.formats.discover import discover
+
+    if source.separator is not None:
+        return source.separator
+    with open_bytes(discover(source, setting="input")[0]) as stream:
+        return "\t" if b"\t" in first_bytes(stream) else " "
 
 
 def _is_by_word(value: Any, words: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from ftscale.data.chat_spans import (
     unseen_prompt,
     written_spans,
 )
+from ftscale.data.formats.paths import nearest_path, relative_to
 from ftscale.data.left_out import count_left_out
 from ftscale.data.parts import Span, tokenize_parts
 from ftscale.errors import UserError, unknown_name
@@ -80,7 +81,9 @@ def read_template(setting: str | None) -> str | None:
     if path.suffix != ".jinja":
         raise UserError(unknown_name("task.chat_template", setting, packaged))
     if not path.is_file():
-        raise UserError(f"task.chat_template = {setting!r} is not a file; correct the path.")
+        raise UserError(
+            f"task.chat_template = {setting!r} is not a file; {nearest_path(setting)}{relative_to(setting)}"
+        )
     return path.read_text(encoding="utf-8")
 
 

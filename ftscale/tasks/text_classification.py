@@ -127,8 +127,8 @@ class TextClassification:
             yield from items
         if len(lengths) == 1 and 0 not in lengths:
             raise UserError(
-                f"{where(last)}: label = {last['label']!r} and those of all rows are {lengths.pop()} numbers of 0 and "
-                "1; name their classes in task.labels, in this order."
+                f"{where(last)}: label = {last['label']!r} is, as in all rows, a vector of {lengths.pop()} zeros and "
+                "ones; name their classes in task.labels, in this order."
             )
 
     def _items(self, row: Row) -> list[str]:
