@@ -25,6 +25,7 @@ from strategies import jobs
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+import ftscale
 from ftscale.config import parse_config
 from ftscale.errors import UserError
 from ftscale.run import train
@@ -105,6 +106,7 @@ def as_it_is() -> dict[str, Any]:
         "process group": torch.distributed.is_initialized(),
         "generators": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
         "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "levels": [logging.getLogger(name).level for name in ("bitsandbytes", "transformers")],
         "logging": (log.handlers[:], log.propagate, log.level, logging.root.handlers[:], logging.root.level),
         "torch": (
             torch.get_default_dtype(),
@@ -241,6 +243,18 @@ def test_a_thread_trains_without_signals_and_says_so(
     assert figures(tmp_path / "run") == fresh["single"]
     assert jobs.result(tmp_path / "run")["status"] == "completed"
     assert "training in a thread: signals are not noticed" in capsys.readouterr().err
+
+
+def test_the_packages_own_train_leaves_the_environment_too(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    before = as_it_is()
+    settings = {**config, "run_folder": str(tmp_path / "run"), "data": {"train": str(tmp_path / "none.csv")}}
+    with pytest.raises(UserError):
+        ftscale.train(parse_config(settings, source="test"))
+    assert as_it_is() == before
 
 
 def test_workers_that_collate_end_with_a_run_that_fails(config: dict[str, Any], tmp_path: Path):
