@@ -26,7 +26,7 @@ from ftscale.config.schema import DistributedConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
-from ftscale.processes import restore_environment
+from ftscale.processes import found_environment, restore_environment
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
 from ftscale.swapped import load_swapped, save_swapped
@@ -69,7 +69,7 @@ class Distributed:
     def __init__(self, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        self._environment = dict(os.environ)
+        self._environment = found_environment()
         check_launch()
         self.strategy = resolve_strategy(config)
         said = _said_of_strategy(self.strategy)
@@ -512,7 +512,7 @@ def leaving_no_trace() -> Iterator[None]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     kept = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
-    environment, generators, threads = dict(os.environ), random_state(), torch.get_num_threads()
+    environment, generators, threads = found_environment(), random_state(), torch.get_num_threads()
     linear, grouped = nn.functional.linear, torch.distributed.is_initialized()
     for kind, _ in kept:
         kind._shared_state.clear()
@@ -556,7 +556,8 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # looking would start CUDA, on the first device of all ranks, before each has its own
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 

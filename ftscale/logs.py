@@ -162,6 +162,17 @@ def host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+@contextmanager
+def unchanged_levels() -> Iterator[None]:
+    """Libraries say afterwards as much as before."""
+    levels = {name: logging.getLogger(name).level for name in ("bitsandbytes", "DeepSpeed")}
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def quiet_libraries() -> None:
     """No bars and notes of libraries between ftscale's own lines. Call it before they are imported."""
     # bitsandbytes tells at import that an optional CPU kernel package is not installed

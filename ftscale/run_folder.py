@@ -30,7 +30,7 @@ from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
-from ftscale.sealed import DamagedError, read_json, write_json
+from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
@@ -211,7 +211,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
     fingerprints = _fingerprints(config)
-    write_json(folder / "data.json", fingerprints)
+    write_json(folder / "data.json", fingerprints, seal=False)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
     about = {
         "run_id": identity,
@@ -223,6 +223,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "git": _git_commit(),
         "command": sys.argv,
         "started": _now(),
+        "hashes": {"data.json": content_hash(fingerprints)},
     }
     write_json(folder / "run.json", about)
     return {"run_id": identity, "data_digest": _digest(fingerprints)}
@@ -232,7 +233,7 @@ def finished_result(folder: Path) -> Result | None:
     """The result of a run that needs no more steps; None where there is none, or one that is not what was written."""
     path = folder / "result.json"
     try:
-        found = read_json(path)
+        found = _read_own(path)
         numbers = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
         text = json.dumps({**found, "metrics": numbers})
         result = TypeAdapter(Result).validate_json(text, strict=True, extra="forbid")
@@ -245,8 +246,14 @@ def finished_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json."""
-    write_json(folder / "result.json", asdict(result))
+    """Write result.json, and its hash into run.json before."""
+    said = asdict(result)
+    try:
+        about = read_json(folder / "run.json")
+        write_json(folder / "run.json", {**about, "hashes": {**about["hashes"], "result.json": content_hash(said)}})
+    except (FileNotFoundError, DamagedError, KeyError, TypeError) as error:
+        log.warning("%s is not what was written (%s)", folder / "run.json", _why(error))
+    write_json(folder / "result.json", said, seal=False)
 
 
 def versions() -> dict[str, str]:
@@ -321,7 +328,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
     are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
     path, now = folder / "data.json", _fingerprints(config)
     try:
-        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(read_json(path), strict=True)
+        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except FileNotFoundError:
         return []
     except (DamagedError, ValidationError) as error:
@@ -348,6 +355,18 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
                 "as it was when the run began, or start another run folder."
             )
     return problems
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """What a file says whose hash run.json holds. Raises FileNotFoundError, DamagedError."""
+    found = read_json(path)
+    try:
+        digest = read_json(path.with_name("run.json"))["hashes"][path.name]
+    except (FileNotFoundError, DamagedError, KeyError, TypeError):
+        return found  # by itself
+    if digest != content_hash(found):
+        raise DamagedError("it has other content than when it was written")
+    return found
 
 
 def _digest(fingerprints: dict[str, dict[str, str]]) -> str:

@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_a_flipped_bit_in_each_of_its_files(
     flip(folder / "config.yaml", near=b"lr: 0.0")
     flip(folder / "run.json", near=b'"run_id": "')
     flip(folder / "data.json", near=b": {")
-    flip(folder / "metrics.jsonl", near=b'"loss": ')
+    flip(folder / "metrics.jsonl", near=b'"step"')
     (folder / "lock.json").write_text("{}")
     (folder / "result.json").write_bytes(b"\xff")
     assert run(config, folder, resume=True).steps == 4
