@@ -73,7 +73,7 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
     try:
         stop_request.listen()  # before torch is imported, which takes seconds, and until the process has ended
         stop_with_launcher()
-        from ftscale.checks import read_config
+        from ftscale.precheck import read_config
 
         config = read_config(run, overrides or ())
         from ftscale.run import train as run_training
@@ -221,7 +221,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Forecast memory, time and cost of RUN.yaml, and rank what else would fit. Reads no weights, needs no GPU."""
-    from ftscale.checks import read_config
+    from ftscale.precheck import read_config
 
     config = read_config(run, overrides or ())
     from ftscale.plan import plan_run

@@ -12,7 +12,7 @@ import torch
 from ftscale.config import Config
 from ftscale.data.sources import read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.inputs import Inputs, Preparer
 from ftscale.logs import log
 from ftscale.run_folder import Result, write_result
@@ -55,7 +55,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
         write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
-        log.info("%s after %d steps; model in %s", status, progress.step, model)
+        log.info("%s after %s; model in %s", status, counted(progress.step, "step"), model)
     return result
 
 

@@ -24,7 +24,7 @@ from ftscale.config.problems import problems_of
 from ftscale.config.schema import DistributedConfig, Section, SourceConfig, TextSettings
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.logs import launched_rank, log, setup_logging
 from ftscale.models.load import load_processor
@@ -94,7 +94,7 @@ def predict_file(
                 write(answer)
                 count += 1
     if out is not None:
-        log.info("%d rows with predictions in %s", count, out)
+        log.info("%s with predictions in %s", counted(count, "row"), out)
     return count
 
 

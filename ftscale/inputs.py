@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ftscale.checks import check_config, steps_problems
 from ftscale.config import Config
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
+from ftscale.precheck import check_config, steps_problems
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task

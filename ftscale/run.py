@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
 from ftscale.config.schema import DistributedConfig
@@ -23,10 +22,11 @@ from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
+from ftscale.precheck import PEFT_TASK_TYPES
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
@@ -103,7 +103,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
     own = finished_result(folder) if distributed.is_main and not overwrite else None
     if (finished := distributed.gather_objects(own)[0]) is not None:
-        log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
+        log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
         return finished
     loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite)
@@ -113,8 +113,8 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
     log.info(
-        "%d optimizer steps; %s",
-        loop.num_steps,
+        "%s; %s",
+        counted(loop.num_steps, "optimizer step"),
         describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
     )
     try:

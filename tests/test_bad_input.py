@@ -124,7 +124,10 @@ SETTINGS = {
 
 FILES = {
     "a label that training never saw": Case(
-        ("eval.csv:3: label = 'goood' is not known; did you mean 'good'?", "The training data does not have it"),
+        (
+            "eval.csv:3: label = 'goood' is not known; did you mean 'good'?",
+            "It is not in task.labels, nor, where that is null, in data.train",
+        ),
         files={"eval.csv": "text,label\nfine,good\nfiner,goood\n"},
     ),
     "one class alone": Case(
@@ -136,7 +139,7 @@ FILES = {
         ("train.csv:3: label = '' must be a class",), files={"train.csv": "text,label\nfine,good\nfiner,\n"}
     ),
     "a CSV row with missing fields": Case(
-        ("train.csv:3 has 1 fields where the header has 2; mend the line",),
+        ("train.csv:3 has 1 field where the header has 2; mend the line",),
         files={"train.csv": "text,label\nfine,good\nfiner\nawful,bad\n"},
     ),
     "a column that is missing": Case(

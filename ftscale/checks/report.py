@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftscale.checks.settings import check_config, quick_problems, read_config, steps_problems
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
 from ftscale.errors import UserError
+from ftscale.precheck import check_config, quick_problems, read_config, steps_problems
 
 
 @dataclass

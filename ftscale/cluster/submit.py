@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftscale.checks import check_run, read_config
+from ftscale.checks import check_run
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.records import Records, run_status
@@ -19,6 +19,7 @@ from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
+from ftscale.precheck import read_config
 from ftscale.processes import begin_work
 from ftscale.resources import resource
 from ftscale.run_folder import check_run_folder

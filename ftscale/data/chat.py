@@ -141,7 +141,11 @@ def _message(turn: Any, column: str) -> Message:
     given = {name: value for name, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
     role = given.pop("role", given.pop("from", None))
     content = given.pop("content", given.pop("value", "" if given.get("tool_calls") else None))
-    if role is None or not isinstance(content, str):
+    if role is not None and content is not None and not isinstance(content, str):
+        raise UserError(
+            f"{column}: the content {_short(content)} of a turn must be a text; write it in quotes, or leave it out."
+        )
+    if role is None or content is None:
         raise UserError(
             f"{column}: the turn {_short(turn)} must have a role and a text (role and content, or from and value)."
         )

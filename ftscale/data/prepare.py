@@ -18,7 +18,7 @@ from typing import Any
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
@@ -51,8 +51,8 @@ class SourceReport:
         """One line for the log."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
         return (
-            f"{self.path}: {self.read} rows read, {self.kept} kept, {self.truncated} truncated, dropped: {dropped}; "
-            f"longest {self.longest}, mean {self.mean_length:.1f} tokens, {self.targets} targets"
+            f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, {self.truncated} truncated, "
+            f"dropped: {dropped}; longest {self.longest}, mean {self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
         )
 
 
@@ -145,8 +145,8 @@ def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Role
             )
         except ValueError as error:
             raise UserError(
-                f"data.eval_ratio = {data.eval_ratio} cannot split the {len(rows)} rows of {source.path}: {error} "
-                "Change the ratio, or name a file in data.eval."
+                f"data.eval_ratio = {data.eval_ratio} cannot split the {counted(len(rows), 'row')} of {source.path}: "
+                f"{error} Change the ratio, or name a file in data.eval."
             ) from error
         held.append(set(evaluation))
     return held

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ftscale.checks import check_config
 from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
@@ -20,6 +19,7 @@ from ftscale.plan.devices import Device, load_device
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
 from ftscale.plan.memory import Memory, forecast_memory, state_bytes
 from ftscale.plan.timing import Time, forecast_time, traffic_bytes, update_seconds
+from ftscale.precheck import check_config
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ftscale.config.schema import TokenClassificationSettings
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.metrics.sequence_tags import EntityScores
 from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
@@ -134,7 +134,9 @@ class TokenClassification:
     def _labelled(self, sample: Sample, row: Row, words: Sequence[str]) -> Sample:
         tags = words_of(row, "tags")
         if len(tags) != len(words):
-            raise UserError(f"{where(row)}: {len(words)} words have {len(tags)} tags; give each word one tag.")
+            raise UserError(
+                f"{where(row)}: {counted(len(words), 'word')} against {counted(len(tags), 'tag')}; give each word a tag."
+            )
         assert self.settings.scheme != "auto", "the training rows tell the scheme: fit first"
         tags = to_iob2(tags, scheme=self.settings.scheme, place=where(row))
         ids = [class_id(row, "tags", tag, labels=self.labels, ids=self.ids) for tag in tags]

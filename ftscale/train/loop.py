@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.logs import log
 from ftscale.models.attention import padded_attention
 from ftscale.tasks.base import Batch, Task
@@ -163,7 +163,7 @@ def _between_steps(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
         _save(loop, progress)
         loop.after_save()
     if _out_of_patience(loop, progress):
-        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
+        log.info("no better %s in %s: stopping", loop.best_metric[0], counted(loop.evaluation.patience, "evaluation"))
         loop.metrics.write("event", step, event="stopped_early")
         return "stopped_early"
     return "completed" if last else None
