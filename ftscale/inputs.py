@@ -13,7 +13,7 @@ from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
-from ftscale.precheck import check_config, steps_problems
+from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
@@ -35,12 +35,16 @@ class Inputs:
 
 def prepare_inputs(config: Config) -> Inputs:
     """Check the configuration and prepare its data: no process group, no weights."""
+    if problems := machine_problems(config):
+        raise UserError(*problems)
     processor = check_config(config)
     task, data = build_task(config.task), config.data
-    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
+    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if splits(config) else None
     learned = task.fit(_training_rows(config, task))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
+    if problems := metric_problems(config, task):
+        raise UserError(*problems)
     prepare = Preparer(task, processor)
     train_rows: Prepared | None
     evaluation: Prepared | None
@@ -135,7 +139,8 @@ def num_steps_of(inputs: Inputs) -> int:
     return order.num_steps(inputs.config.train.epochs)
 
 
-def _splits(config: Config) -> bool:
+def splits(config: Config) -> bool:
+    """Whether evaluation rows are a share of the training rows."""
     return bool(config.data.eval_ratio and not config.data.eval)
 
 

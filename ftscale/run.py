@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, counted, unknown_name
+from ftscale.errors import counted
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
@@ -48,8 +46,6 @@ from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, run_loop
 from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted, StopRequest, listening
-
-SOME_ROWS = 8  # for trying out the evaluation
 
 
 def train(
@@ -225,8 +221,6 @@ def _build(
         best_metric=(metric, higher),
         statistics=Statistics(module),
     )
-    if config.evaluation.metric and inputs.evaluation is not None:
-        _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
     check_disk(loop, config)
     return loop, layout, stream
 
@@ -417,15 +411,6 @@ def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
     return name, higher if name == task.best_metric[0] else not any(
         word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
     )
-
-
-def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
-    """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = inputs.config.evaluation.metric
-    few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
-        raise UserError(unknown_name("evaluation.metric", name, known))
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -42,6 +42,8 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    in_tokens: bool = True
+    """Whether samples have a length in tokens; images have none."""
 
     @property
     def mean_length(self) -> float:
@@ -50,9 +52,12 @@ class SourceReport:
     def sentence(self) -> str:
         """One line for the log."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
+        line = f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, "
+        if not self.in_tokens:
+            return f"{line}dropped: {dropped}"
         return (
-            f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, {self.truncated} truncated, "
-            f"dropped: {dropped}; longest {self.longest}, mean {self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
+            f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
+            f"{self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
         )
 
 
@@ -98,7 +103,8 @@ def prepare_sources(
     prepared = _load(folder, sources)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
-    _check(prepared, name=name, data=data)
+    if problems := part_problems(prepared.reports, name=name, data=data):
+        raise UserError(*problems)
     return prepared
 
 
@@ -215,6 +221,7 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue
         kept.append(sample)
+        report.in_tokens = "input_ids" in sample
         report.truncated += note == "truncated"
         report.longest = max(report.longest, sample["length"])
         report.total_length += sample["length"]
@@ -262,17 +269,20 @@ def _load(folder: Path, sources: Sequence[SourceConfig]) -> Prepared:
     return Prepared(concatenate_datasets(parts) if parts else [], spans, reports)
 
 
-def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:
+def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:
+    """What is wrong with what became of the rows of a part: too many without a target, or none left to use."""
     problems = []
-    for index, report in enumerate(prepared.reports):
+    for index, report in enumerate(reports):
         empty = report.dropped.get("no_target", 0)
         if name == "train" and report.read and empty / report.read > data.max_empty:
             problems.append(
-                f"data.{name}[{index}]: {empty} of {report.read} rows of {report.path} have no target left "
+                f"data.{name}[{index}]: {empty} of {counted(report.read, 'row')} of {report.path} have no target left "
                 f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the "
                 "columns and task.max_length, or raise data.max_empty."
             )
-    if not len(prepared):
-        problems.append(f"data.{name}: no row is left to use; see the counts in the log lines above.")
-    if problems:
-        raise UserError(*problems)
+    if not problems and not any(report.kept for report in reports):
+        dropped = sum((Counter(report.dropped) for report in reports), Counter())
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
+        read = counted(sum(report.read for report in reports), "row")
+        problems.append(f"data.{name}: no row of {read} is left to use; dropped: {told}; look at the columns.")
+    return problems

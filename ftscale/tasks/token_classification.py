@@ -109,6 +109,9 @@ class TokenClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
+    def metric_names(self) -> list[str]:
+        return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
+
     def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
         """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`."""
         rows = []
@@ -134,9 +137,8 @@ class TokenClassification:
     def _labelled(self, sample: Sample, row: Row, words: Sequence[str]) -> Sample:
         tags = words_of(row, "tags")
         if len(tags) != len(words):
-            raise UserError(
-                f"{where(row)}: {counted(len(words), 'word')} against {counted(len(tags), 'tag')}; give each word a tag."
-            )
+            found = f"{counted(len(words), 'word')} against {counted(len(tags), 'tag')}"
+            raise UserError(f"{where(row)}: {found}; give each word a tag.")
         assert self.settings.scheme != "auto", "the training rows tell the scheme: fit first"
         tags = to_iob2(tags, scheme=self.settings.scheme, place=where(row))
         ids = [class_id(row, "tags", tag, labels=self.labels, ids=self.ids) for tag in tags]
