@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
@@ -298,7 +299,8 @@ def _check_out(out: Path | None, input_path: str) -> None:
 def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes a row; the file has its name when all rows are written."""
     if out is None:
-        yield lambda row: print(_json(row))
+        ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"  # JSON's own escapes then
+        yield lambda row: print(_json(row, ascii_only=ascii_only))
         return
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -328,8 +330,8 @@ def _cell(value: Any) -> Any:
     return _json(value) if isinstance(value, (list, dict)) else value
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_described)
+def _json(value: Any, *, ascii_only: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ascii_only, default=_described)
 
 
 def _described(value: Any) -> str:

@@ -6,6 +6,7 @@ What each rank says at INFO stands in the run folder too, in `logs/rank-NNNNN.lo
 from __future__ import annotations
 
 import faulthandler
+import io
 import json
 import logging
 import logging.handlers
@@ -47,7 +48,7 @@ def open_log(run_folder: Path, *, rank: int) -> None:
     _failures = folder / FAILURE
     if rank == 0:
         _failures.unlink(missing_ok=True)
-    file = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _kept.setTarget(file)
     assert file.stream is not None
@@ -129,6 +130,12 @@ def host() -> str:
 def launched_rank() -> int:
     """This process's rank as the launcher says it (torchrun, accelerate or srun), before any process group exists."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
+def escape_output() -> None:
+    """What the terminal's encoding cannot show (ASCII, Latin-1) is printed as an escape, as errors are already."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

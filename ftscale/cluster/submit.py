@@ -109,7 +109,9 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
 def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
     """As `ftscale check` and, where the site names its GPU, `ftscale plan`. Raises UserError: errors, or no room."""
     gpus = _gpus(request, site)
-    found = check_run(run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site))
+    found = check_run(
+        run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site), resume=request.resume
+    )
     for warning in found.warnings:
         log.warning("%s", warning)
     if found.errors:
@@ -145,7 +147,7 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
     log = records.folder / _log_name((records.folder / RUNS).is_file())
     jobs = _sbatch(script, chain=len(submitted[-1]["jobs"]), options=[f"--{option}" for option in options])
     records.add("submit", jobs=jobs)
-    return Submission(tuple(jobs), log, script.read_text())
+    return Submission(tuple(jobs), log, script.read_text(encoding="utf-8"))
 
 
 def _gpus(request: Request, site: Site) -> int:
@@ -211,9 +213,9 @@ def _write_and_submit(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"run-{number:05d}.yaml" for number in range(len(configs))] if array else [folder / RUN]
     try:
-        (folder / SCRIPT).write_text(script)
+        (folder / SCRIPT).write_text(script, encoding="utf-8")
         if array:
-            (folder / RUNS).write_text("".join(f"{file.resolve()}\n" for file in files))
+            (folder / RUNS).write_text("".join(f"{file.resolve()}\n" for file in files), encoding="utf-8")
         for config, file in zip(configs, files, strict=True):
             write_config(config, file)
         jobs = _sbatch(folder / SCRIPT, chain=chain)

@@ -7,9 +7,6 @@ code that looks at them works.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
@@ -28,14 +25,13 @@ from torch.utils.flop_counter import (
 )
 from transformers import PreTrainedConfig
 
+from ftscale.checks.model import empty_model
 from ftscale.config import Config
-from ftscale.logs import log
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
 from ftscale.models.lm_head import treat_head_like
 from ftscale.models.load import load_model_config, load_small_twin
 from ftscale.models.probing import pretending, transformers_model
-from ftscale.run import build_model
 from ftscale.tasks.base import Batch, Layout, Task
 from ftscale.train.loop import TaskModule
 
@@ -114,16 +110,6 @@ class Probe:
             task.loss(self.twin, small)
 
 
-class _NoGroup:
-    """Stands for `Distributed` where a model is built in no memory and without processes."""
-
-    device = torch.device("meta")
-    zero_stage = 0
-
-    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
 def dry_step(
     config: Config,
     task: Task,
@@ -173,24 +159,8 @@ def _at_depth(first: float, second: float, share: float) -> float:
 
 def _build(config: Config, task: Task, processor: Any, *, depth: int | None = None) -> nn.Module:
     """The model as training builds it, on the meta device; the base not quantised."""
-    overrides = dict(config.model.overrides)
-    if task.processor_class == "tokenizer":
-        model_config = load_model_config(config.model, settings={})
-        text = model_config.get_text_config()
-        if len(processor) > text.vocab_size and text is model_config:
-            overrides["vocab_size"] = len(processor)  # the embedding grows for the tokenizer
-    if depth is not None:
-        overrides |= _shallow(config, task, depth)
-    update = {"init": "random", "quantization": "none", "overrides": overrides}
-    plain = config.model_copy(
-        update={
-            "model": config.model.model_copy(update=update),
-            "batch": config.batch.model_copy(update={"layout": "padded"}),
-        }
-    )
-    with _quiet(), torch.device("meta"):
-        model, _, _ = build_model(plain, task, processor, _NoGroup(), num_steps=1000)  # type: ignore[arg-type]
-    return model
+    shallow = _shallow(config, task, depth) if depth is not None else {}
+    return empty_model(config, task, processor, overrides=shallow)
 
 
 def _model_config(config: Config, task: Task) -> PreTrainedConfig:
@@ -282,17 +252,6 @@ def _to_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                 del module._parameters[name]
                 held = module._parameters if weight.requires_grad else module._buffers
                 held[name] = fake(weight)  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What building says about random weights and counts is about the forecast, not about the run."""
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 # ---------------------------------------------------------------- running

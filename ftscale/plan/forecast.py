@@ -103,8 +103,8 @@ def plan_run(
     processor = check_config(config)
     sample = read_sample(config, processor, full=full)
     config, world_size = sample.config, nodes * gpus_per_node
-    if not sample.train.kept:
-        raise UserError("data.train: no row is left to use; see `ftscale check`.")
+    if sample.problems:
+        raise UserError(*sample.problems)
     planner = _Planner(
         config,
         device,
