@@ -34,9 +34,12 @@ def model_problems(config: Config, task: Task, processor: Any) -> list[str]:
     try:
         _check_files(config, task)
         model = empty_model(config, task, processor)
-    except UserError as error:
-        # an adapter that starts from the weights' own numbers (pissa, olora) cannot be tried without them
-        return [] if any(words in str(error) for words in WITHOUT_NUMBERS) else list(error.problems)
+    except (UserError, RuntimeError, NotImplementedError) as error:
+        if any(words in str(error) for words in WITHOUT_NUMBERS):
+            return []  # an adapter that makes its weights by numbers (unilora) cannot be tried without them
+        if isinstance(error, UserError):
+            return list(error.problems)
+        raise
     try:
         if config.batch.layout == "flat" and task.processor_class == "tokenizer":
             _check_flat(config, task)

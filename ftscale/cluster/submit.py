@@ -147,7 +147,7 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
     log = records.folder / _log_name((records.folder / RUNS).is_file())
     jobs = _sbatch(script, chain=len(submitted[-1]["jobs"]), options=[f"--{option}" for option in options])
     records.add("submit", jobs=jobs)
-    return Submission(tuple(jobs), log, script.read_text(encoding="utf-8"))
+    return Submission(tuple(jobs), log, script.read_text())
 
 
 def _gpus(request: Request, site: Site) -> int:
@@ -213,9 +213,9 @@ def _write_and_submit(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"run-{number:05d}.yaml" for number in range(len(configs))] if array else [folder / RUN]
     try:
-        (folder / SCRIPT).write_text(script, encoding="utf-8")
+        (folder / SCRIPT).write_text(script)
         if array:
-            (folder / RUNS).write_text("".join(f"{file.resolve()}\n" for file in files), encoding="utf-8")
+            (folder / RUNS).write_text("".join(f"{file.resolve()}\n" for file in files))
         for config, file in zip(configs, files, strict=True):
             write_config(config, file)
         jobs = _sbatch(folder / SCRIPT, chain=chain)
