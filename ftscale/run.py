@@ -111,7 +111,11 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     log.info(
         "%s; %s",
         counted(loop.num_steps, "optimizer step"),
-        describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
+        describe_batch(
+            config.batch,
+            world_size=distributed.world_size,
+            flat=layout == "flat" if inputs.task.processor_class == "tokenizer" else None,
+        ),
     )
     try:
         status = run_loop(loop, progress)

@@ -110,7 +110,7 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
     report.warnings += notes
-    flat = config.batch.layout == "flat"
+    flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
     report.errors += [

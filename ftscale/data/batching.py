@@ -83,8 +83,8 @@ def _cut_into(lengths: np.ndarray, number: int, *, limits: _Limits) -> list[tupl
     return runs
 
 
-def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool) -> str:
-    """How the global batch comes about, for the log."""
+def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool | None) -> str:
+    """How the global batch comes about, for the log. `flat`: None = samples are no rows of tokens (images)."""
     unit = batch.unit.removesuffix("s")
     parts = []
     if batch.micro_size or not batch.micro_tokens:
@@ -100,4 +100,4 @@ def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool) -> str:
         line += f" = {size} per device x {accumulation} accumulation x {counted(world_size, 'process')}"
     else:
         line += f" in micro-batches of at most {' and '.join(parts)}, over {counted(world_size, 'process')}"
-    return f"{line}, {'flat rows' if flat else 'padded by length'}"
+    return line if flat is None else f"{line}, {'flat rows' if flat else 'padded by length'}"

@@ -160,8 +160,8 @@ def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
 def _module_problems(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     """Names of modules that the model does not have; peft passes over those in a list of which one is there."""
     names = [name for name, _ in model.named_modules() if name]
-    last = {name.rpartition(".")[2] for name, module in model.named_modules() if any(True for _ in module.parameters())}
-    known = sorted(name for name in last if not name.isdecimal())
+    leaves = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    known = sorted({name.rpartition(".")[2] for name in leaves})
     problems = []
     for setting in MODULE_NAMES:
         asked = (config.model_extra or {}).get(setting)

@@ -319,13 +319,14 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
-            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.1f GiB  %s left",
+            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f %s/s  %.1f GiB  %s left",
             progress.step,
             loop.num_steps,
             figures["loss"],
             figures["grad_norm"],
             figures["lr"],
             rate,
+            "tokens" if loop.task.processor_class == "tokenizer" else "images",
             memory / 2**30,
             duration(left),
         )
