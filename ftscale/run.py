@@ -101,7 +101,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if (finished := distributed.gather_objects(own)[0]) is not None:
         log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
         return finished
-    loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
+    loop, layout, stream = build_loop(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
         _start_trackers(config, distributed)
@@ -150,9 +150,13 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     return checkpoint
 
 
-def _build(
+def build_loop(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
+    """Everything that training touches, the layout of its batches, and the stream that they come from if there is one.
+
+    Nothing is written. Collective.
+    """
     config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
     order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)

@@ -139,23 +139,23 @@ def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
     looked_at = counted(facts["rows_looked_at"], "row")
     if facts.get("doubled_special_tokens"):
         warnings.append(
-            f"{setting}: {counted(facts['doubled_special_tokens'], 'row')} with a special token twice in a row; the text "
-            "or template has one that the tokenizer adds again."
+            f"{setting}: {counted(facts['doubled_special_tokens'], 'row')} with a special token twice in a row; the "
+            "text or template has one that the tokenizer adds again."
         )
     if facts.get("end_supervised") == 0:
         warnings.append(f"{setting}: no row teaches the end token, so that the model would not learn to stop.")
     if facts.get("unwritable_targets", 0) > facts["rows_looked_at"] * MANY_LOST:
         warnings.append(
-            f"{setting}: the targets of {facts['unwritable_targets']} of {looked_at} have characters that the tokenizer "
-            f"cannot write ({_shown(facts['unwritable_characters'])}), so that the model never will; replace them in the "
-            "data, or choose a model with another tokenizer."
+            f"{setting}: the targets of {facts['unwritable_targets']} of {looked_at} have characters that the "
+            f"tokenizer cannot write ({_shown(facts['unwritable_characters'])}), so that the model never will; replace "
+            "them in the data, or choose a model with another tokenizer."
         )
     if facts.get("unknown_tokens", 0) > MANY_LOST:
         characters = facts["unknown_characters"]
         warnings.append(
             f"{setting}: {facts['unknown_tokens']:.1%} of all tokens are unknown to the tokenizer"
-            f"{f' (characters: {_shown(characters)})' if characters else ''}; look at the encoding of the data, or choose "
-            "a model with another tokenizer."
+            f"{f' (characters: {_shown(characters)})' if characters else ''}; look at the encoding of the data, or "
+            "choose a model with another tokenizer."
         )
     if facts.get("truncated", 0) > facts["rows_looked_at"] / 10:
         warnings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ftscale.checks.report import Report
@@ -50,8 +51,18 @@ def lines(facts: dict[str, Any]) -> list[str]:
         found.append("tokenizer: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
     if schedule := facts.get("schedule"):
         found += _schedule_lines(schedule)
+    if steps := facts.get("steps"):
+        found.append(f"two steps of {steps['model']} on {', '.join(_told(steps))}")
     found += [f"{row['name']}: {row['text']}" for row in facts.get("combination", ())]
     return found
+
+
+def _told(steps: dict[str, Any]) -> Iterator[str]:
+    lengths = f" ({' and '.join(map(str, steps['lengths']))} long)" if "lengths" in steps else ""
+    yield f"the longest samples{lengths}"
+    yield f"losses {' and '.join(f'{loss:.4f}' for loss in steps['losses'])}"
+    if "seconds" in steps:
+        yield f"{steps['seconds']:g} s"
 
 
 def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:

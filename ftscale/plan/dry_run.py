@@ -32,6 +32,7 @@ from ftscale.models.layout import choose_layout
 from ftscale.models.lm_head import treat_head_like
 from ftscale.models.load import load_model_config, load_small_twin
 from ftscale.models.probing import pretending, transformers_model
+from ftscale.models.shrink import DECODER_DEPTHS, depth_fields, shallow
 from ftscale.tasks.base import Batch, Layout, Task
 from ftscale.train.loop import TaskModule
 
@@ -44,9 +45,6 @@ the square of the depth: 80 blocks of a 70 B Llama took 550 s. Deeper models run
 moment of the step is a straight line in the number of equal blocks."""
 ENOUGH = 8
 """Tokens of a row that show what a model does after its head."""
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
-"""What configs call the number of blocks; the decoder's, where it has its own, stands in DECODER_DEPTHS."""
-DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
 PERSISTENT = 100_000
 """stage3_param_persistence_threshold of ds_configs/zero3.json."""
 BY_BLOCK = ("layers_to_transform", "layers_pattern", "layer_replication", "rank_pattern", "alpha_pattern")
@@ -159,25 +157,18 @@ def _at_depth(first: float, second: float, share: float) -> float:
 
 def _build(config: Config, task: Task, processor: Any, *, depth: int | None = None) -> nn.Module:
     """The model as training builds it, on the meta device; the base not quantised."""
-    shallow = _shallow(config, task, depth) if depth is not None else {}
-    return empty_model(config, task, processor, overrides=shallow)
+    fewer = {} if depth is None else shallow(_model_config(config, task).to_dict(), depth)
+    return empty_model(config, task, processor, overrides=fewer)
 
 
 def _model_config(config: Config, task: Task) -> PreTrainedConfig:
     return load_model_config(config.model, settings=task.model_settings())
 
 
-def _depth_fields(known: dict[str, Any]) -> list[str]:
-    first = next((name for name in DEPTHS if isinstance(known.get(name), int)), None)
-    if first is None:
-        return []
-    return [first, *(name for name in DECODER_DEPTHS if known.get(name) == known[first])]
-
-
 def _depth(config: Config, task: Task) -> int | None:
     """Blocks of the model; None where its config has no one number of them."""
     known = _model_config(config, task).to_dict()
-    fields = _depth_fields(known)
+    fields = depth_fields(known)
     own_decoder = [name for name in DECODER_DEPTHS if isinstance(known.get(name), int)]
     if not fields or len(fields) <= len(own_decoder) - (len(own_decoder) > 1):
         return None
@@ -192,14 +183,6 @@ def _period(config: Config, task: Task) -> int:
     return next(
         size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in range(len(kinds)))
     )
-
-
-def _shallow(config: Config, task: Task, depth: int) -> dict[str, Any]:
-    known = _model_config(config, task).to_dict()
-    changed: dict[str, Any] = dict.fromkeys(_depth_fields(known), depth)
-    if known.get("layer_types"):
-        changed["layer_types"] = list(known["layer_types"])[:depth]
-    return changed
 
 
 def _equal_blocks(config: Config) -> bool:
