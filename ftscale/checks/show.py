@@ -48,7 +48,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
         if "test_overlap" in data:
             found.append(f"rows of data.test that are in data.train too: {data['test_overlap']}")
     if tokenizer := facts.get("tokenizer"):
-        found.append("tokenizer: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+        name = "tokenizer" if "tokens" in tokenizer else "image processor"
+        found.append(f"{name}: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
     if schedule := facts.get("schedule"):
         found += _schedule_lines(schedule)
     if steps := facts.get("steps"):
