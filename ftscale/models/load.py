@@ -330,6 +330,12 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
             f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); "
             "use model.attention: auto."
         )
+    folder = Path(name).expanduser()
+    if "safetensors" in text and folder.is_dir() and not any(folder.glob("*.bin")):
+        return UserError(
+            f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random for "
+            "random ones."
+        )
     if "safetensors" in text:
         return UserError(
             f"model.name = {name!r} has no weights as safetensors; set model.allow_pickle: true to load .bin files of "

@@ -297,7 +297,7 @@ def test_unknown_tokens_and_characters_that_cannot_be_written_are_counted(shared
     rows = [
         {"prompt": "say", "completion": " a cat"},
         {"prompt": "say", "completion": " a {cat}"},  # { cat } : two unknown tokens
-        {"prompt": "s\u00e4y", "completion": " caf\u00e9"},  # two unknown words
+        {"prompt": "s\u00e4y", "completion": " ros\u00e9"},  # two unknown words
         {"prompt": "say", "completion": " dog"},
     ]
     settings = stories(tmp_path, rows, shared)
