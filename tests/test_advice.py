@@ -18,7 +18,7 @@ from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
 from ftscale.errors import counted, nearest, unknown_name
 
-FILE_NAMES = ("train.csv", "train.de", "train.en", "train.sbatch", "data.json", "task.description")
+FILE_NAMES = ("train.csv", "train.de", "train.en", "train.sbatch", "data.json", "model.safetensors", "task.description")
 """What looks like a setting in the texts of the package and is none."""
 NAMED = re.compile(rf"(?<![\w./])(?:{'|'.join(Config.model_fields)})(?:\.\w+|\[\d+\])+")
 

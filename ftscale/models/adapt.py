@@ -61,7 +61,10 @@ def apply_adapter(
         with seeded_weights(seed, "adapter"), unchanged_environment():
             wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
-        raise UserError(f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}") from error
+        names_it_has = f" Its modules: {', '.join(_module_names(model))}." if "arget modules" in str(error) else ""
+        raise UserError(
+            f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}{names_it_has}"
+        ) from error
     _check_new_modules_train(wrapped, config, new_modules)
     if dtype is not None:
         _cast_trained(wrapped, dtype)
@@ -160,8 +163,7 @@ def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
 def _module_problems(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     """Names of modules that the model does not have; peft passes over those in a list of which one is there."""
     names = [name for name, _ in model.named_modules() if name]
-    leaves = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-    known = sorted({name.rpartition(".")[2] for name in leaves})
+    known = _module_names(model)
     problems = []
     for setting in MODULE_NAMES:
         asked = (config.model_extra or {}).get(setting)
@@ -174,6 +176,12 @@ def _module_problems(model: PreTrainedModel, config: AdapterConfig) -> list[str]
                     f"{', '.join(known)}."
                 )
     return problems
+
+
+def _module_names(model: nn.Module) -> list[str]:
+    """What the modules that have weights are called, without where they stand."""
+    leaves = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    return sorted({name.rpartition(".")[2] for name in leaves})
 
 
 def _has_default_targets(peft_config: PeftConfig, model: PreTrainedModel) -> bool:

@@ -333,8 +333,8 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
     folder = Path(name).expanduser()
     if "safetensors" in text and folder.is_dir() and not any(folder.glob("*.bin")):
         return UserError(
-            f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random for "
-            "random ones."
+            f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random "
+            "for random ones."
         )
     if "safetensors" in text:
         return UserError(
