@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from statistics import median
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ftscale.checks.characters import lost_text, writes_tokens
-from ftscale.checks.sample import DataSample, Part
+from ftscale.checks.sample import DataSample, Part, content
 from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
 from ftscale.errors import counted
 from ftscale.tasks.base import KEPT, Row, Sample
@@ -31,13 +30,13 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
         facts["eval"] = _part(sample.evaluation, sample, processor)
-        facts["overlap"] = overlap(sample.train, sample.evaluation)
+        facts["overlap"] = sample.overlap(sample.evaluation)
         warnings += _warnings("data.eval", facts["eval"])
         if facts["overlap"]:
             warnings.append(_seen_before("data.eval", facts["overlap"], sample.evaluation))
     if sample.test is not None:
         facts["test"] = _part(sample.test, sample, processor)
-        facts["test_overlap"] = overlap(sample.train, sample.test)
+        facts["test_overlap"] = sample.overlap(sample.test)
         warnings += _warnings("data.test", facts["test"])
         if facts["test_overlap"]:
             warnings.append(_seen_before("data.test", facts["test_overlap"], sample.test))
@@ -64,12 +63,6 @@ def label_distribution(sample: DataSample) -> dict[str, int]:
     return {task.labels[number]: count for number, count in numbers.most_common()}
 
 
-def overlap(train: Part, evaluation: Part) -> int:
-    """Rows of the second whose columns are those of a row of the first."""
-    known = {_content(row) for row in train.rows}
-    return sum(_content(row) in known for row in evaluation.rows)
-
-
 def _seen_before(setting: str, count: int, part: Part) -> str:
     return (
         f"{count} of {counted(len(part.rows), 'row')} of {setting} are in data.train too: their scores say nothing "
@@ -86,7 +79,7 @@ def _part(part: Part, sample: DataSample, processor: Any) -> dict[str, Any]:
         "kept": len(kept),
         "dropped": dict(notes),
         "no_target": notes.get("no_target", 0),
-        "duplicates": len(part.rows) - len({_content(row) for row in part.rows}),
+        "duplicates": len(part.rows) - len({content(row) for row in part.rows}),
     }
     if sample.task.processor_class != "tokenizer":
         return facts
@@ -168,10 +161,6 @@ def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
 
 def _shown(characters: dict[str, int]) -> str:
     return ", ".join(map(repr, characters))
-
-
-def _content(row: Row) -> str:
-    return json.dumps({name: value for name, value in row.items() if name != "_where"}, sort_keys=True, default=repr)
 
 
 def _pieces(row: Row, item: Sample, processor: Any, *, writes: bool) -> Pieces:

@@ -135,6 +135,8 @@ def _start_problems(config: Config, start: Start) -> list[str]:
     problems: list[str] = []
     try:
         check_run_folder(config, resume=start.resume, overwrite=start.overwrite)
+        if start.resume and not start.overwrite:
+            _check_checkpoint(config, start)
     except UserError as error:
         problems += error.problems
     # of other machines, the run folder alone is known: they share it with this one
@@ -145,6 +147,23 @@ def _start_problems(config: Config, start: Start) -> list[str]:
             "one."
         )
     return problems
+
+
+def _check_checkpoint(config: Config, start: Start) -> None:
+    """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
+    from ftscale.distributed import check_takeover, resolve_strategy
+    from ftscale.run_folder import run_id
+    from ftscale.train.manifest import latest_checkpoint
+
+    root = Path(config.run_folder) / "checkpoints"
+    newest = latest_checkpoint(root, run_id=run_id(root.parent)) if root.is_dir() else None
+    if newest is None or (not start.here and config.distributed.strategy is None):
+        return  # what the launcher will say is not known here
+    check_takeover(
+        str(newest.folder),
+        made_by=(newest.manifest["strategy"], newest.manifest["world_size"]),
+        here=(resolve_strategy(config.distributed), start.world_size),
+    )
 
 
 def _as_built(config: Config, start: Start) -> Config:

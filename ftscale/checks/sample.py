@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -58,6 +59,18 @@ class DataSample:
     test: Part | None = None
     problems: list[str] = field(default_factory=list)
     """Why training would refuse the rows."""
+    seen: set[int] = field(default_factory=set)
+    """Hashes of the contents of all training rows that were read, drawn or not."""
+
+    def overlap(self, part: Part) -> int:
+        """Rows of a part that are, in all their columns, training rows too."""
+        return sum(hash(content(row)) in self.seen for row in part.rows)
+
+
+def content(row: Row) -> str:
+    """What a row says, without where it stands."""
+    said = {name: value for name, value in row.items() if name != "_where"}
+    return json.dumps(said, sort_keys=True, default=_told)
 
 
 def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSample:
@@ -68,11 +81,16 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     size = None if full else SAMPLE_ROWS
     task, data = build_task(config.task), config.data
     held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if splits(config) else None
+    seen: set[int] = set()
     drawn = {name: Draw(size, seed=derive_seed(config.seed, "check", name)) for name in ("train", "eval", "test")}
 
     def training() -> Iterator[Row]:
         for number, (source, row) in _numbered(_part_rows(config, task, "train")):
-            drawn["eval" if held is not None and number in held[source] else "train"].add((source, row))
+            if held is not None and number in held[source]:
+                drawn["eval"].add((source, row))
+            else:
+                drawn["train"].add((source, row))
+                seen.add(hash(content(row)))
             yield row
 
     rows = training()
@@ -83,6 +101,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     sample = DataSample(
         config, prepare.task, _prepared(drawn["train"], prepare, config=config, name="train", counted=counted)
     )
+    sample.seen = seen
     sample.problems = part_problems(sample.train.reports, name="train", data=data)
     for name in ("eval", "test"):
         if not (getattr(data, name) or (name == "eval" and held is not None)):
@@ -97,6 +116,11 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
         sample.problems += part_problems(part.reports, name=name, data=data)
         sample.evaluation, sample.test = (part, sample.test) if name == "eval" else (sample.evaluation, part)
     return sample
+
+
+def _told(value: Any) -> str:
+    """Of what JSON does not have; the bytes of an image are told by their hash."""
+    return str(hash(value)) if isinstance(value, bytes) else repr(value)
 
 
 class Draw:

@@ -226,6 +226,17 @@ def test_rows_of_test_are_read_and_compared(shared: Path, tmp_path: Path):
     assert any("2 of 2 rows of data.test are in data.train too" in warning for warning in report.warnings)
 
 
+def test_a_row_is_known_again_among_those_that_were_not_drawn(shared: Path, tmp_path: Path):
+    rows = [{"text": f"row {number}"} for number in range(2500)]
+    settings = stories(tmp_path, rows, shared)
+    (tmp_path / "eval.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(2490, 2510))
+    )
+    settings["data"] |= {"eval": str(tmp_path / "eval.jsonl")}
+    facts = check_run(tiny.write_run(tmp_path, settings)).facts["data"]
+    assert (facts["train"]["rows_looked_at"], facts["overlap"]) == (2000, 10)
+
+
 def test_rows_held_out_are_looked_at_apart_from_the_others(shared: Path, tmp_path: Path):
     rows = [{"text": f"once upon a time {number // 2}"} for number in range(40)]
     settings = stories(tmp_path, rows, shared, data={**_data(tmp_path), "eval_ratio": 0.25})
@@ -403,3 +414,15 @@ def printed(encoding: str, *arguments: object) -> str:
     with patch.object(sys, "argv", words), contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main()
     return raw.getvalue().decode(encoding)
+
+
+def test_a_checkpoint_of_another_strategy_is_refused_before_the_start(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path, train={"max_steps": 1}))
+    assert tiny.command("train", file).code == 0
+    assert check_run(file, resume=True).errors == []
+    [error] = check_run(file, ["distributed.strategy=zero2"], resume=True).errors
+    assert error.startswith("distributed.strategy = zero2 cannot go on from checkpoint")
+    assert "use single or ddp" in error
+    [error] = check_run(file).errors
+    assert "already holds a run; go on with it by --resume" in error
+    assert check_run(file, ["distributed.strategy=zero2"], overwrite=True).errors == []
