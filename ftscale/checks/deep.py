@@ -102,7 +102,8 @@ def _train(config: Config, task: Task, processor: Any, samples: list[dict[str, A
         finally:
             distributed.close()
     seconds = round(time.perf_counter() - started, 2)
-    return {"losses": losses, "metrics": progress.last_metrics, "layout": layout, "seconds": seconds}
+    metrics = {name: value for name, value in progress.last_metrics.items() if math.isfinite(value)}
+    return {"losses": losses, "metrics": metrics, "layout": layout, "seconds": seconds}
 
 
 class Unsaved(Saver):

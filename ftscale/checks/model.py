@@ -26,27 +26,24 @@ WITHOUT_NUMBERS = ("meta tensor", "Meta tensor", "meta device", "'Meta'")
 """What torch says where numbers are asked of weights that are not there."""
 
 
-def model_problems(config: Config, task: Task, processor: Any) -> list[str]:
+def model_problems(config: Config, task: Task, processor: Any) -> tuple[list[str], list[str]]:
     """What training would refuse when it builds the model: weights, head, adapter, frozen parts, layout, disk.
 
-    `task`: with its labels. No weights are read or made.
+    Besides, a warning where that cannot be known. `task`: with its labels. No weights are read or made.
     """
     try:
         _check_files(config, task)
         model = empty_model(config, task, processor)
-    except (UserError, RuntimeError, NotImplementedError) as error:
-        if any(words in str(error) for words in WITHOUT_NUMBERS):
-            return []  # an adapter that makes its weights by numbers (unilora) cannot be tried without them
-        if isinstance(error, UserError):
-            return list(error.problems)
-        raise
-    try:
         if config.batch.layout == "flat" and task.processor_class == "tokenizer":
             _check_flat(config, task)
-    except UserError as error:
-        return list(error.problems)
+    except (UserError, RuntimeError, NotImplementedError) as error:
+        # an adapter that makes its weights by numbers (unilora), or a model's own code
+        if not isinstance(error, UserError) or any(words in str(error) for words in WITHOUT_NUMBERS):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return [], [f"the model cannot be tried without its weights ({reason}); use --deep to try it with them."]
+        return list(error.problems), []
     sharded = (config.distributed.strategy or "").startswith("zero")
-    return disk_problems(config, model, sharded=sharded)
+    return disk_problems(config, model, sharded=sharded), []
 
 
 def empty_model(config: Config, task: Task, processor: Any, *, overrides: dict[str, Any] | None = None) -> Any:

@@ -113,12 +113,14 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
+    refused, untried = model_problems(_as_built(sample.config, start), sample.task, processor)
+    report.warnings += untried
     report.errors += [
         *sample.problems,
         *problems,
         *steps_problems(config, num_steps=schedule["total_steps"]),
         *metric_problems(sample.config, sample.task),
-        *model_problems(_as_built(sample.config, start), sample.task, processor),
+        *refused,
     ]
     if deep and not report.errors:
         from ftscale.checks.deep import two_steps
