@@ -310,9 +310,10 @@ def test_a_model_that_is_nowhere_is_one_mistake(run: Path):
 
 def test_a_folder_without_weights_is_told(run: Path, tmp_path: Path, shared: Path):
     shutil.copytree(shared / "weights/stories260K", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    check_both(
-        run, f"model.name={tmp_path / 'model'}", says=("holds no weights (model.safetensors)", "set model.init: random")
-    )
+    name = f"model.name={tmp_path / 'model'}"
+    check_both(run, name, says=("holds no weights (model.safetensors)", "set model.init: random"))
+    elsewhere = tiny.command("check", run, name, "--gpus-per-node", 1)
+    assert (elsewhere.code, "warning: model.name" in elsewhere.stdout) == (0, True)
 
 
 def test_a_corrupt_image_is_named(run: Path, shared: Path):

@@ -26,13 +26,21 @@ WITHOUT_NUMBERS = ("meta tensor", "Meta tensor", "meta device", "'Meta'")
 """What torch says where numbers are asked of weights that are not there."""
 
 
-def model_problems(config: Config, task: Task, processor: Any) -> tuple[list[str], list[str]]:
+def model_problems(config: Config, task: Task, processor: Any, *, here: bool) -> tuple[list[str], list[str]]:
     """What training would refuse when it builds the model: weights, head, adapter, frozen parts, layout, disk.
 
-    Besides, a warning where that cannot be known. `task`: with its labels. No weights are read or made.
+    Besides, warnings of what cannot be known. `task`: with its labels; `here`: on this machine, else its files need not
+    be here. No weights are read or made.
     """
+    files = _file_problems(config, task)
+    if files and here:
+        return files, []
+    refused, untried = _built_problems(config, task, processor)
+    return refused, [*files, *untried]
+
+
+def _built_problems(config: Config, task: Task, processor: Any) -> tuple[list[str], list[str]]:
     try:
-        _check_files(config, task)
         model = empty_model(config, task, processor)
         if config.batch.layout == "flat" and task.processor_class == "tokenizer":
             _check_flat(config, task)
@@ -88,21 +96,27 @@ class _NoGroup:
         return nullcontext()
 
 
-def _check_files(config: Config, task: Task) -> None:
-    """Names and shapes of the weights in a local folder. Those of the hub are looked at when they are here."""
+def _file_problems(config: Config, task: Task) -> list[str]:
+    """Names and shapes of the weights in a local folder; those of the hub are not looked at."""
     if config.model.init == "random" or not Path(config.model.name).expanduser().is_dir():
-        return
+        return []
     plain = config.model.model_copy(update={"quantization": "none"})
-    with quiet():
-        model = load_model(
-            plain,
-            auto_class=task.auto_class,
-            settings=task.model_settings(),
-            dtype=torch.float32,
-            seed=config.seed,
-            device="meta",
-        )
-        replace_head(model, config.head, seed=config.seed)  # refused where the files have such a head already
+    try:
+        with quiet():
+            model = load_model(
+                plain,
+                auto_class=task.auto_class,
+                settings=task.model_settings(),
+                dtype=torch.float32,
+                seed=config.seed,
+                device="meta",
+            )
+            replace_head(model, config.head, seed=config.seed)  # refused where the files have such a head already
+    except UserError as error:
+        return list(error.problems)
+    except (RuntimeError, NotImplementedError):  # a model's own code, of which building it below tells
+        return []
+    return []
 
 
 def _check_flat(config: Config, task: Task) -> None:

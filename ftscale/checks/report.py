@@ -113,7 +113,8 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
-    refused, untried = model_problems(_as_built(sample.config, start), sample.task, processor)
+    built = _as_built(sample.config, start)
+    refused, untried = model_problems(built, sample.task, processor, here=start.here)
     report.warnings += untried
     report.errors += [
         *sample.problems,

@@ -276,13 +276,13 @@ def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfi
         empty = report.dropped.get("no_target", 0)
         if name == "train" and report.read and empty / report.read > data.max_empty:
             problems.append(
-                f"data.{name}[{index}]: {empty} of {counted(report.read, 'row')} of {report.path} have no target left "
-                f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the "
+                f"data.{name}[{index}]: {empty} of {counted(report.read, 'row')} have no target left, more than "
+                f"data.max_empty = {data.max_empty:.1%} ({empty / report.read:.1%} of {report.path}); look at the "
                 "columns and task.max_length, or raise data.max_empty."
             )
-    if not problems and not any(report.kept for report in reports):
+    if not any(report.kept for report in reports):
         dropped = sum((Counter(report.dropped) for report in reports), Counter())
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
         read = counted(sum(report.read for report in reports), "row")
-        problems.append(f"data.{name}: no row of {read} is left to use; dropped: {told}; look at the columns.")
+        problems.append(f"data.{name}: no row is left to use of {read}; dropped: {told}; look at the columns.")
     return problems

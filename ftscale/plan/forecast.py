@@ -277,7 +277,10 @@ class _Planner:
         known = self.sizes.get(weights)
         if known and self._memory(variant, replace(known, moments=[]), strategy).total > self.device.memory:
             return []  # weights and optimizer alone are too much
-        memory = self.memory(variant, strategy)
+        try:
+            memory = self.memory(variant, strategy)
+        except UserError:  # not every model can recompute its activations, or take LoRA
+            return []
         self.sizes.setdefault(weights, self.dry(variant, strategy))
         if memory.total > self.device.memory:
             return []
