@@ -29,29 +29,25 @@ WITHOUT_NUMBERS = ("meta tensor", "Meta tensor", "meta device", "'Meta'")
 def model_problems(config: Config, task: Task, processor: Any, *, here: bool) -> tuple[list[str], list[str]]:
     """What training would refuse when it builds the model: weights, head, adapter, frozen parts, layout, disk.
 
-    Besides, warnings of what cannot be known. `task`: with its labels; `here`: on this machine, else its files need not
-    be here. No weights are read or made.
+    Besides, warnings of what cannot be known. `task`: with its labels; `here`: on this machine; else its files may come
+    and its disk be emptied until the start, so that these are warnings. No weights are read or made.
     """
     files = _file_problems(config, task)
     if files and here:
         return files, []
-    refused, untried = _built_problems(config, task, processor)
-    return refused, [*files, *untried]
-
-
-def _built_problems(config: Config, task: Task, processor: Any) -> tuple[list[str], list[str]]:
     try:
-        model = empty_model(config, task, processor)
         if config.batch.layout == "flat" and task.processor_class == "tokenizer":
             _check_flat(config, task)
+        model = empty_model(config, task, processor)
     except (UserError, RuntimeError, NotImplementedError) as error:
         # an adapter that makes its weights by numbers (unilora), or a model's own code
         if not isinstance(error, UserError) or any(words in str(error) for words in WITHOUT_NUMBERS):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            return [], [f"the model cannot be tried without its weights ({reason}); use --deep to try it with them."]
-        return list(error.problems), []
-    sharded = (config.distributed.strategy or "").startswith("zero")
-    return disk_problems(config, model, sharded=sharded), []
+            untried = f"the model cannot be tried without its weights ({reason}); use --deep to try it with them."
+            return [], [*files, untried]
+        return list(error.problems), files
+    disk = disk_problems(config, model, sharded=(config.distributed.strategy or "").startswith("zero"))
+    return (disk, files) if here else ([], [*files, *disk])
 
 
 def empty_model(config: Config, task: Task, processor: Any, *, overrides: dict[str, Any] | None = None) -> Any:

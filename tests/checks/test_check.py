@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -141,6 +142,7 @@ def test_all_that_is_wrong_with_settings_and_files_comes_at_once_without_torch(s
     settings["data"]["train"]["path"] = str(tmp_path / "nowhere.tsv")
     file = tiny.write_run(tmp_path, settings)
     program = f"""
+import shutil
 import sys
 sys.argv = ["ftscale", "check", {str(file)!r}]
 from ftscale.cli import main
@@ -426,3 +428,27 @@ def test_a_checkpoint_of_another_strategy_is_refused_before_the_start(shared: Pa
     [error] = check_run(file).errors
     assert "already holds a run; go on with it by --resume" in error
     assert check_run(file, ["distributed.strategy=zero2"], overwrite=True).errors == []
+
+
+def test_an_adapter_that_needs_numbers_is_not_refused_for_want_of_them(shared: Path, tmp_path: Path):
+    """unilora counts with torch.bincount, which the meta device does not have."""
+    with pytest.raises(NotImplementedError):
+        torch.bincount(torch.zeros(3, dtype=torch.int64, device="meta"))
+    settings = stories(tmp_path, [{"text": "once upon a time"}] * 3, shared, adapter={"method": "unilora"})
+    file = tiny.write_run(tmp_path, settings)
+    report = check_run(file)
+    assert report.errors == []
+    assert any(text.startswith("the model cannot be tried without its weights") for text in report.warnings)
+
+
+def test_a_disk_without_room_is_told_before_the_run(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tiny.write_run(tmp_path, stories(tmp_path, [{"text": "once upon a time"}] * 3, shared))
+    usage = shutil.disk_usage(tmp_path)
+    # four checkpoints of 260,032 weights with two moments each, and the model: 13 x 4 bytes a weight are 12.9 MiB
+    for free_mib, refused in ((12, True), (14, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free_mib: usage._replace(free=free * 2**20))
+        found = check_run(file)
+        assert [f"{free_mib} MiB are free there" in error for error in found.errors] == [True] * refused
+        elsewhere = check_run(file, gpus_per_node=1)
+        assert elsewhere.errors == []
+        assert any("are free there" in warning for warning in elsewhere.warnings) == refused
