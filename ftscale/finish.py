@@ -155,7 +155,8 @@ def disk_problems(config: Config, model: Any, *, sharded: bool) -> list[str]:
     root = Path(config.run_folder) / "checkpoints"
     # the newest ones, the best, and one that is being written; what is there already will be written over
     there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
-    checkpoint, saved = _forecast_bytes(config, model, sharded=sharded)
+    masters = 4.0 if config.train.precision == "bf16" or sharded else 0.0
+    checkpoint, saved = _forecast_bytes(config, model, masters)
     needed = (config.checkpoint.keep + 2) * checkpoint + saved - there
     free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
     if needed <= free:
@@ -168,12 +169,11 @@ def disk_problems(config: Config, model: Any, *, sharded: bool) -> list[str]:
     ]
 
 
-def _forecast_bytes(config: Config, model: Any, *, sharded: bool) -> tuple[int, int]:
-    """Bytes of a checkpoint and of the saved model, as they will be."""
+def _forecast_bytes(config: Config, model: Any, masters: float) -> tuple[int, int]:
+    """Bytes of a checkpoint and of the saved model, as they will be. `masters`: bytes of a weight's float32 copy."""
     from ftscale.models.adapt import count_parameters, weight_bytes
     from ftscale.optim.optimizers import state_bytes_per_weight
 
     trained, everything = weight_bytes(model)
-    masters = 4.0 if config.train.precision == "bf16" or sharded else 0.0
     states = count_parameters(model)[0] * (state_bytes_per_weight(config.optimizer) + masters)
     return trained + int(states), trained if config.adapter.method != "none" else everything
