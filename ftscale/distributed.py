@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
 from ftscale.processes import found_environment, restore_environment
@@ -145,12 +145,15 @@ class Distributed:
             # DeepSpeed's own group waits half an hour for a rank that hangs, whatever the world's group was given
             self.module.data_parallel_group.set_timeout(self._timeout)  # type: ignore[union-attr]
             log.info(
-                "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
+                "strategy %s: DeepSpeed ZeRO stage %d, %s",
+                self.strategy,
+                self.zero_stage,
+                counted(self.world_size, "process"),
             )
         else:
             wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
             assert wrapped or self.world_size == 1, f"{self.world_size} processes, but {type(self.module).__name__}"
-            log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
+            log.info("strategy %s, %s", self.strategy, counted(self.world_size, "process"))
 
     def _without_deepspeed(self, found: str) -> str:
         return (
@@ -464,8 +467,8 @@ def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str
         )
     if strategy == "zero3_nvme" and here[1] != processes:
         raise UserError(
-            f"checkpoint {checkpoint} was made by {processes} processes with {strategy}, which keeps each process's "
-            f"state in files of its own; resume with {processes}, not {here[1]}."
+            f"checkpoint {checkpoint} was made by {counted(processes, 'process')} with {strategy}, which keeps each "
+            f"process's state in files of its own; resume with {processes}, not {here[1]}."
         )
 
 

@@ -32,7 +32,7 @@ from ftscale.data.answers import FORMATS, Answer, open_answers
 from ftscale.data.formats.select import role_problems
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
@@ -135,7 +135,7 @@ def predict_file(
                 write(answer)
                 count += 1
     if out is not None:
-        log.info("%d rows with predictions in %s", count, out)
+        log.info("%s with predictions in %s", counted(count, "row"), out)
     return count
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +65,8 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
     Raises UserError, with the way out, for what a format cannot hold.
     """
     if out is None:
-        yield lambda answer: print(as_json(answer.as_dict()))
+        ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"  # JSON's own escapes then
+        yield lambda answer: print(as_json(answer.as_dict(), ascii_only=ascii_only))
         return
     temporary = out.with_name(f".{out.name}.partial")
     try:
@@ -78,9 +81,9 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
         temporary.unlink(missing_ok=True)
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, *, ascii_only: bool = False) -> str:
     """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False, default=_described)
+    return json.dumps(value, ensure_ascii=ascii_only, default=_described)
 
 
 def _text_writer(file: TextIO, out: Path, *, source: SourceConfig, form: str) -> Write:

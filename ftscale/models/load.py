@@ -81,12 +81,14 @@ def load_model(
     dtype: torch.dtype,
     seed: int,
     keep_head: bool = False,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """The base model, without adapter: pretrained or random, quantised or not, in `dtype`, ready to be trained.
 
     `auto_class`: name of a transformers Auto class. `settings`: fields of the model's config that the task sets; with
     labels among them, a head of another size or of other classes is replaced by a new one; `keep_head`: other classes
-    are no reason. New weights depend on `seed` alone, so they are the same on every rank. Raises UserError for whatever
+    are no reason. New weights depend on `seed` alone, so they are the same on every rank. `device`: None = the CPU;
+    meta = nowhere, so that of the weights' files names and shapes alone are read. Raises UserError for whatever
     `config` asks and the model cannot.
     """
     own = load_model_config(config, settings={})
@@ -103,7 +105,9 @@ def load_model(
                 model = _random_model(config, build, model_config, dtype=dtype)
             else:
                 quantization = _quantization(config, build, model_config, dtype=dtype, new_head=new_head)
-                model, info = _pretrained_model(config, build, model_config, dtype=dtype, quantization=quantization)
+                model, info = _pretrained_model(
+                    config, build, model_config, dtype=dtype, quantization=quantization, device=device
+                )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load(config, error, auto_class=auto_class) from error
     if config.init == "random":
@@ -245,7 +249,13 @@ def _random_model(
 
 
 def _pretrained_model(
-    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, quantization: Any
+    config: ModelConfig,
+    build: Any,
+    model_config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    quantization: Any,
+    device: str | None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' account of the keys that were missing or of another shape."""
     if "mlp_head" in model_config.to_dict():  # saved by ftscale: the head's code is here, none of the folder's is run
@@ -258,6 +268,7 @@ def _pretrained_model(
         trust_remote_code=config.trust_remote_code,
         use_safetensors=None if config.allow_pickle else True,
         quantization_config=quantization,
+        device_map=device,
         ignore_mismatched_sizes=True,  # judged afterwards, when the head is known
         output_loading_info=True,
         **_attention_argument(config),
@@ -332,6 +343,12 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
         return UserError(
             f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); "
             "use model.attention: auto."
+        )
+    folder = Path(name).expanduser()
+    if "safetensors" in text and folder.is_dir() and not any(folder.glob("*.bin")):
+        return UserError(
+            f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random "
+            "for random ones."
         )
     if "safetensors" in text:
         return UserError(

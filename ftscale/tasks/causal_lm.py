@@ -97,6 +97,10 @@ class CausalLM:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
 
+    def metric_names(self) -> list[str]:
+        text = None if self.settings.generate is None else "text"
+        return list(_score([_Record(0.0, 1, 1, text, text)], pattern=None))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:

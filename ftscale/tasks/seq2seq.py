@@ -89,6 +89,10 @@ class Seq2Seq:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, _score)
 
+    def metric_names(self) -> list[str]:
+        text = None if self.settings.generate is None else "text"
+        return list(_score([_Record(0.0, 1, 1, text, text)]))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:

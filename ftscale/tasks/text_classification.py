@@ -105,6 +105,14 @@ class TextClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(self._records, self._score)
 
+    def metric_names(self) -> list[str]:
+        if self.settings.problem == "regression":
+            return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
+        numbers = range(len(self.labels))
+        if self.settings.problem == "multi_label":
+            return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers])]))
+        return list(self._score([(0.0, number, number) for number in numbers]))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:

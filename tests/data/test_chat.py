@@ -452,10 +452,10 @@ def test_roles_of_sharegpt_tool_use():
     [
         ({"messages": [{"role": "assistan", "content": "x"}]}, "did you mean 'assistant'"),
         ({"messages": [{"role": "user"}]}, "must have a role and a text"),
-        ({"messages": [{"role": "user", "content": 3}]}, "must have a role and a text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages: the content 3 of a turn must be a text"),
         ({"conversations": "Hi"}, "must be a list of turns"),
         ({"messages": []}, "must be a list of turns"),
-        ({"instruction": "x", "output": 3}, "must have a role and a text"),
+        ({"instruction": "x", "output": 3}, "output: the content 3 of a turn must be a text"),
     ],
 )
 def test_rows_that_are_no_chat_are_refused(row, reason):

@@ -142,9 +142,9 @@ def test_an_unknown_hub_id_offline_says_where_it_looked():
         load_model_config(ModelConfig(name="nobody/nothing"), settings={})
 
 
-def test_a_folder_without_weights_asks_for_pickle_or_random(shared, tmp_path):
+def test_a_folder_without_weights_asks_for_them_or_for_random_ones(shared, tmp_path):
     (tmp_path / "config.json").write_text((shared / "weights/stories260K/config.json").read_text())
-    with pytest.raises(UserError, match="no weights as safetensors; set model.allow_pickle: true"):
+    with pytest.raises(UserError, match=r"holds no weights \(model.safetensors\); .* set model.init: random"):
         load(tmp_path)
 
 
