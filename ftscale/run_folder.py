@@ -252,16 +252,16 @@ def _data_problems(folder: Path, before: Config, config: Config) -> list[str]:
     path = folder / "data.json"
     if not path.is_file():
         return []
-    kept = {
-        "data": (before.data.train, before.data.eval) == (config.data.train, config.data.eval),
-        "model": before.model == config.model,
-    }
-    recorded, now = json.loads(path.read_text()), _fingerprints(config)
+    now: dict[str, dict[str, str]] = {}
+    if (before.data.train, before.data.eval) == (config.data.train, config.data.eval):
+        now |= _data_fingerprints(config)
+    if before.model == config.model:
+        now |= model_fingerprints(config.model)
     problems = []
-    for setting, files in recorded.items():
-        section = setting.partition(".")[0]
-        if not kept[section]:
+    for setting, files in json.loads(path.read_text()).items():
+        if setting not in now:
             continue
+        section = setting.partition(".")[0]
         changed = list(_changed_files(files, now[setting]))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
         name = f"{setting}.path" if section == "data" else setting
@@ -285,13 +285,16 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    return _data_fingerprints(config) | model_fingerprints(config.model)
+
+
+def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
     roles = COLUMNS[config.task.name]
-    data = {
+    return {
         f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
-    return data | model_fingerprints(config.model)
 
 
 def _holder(path: Path) -> str:
