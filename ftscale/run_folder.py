@@ -64,6 +64,9 @@ FREE_TO_CHANGE = (
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
+LEARNED = {"labels": None, "scheme": "auto"}
+"""Settings of a task that the training rows fill in where they have these values."""
+
 NAMED_FILES = 3  # changed files named in a message, of each source
 
 
@@ -238,10 +241,12 @@ def _shown(difference: str) -> str:
 
 def _comparable(config: Config, before: Config) -> Config:
     """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    if type(config.task) is not type(before.task):
+        return config
     learned = {
         name: getattr(before.task, name)
-        for name in type(config.task).model_fields
-        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+        for name, open_value in LEARNED.items()
+        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
