@@ -39,9 +39,9 @@ WORK = ROOT / "runs/chaos"
 STEPS = 120
 PROCESSES = 2
 CHANGING = (1, 2, 3)  # numbers of processes to draw from
-START_LIMIT_S = 240.0  # a start that has not ended by then hangs
-PATIENCE_S = 120.0  # distributed.timeout_s: ranks may be that far apart on a busy machine
-IMPATIENCE_S = 12.0  # the same where a rank will be stopped
+START_LIMIT_S = 1200.0  # a start that has not ended by then hangs: longer than any of a slow machine
+PATIENCE_S = 300.0  # distributed.timeout_s: ranks may be that far apart on a busy machine
+IMPATIENCE_S = 60.0  # the same where a rank will be stopped, which costs that long
 DISK_BYTES = 48 * 2**20  # of the small file system that the run folder lies on
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -84,6 +84,8 @@ class Case:
     wrong_rows: int = 0
     wrong_losses: int = 0
     wrong_weights: int = 0
+    flipped_metrics: int = 0
+    """Bits of metrics.jsonl that flipped since the run was begun: each takes a line with it, or two."""
     completed: bool = False
 
     @property
@@ -118,21 +120,35 @@ def case_names() -> Iterator[str]:
 
 
 def run_case(
-    name: str, work: Path, *, kills: int, seed: int, faults: tuple[str, ...] | None = None, num_steps: int = STEPS
+    name: str,
+    work: Path,
+    *,
+    kills: int,
+    seed: int,
+    faults: tuple[str, ...] | None = None,
+    num_steps: int = STEPS,
+    uninterrupted: Callable[[dict[str, Any], Path, Path, str], None] | None = None,
 ) -> Case:
-    """The uninterrupted run, then the same one with that many kills, and the comparison of the two."""
+    """The uninterrupted run, then the same one with that many kills, and the comparison of the two.
+
+    `uninterrupted(config, folder, log, strategy)` makes the first in another way than by a launcher.
+    """
     draw = random.Random(f"{seed}/{name}")
     work.mkdir(parents=True)
     with small_disk(work / "disk") as disk:
         config = settings(name, work, num_steps=num_steps)
         reference, victim = work / "reference", disk / "run"
-        done = start(config, reference, work / "reference.log", strategy=name.split("-")[0])
-        code = wait_to_end(done, Case(name))
-        assert code == 0, f"the uninterrupted run of {name} failed; see {work / 'reference.log'}"
+        (uninterrupted or run_undisturbed)(config, reference, work / "reference.log", name.split("-")[0])
         case = Case(name)
         drawn = list(itertools.islice(itertools.cycle(shuffled(draw, faults or tuple(FAULTS))), kills))
         play(case, config, reference, victim, drawn, draw=draw, work=work)
     return case
+
+
+def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: str) -> None:
+    """To its end, by a launcher."""
+    code = wait_to_end(start(config, folder, log, strategy=strategy), Case(folder.name))
+    assert code == 0, f"the uninterrupted run failed; see {log}"
 
 
 def play(
@@ -190,14 +206,16 @@ def play(
         if status(folder) == "completed":  # by itself, or before the fault reached it: that one strikes the next
             free_disk(folder, draw)
             compare(case, reference, folder, num_steps=config["train"]["max_steps"])
+            case.flipped_metrics = 0
             if not left:  # nothing struck this start
                 case.completed = code == 0
                 return
             shutil.rmtree(folder)
             environment = {}
         elif left:
-            fault = left.pop(0)
+            fault, metrics = left.pop(0), content_of(folder / "metrics.jsonl")
             AFTER.get(fault, lambda *_: None)(folder, draw)
+            case.flipped_metrics += content_of(folder / "metrics.jsonl") != metrics
             phase = "start" if early else "training"
             struck = {"fault": fault, "at_step": at, "phase": phase, "code": code, "status": status(folder)}
         else:
@@ -288,8 +306,8 @@ def truncate(folder: Path, draw: random.Random) -> None:
 
 
 def flip(folder: Path, draw: random.Random) -> None:
-    """A bit of the newest checkpoint flips."""
-    if path := file_of_newest(folder, draw):
+    """A bit of a file of the run folder flips: of the newest checkpoint, or of the run's own files."""
+    if path := file_of_newest(folder, draw, every=True):
         content = bytearray(path.read_bytes())
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
@@ -374,6 +392,8 @@ def start(
     environment: dict[str, str] | None = None,
 ) -> subprocess.Popen:
     """torchrun with the run, which goes on where it stopped."""
+    from ftscale.run_folder import holds_run
+
     file = log.with_suffix(".json")
     file.write_text(json.dumps({**config, "run_folder": str(folder)}))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "ftscale"]
@@ -385,9 +405,10 @@ def start(
         "PYTHONPATH": str(ROOT),
         **(environment or {}),
     }
+    resume = ["--resume"] if holds_run(folder) else []
     with log.open("a") as output:
         return subprocess.Popen(
-            [sys.executable, *command, "train", str(file), f"distributed.strategy={strategy}", "--resume"],
+            [sys.executable, *command, "train", str(file), f"distributed.strategy={strategy}", *resume],
             stdout=output,
             stderr=output,
             env=variables,
@@ -424,10 +445,13 @@ def compare(case: Case, reference: Path, victim: Path, *, num_steps: int) -> Non
     def near(one: float, other: float) -> bool:
         return abs(one - other) <= tolerance * abs(other)
 
-    expected, found = steps(reference), steps(victim)
+    expected, found = {line["step"]: line for line in steps(reference)}, steps(victim)
     numbers = [line["step"] for line in found]
-    case.wrong_rows += len(set(numbers) ^ set(range(1, num_steps + 1))) + (len(numbers) - len(set(numbers)))
-    for ours, theirs in zip(found, expected, strict=False):
+    numbered = set(range(1, num_steps + 1))
+    lost, unknown = numbered - set(numbers), set(numbers) - numbered
+    case.wrong_rows += max(len(lost) - 2 * case.flipped_metrics, 0) + len(unknown) + len(numbers) - len(set(numbers))
+    for ours in found:
+        theirs = expected.get(ours["step"], ours)
         case.wrong_rows += ours["rows_hash"] != theirs["rows_hash"]
         case.wrong_losses += not near(ours["loss"], theirs["loss"])
     [name] = [path.name for path in (reference / "model").glob("*model.safetensors")]
@@ -483,15 +507,15 @@ def alive(number: int) -> bool:
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that tell of optimizer steps; a torn last line is left out."""
-    found = []
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if line["kind"] == "train"]
+    """The lines of metrics.jsonl that tell of optimizer steps; torn and flipped ones are left out."""
+    from ftscale.sealed import read_lines
+
+    return [line for line in read_lines(folder / "metrics.jsonl")[0] if line["kind"] == "train"]
+
+
+def content_of(path: Path) -> bytes:
+    """b"" where there is no such file."""
+    return path.read_bytes() if path.is_file() else b""
 
 
 def newest_step(folder: Path) -> int:
@@ -505,19 +529,23 @@ def resumed_step(log: Path) -> int:
 
 
 def status(folder: Path) -> str:
-    path = folder / "result.json"
-    return json.loads(path.read_text())["status"] if path.is_file() else ""
+    with suppress(FileNotFoundError, ValueError, KeyError):  # not there, or flipped
+        return json.loads((folder / "result.json").read_bytes())["status"]
+    return ""
 
 
 def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-def file_of_newest(folder: Path, draw: random.Random) -> Path | None:
+def file_of_newest(folder: Path, draw: random.Random, *, every: bool = False) -> Path | None:
+    """A file of tensors in the newest checkpoint; `every`: any file there, or as likely one of the run's own."""
     found = checkpoints(folder)
     if not found:
         return None
-    files = sorted(path for path in found[-1].rglob("*.pt") if path.stat().st_size)
+    own = draw.random() < 0.5
+    where = [*folder.glob("*"), *folder.glob("logs/*")] if every and own else found[-1].rglob("*" if every else "*.pt")
+    files = sorted(path for path in where if path.is_file() and path.stat().st_size)
     return draw.choice(files) if files else None
 
 

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
-from ftscale.logs import launched_rank, note_failure, quiet_libraries, report_fault
+from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, unknown_name
+from ftscale.launched import launched_processes, launched_rank
+from ftscale.logs import note_failure, quiet_libraries, report_fault
 
 app = typer.Typer(
     add_completion=False,
@@ -48,7 +49,7 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except Exception as error:
         report_fault(error, exit_code=EXIT_FAULT)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             # the others learn of it when this process is gone, and Python takes seconds to clear up
             os._exit(EXIT_FAULT)
         sys.exit(EXIT_FAULT)
@@ -97,7 +98,8 @@ def checkpoints(run_folder: RunFolder) -> None:
     from ftscale.run_folder import run_id
     from ftscale.train.manifest import list_checkpoints
 
-    if (identity := run_id(run_folder)) is None:
+    identity = run_id(run_folder)
+    if identity is None and not (run_folder / "checkpoints").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no run.json); name the folder of one.")
     table = Table("step", "state", "size", "processes", "metric", box=None)
     for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):
@@ -151,20 +153,29 @@ def evaluate(
 @app.command(epilog="Example: ftscale predict runs/demo messages.csv --out answers.csv")
 def predict(
     run_folder: RunFolder,
-    input_path: Annotated[str, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, text, image folder; - = stdin.")],
+    input_path: Annotated[
+        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = lines of stdin.")
+    ],
     reading: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[input.key=value ...]", help="How to read INPUT, e.g. input.columns.text=body, input.separator=;"
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV, TSV or JSONL file; printed as JSON lines without it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV, TSV, JSONL, Parquet or CoNLL file; printed as JSON lines without it.")
+    ] = None,
+    scores: Annotated[str, typer.Option(help="best = of the prediction; all = of every class, as scores.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,
 ) -> None:
     """Predict for new rows, in their order; adds prediction and score to the input's columns."""
     from ftscale.inference import predict_file
 
-    predict_file(run_folder, input_path, reading=reading or (), out=out, batch_size=batch_size)
+    if scores not in ("best", "all"):
+        raise UserError(unknown_name("--scores", scores, ("best", "all")))
+    predict_file(
+        run_folder, input_path, reading=reading or (), out=out, every_score=scores == "all", batch_size=batch_size
+    )
 
 
 @app.command(epilog="Example: ftscale export runs/demo exported --merge --dtype bf16")

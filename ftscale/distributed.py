@@ -8,20 +8,25 @@ import json
 import logging
 import math
 import os
+import random
 import shutil
-import subprocess
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.errors import UserError, unknown_name
+from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
+from ftscale.processes import restore_environment
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
 from ftscale.swapped import load_swapped, save_swapped
@@ -43,6 +48,8 @@ STRATEGIES = {
 INTERCHANGEABLE = (("single", "ddp"), ("zero1", "zero2", "zero3"), ("zero2_offload", "zero3_offload"), ("zero3_nvme",))
 """Strategies that go on from each other's checkpoints: one optimizer, its state cut in different ways."""
 
+USE_CPU = "ACCELERATE_USE_CPU"
+
 SHARDS = "deepspeed"
 """The folder in a checkpoint that DeepSpeed writes."""
 
@@ -62,27 +69,32 @@ class Distributed:
     def __init__(self, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        adopt_slurm_environment()
+        self._environment = dict(os.environ)
+        check_launch()
         self.strategy = resolve_strategy(config)
+        said = _said_of_strategy(self.strategy)
+        place = adopt_launch(precision=precision)
+        for line in (*said, *place.said) if place.rank == 0 else ():
+            log.warning("%s", line)
         self._swap_folder = _swap_folder(config)
         self.precision = precision
         self.max_grad_norm = max_grad_norm
         cuda = torch.cuda.is_available()
-        if not cuda:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-            if precision == "fp16":
-                raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
+        os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
+        if not cuda and precision == "fp16":
+            raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
         plugin = _deepspeed_plugin(self.strategy, config, precision=precision, max_grad_norm=max_grad_norm)
         if plugin is not None:
-            _wait_for_compilers()
+            _wait_for_compilers(_operators(plugin.deepspeed_config["zero_optimization"], cuda=cuda))
         # DDP must know of weights that a forward leaves out; `prepare` tells
         self._ddp = DistributedDataParallelKwargs()
-        grouped = plugin is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        grouped = plugin is not None or place.world_size > 1
         # facts: without a backend named, Accelerate on a CPU runs one process whatever the launcher says
         backend = ("nccl" if cuda else "gloo") if grouped else None
         self._timeout = timedelta(seconds=config.timeout_s)
         group = InitProcessGroupKwargs(backend=backend, timeout=self._timeout)
         mixed = precision if plugin is not None and precision != "fp32" else ("fp16" if precision == "fp16" else "no")
+        self._owns_group = not torch.distributed.is_initialized()
         self.accelerator = Accelerator(
             # facts: without cpu=True Accelerate leaves DDP out on a CPU, with it it leaves DeepSpeed out
             cpu=not cuda and plugin is None,
@@ -99,7 +111,7 @@ class Distributed:
         zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}
         self.zero_stage: int = int(zero.get("stage", 0))
         self.offloads: bool = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        expected = place.world_size
         assert self.world_size == expected, f"{expected} processes were launched, but the group has {self.world_size}"
         if self.zero_stage and (found := self.accelerator.distributed_type) != "DEEPSPEED":
             raise RuntimeError(self._without_deepspeed(f"Accelerate would run {found.value}"))
@@ -143,7 +155,7 @@ class Distributed:
     def _without_deepspeed(self, found: str) -> str:
         return (
             f"distributed.strategy = {self.strategy} asked for DeepSpeed, but {found}; the run stops rather than train "
-            "without it. ACCELERATE_USE_CPU=true in the environment is a likely cause: unset it."
+            "without it."
         )
 
     @contextlib.contextmanager
@@ -245,10 +257,8 @@ class Distributed:
     def close(self) -> None:
         """Finish trackers and free the engine, so that another run can follow in the same process.
 
-        The process group stays until the process ends: DeepSpeed keeps groups made of it for ever.
+        The process group of several processes stays until they end: they may not come to its end together.
         """
-        from accelerate.state import AcceleratorState, GradientState
-
         self.accelerator.free_memory()
         if self.strategy == "zero3_nvme":
             shutil.rmtree(self._swap_folder, ignore_errors=True)
@@ -256,12 +266,14 @@ class Distributed:
                 self._swap_folder.parent.rmdir()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        # Accelerate keeps its state for the life of a process; the next run may have another strategy
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        atexit.unregister(_leave_process_group)
-        atexit.register(_leave_process_group)
+        alone = self.world_size == 1
+        _forget_libraries_state()
+        restore_environment(self._environment)
+        if alone and self._owns_group:
+            _leave_process_group()
+        else:
+            atexit.unregister(_leave_process_group)
+            atexit.register(_leave_process_group)
 
     # ------------------------------------------------------------ states
 
@@ -379,13 +391,8 @@ def _check_async_io(strategy: str) -> None:
 
 def resolve_strategy(config: DistributedConfig) -> str:
     """The strategy that the config names, or that the launcher set up."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    launched = None
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
-        launched = Path(path).stem if path else None
-        if launched is not None and launched not in STRATEGIES:
-            raise UserError(unknown_name("the launcher's DeepSpeed config file", launched, STRATEGIES))
+    processes = launched_processes()
+    launched = _launched_strategy()
     strategy = config.strategy or launched or ("ddp" if processes > 1 else "single")
     if strategy not in STRATEGIES:
         raise UserError(unknown_name("distributed.strategy", strategy, STRATEGIES))
@@ -397,7 +404,53 @@ def resolve_strategy(config: DistributedConfig) -> str:
         raise UserError(
             f"distributed.strategy = single, but {processes} processes were launched; use ddp, or launch one process."
         )
+    if is_true(USE_CPU) and STRATEGIES[strategy] is not None:
+        raise UserError(
+            f"distributed.strategy = {strategy} asked for DeepSpeed, but {USE_CPU} = {os.environ[USE_CPU]} in the "
+            "environment asks Accelerate to leave it out; unset it, or take use_cpu out of accelerate's config."
+        )
+    if is_true(USE_CPU) and torch.cuda.is_available():
+        raise UserError(
+            f"{USE_CPU} = {os.environ[USE_CPU]} in the environment asks for the CPU, but a run takes the GPU that is "
+            "there; unset it, or hide the GPU: CUDA_VISIBLE_DEVICES= in the environment."
+        )
     return strategy
+
+
+def _launched_strategy() -> str | None:
+    """As the launcher's DeepSpeed config names it, a file or `accelerate config`'s answers; None = it has none."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+        return None
+    if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""):
+        if (name := Path(path).stem) not in STRATEGIES:
+            raise UserError(unknown_name("the launcher's DeepSpeed config file", name, STRATEGIES))
+        return name
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if stage is None:  # of a launcher that leaves the strategy to the run's configuration
+        return None
+    parts = ("OPTIMIZER", "PARAM")
+    devices = {os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none").lower() for part in parts}
+    ending = "_nvme" if "nvme" in devices else "_offload" if "cpu" in devices else ""
+    if (name := f"zero{stage}{ending}") not in STRATEGIES:
+        raise UserError(
+            f"ACCELERATE_DEEPSPEED_ZERO_STAGE = {stage} in the environment (deepspeed_config of accelerate's config), "
+            f"with offloading to {' and '.join(sorted(devices))}, is none of ftscale's strategies; take it out of "
+            f"there and name one: {', '.join(STRATEGIES)}."
+        )
+    return name
+
+
+def _said_of_strategy(strategy: str) -> list[str]:
+    """Where the launcher named the strategy: that it did, and that nothing else of its file counts."""
+    path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
+    if (name := STRATEGIES[strategy]) is None or _launched_strategy() is None:
+        return []
+    if not path.is_file():
+        return [
+            f"distributed.strategy = {strategy}, as the launcher's deepspeed_config says; nothing else of it counts"
+        ]
+    same = path.read_bytes() == resource("ds_configs", name).read_bytes()
+    return [] if same else [f"of {path} its name alone counts: the strategy {strategy} is ftscale's own {name}"]
 
 
 def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str, int]) -> None:
@@ -414,23 +467,6 @@ def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str
             f"checkpoint {checkpoint} was made by {processes} processes with {strategy}, which keeps each process's "
             f"state in files of its own; resume with {processes}, not {here[1]}."
         )
-
-
-def adopt_slurm_environment() -> None:
-    """Under srun without another launcher: rank and address from Slurm's step variables."""
-    variables = os.environ
-    if "RANK" in variables or "SLURM_PROCID" not in variables or int(variables.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
-        return
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", variables["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    variables["RANK"] = variables["SLURM_PROCID"]
-    variables["LOCAL_RANK"] = variables["SLURM_LOCALID"]
-    variables["WORLD_SIZE"] = variables["SLURM_STEP_NUM_TASKS"]
-    variables.setdefault("MASTER_ADDR", hosts[0])
-    # a port of its own for each job and step, outside the usual ephemeral range
-    job = int(variables["SLURM_JOB_ID"]) * 10 + int(variables.get("SLURM_STEP_ID", "0"))
-    variables.setdefault("MASTER_PORT", str(10_000 + job % 20_000))
 
 
 def _lay_rows_first(module: nn.Module) -> None:
@@ -466,13 +502,116 @@ def _load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
         )
 
 
+@contextlib.contextmanager
+def leaving_no_trace() -> Iterator[None]:
+    """However what is done within ends, the process is then as it was, and within nothing of the caller's counts.
+
+    That is: the environment, what Accelerate, transformers and DeepSpeed keep for a process, the process group of one
+    process, random generators, what torch does by default, and the number of its threads.
+    """
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    kept = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
+    environment, generators, threads = dict(os.environ), random_state(), torch.get_num_threads()
+    linear, grouped = nn.functional.linear, torch.distributed.is_initialized()
+    for kind, _ in kept:
+        kind._shared_state.clear()
+    try:
+        with plain_torch():
+            yield
+    finally:
+        _forget_libraries_state()
+        for kind, state in kept:
+            kind._shared_state.update(state)
+        if not grouped and torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
+            _leave_process_group()
+        nn.functional.linear = linear  # ZeRO-3's stays, by DeepSpeed's own words, "unless manually reset"
+        restore_environment(environment)
+        torch.set_num_threads(threads)
+        set_random_state(generators)
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Gradients, float32 and the CPU by default, without autocast: whatever the caller is within."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Bring back what `random_state` gave."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _forget_libraries_state() -> None:
+    """Accelerate and transformers keep a strategy for the life of a process; the next run may have another."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    if "transformers.integrations.deepspeed" in sys.modules:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def _leave_process_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        return
+    if "deepspeed" in sys.modules:
+        from deepspeed import comm
+
+        if comm.is_initialized():
+            comm.destroy_process_group()  # and forget the groups that DeepSpeed has made of it
+            return
+    torch.distributed.destroy_process_group()
 
 
-def _wait_for_compilers() -> None:
-    """Until nobody compiles for DeepSpeed any more, so that no rank waits for a compiler that was killed.
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _operators(zero: Mapping[str, Any], *, cuda: bool) -> list[str]:
+    """DeepSpeed's operators that a run with these ZeRO settings has compiled, by the names of their folders."""
+    offload = {part: zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")}
+    needed = {
+        "deepspeed_shm_comm": not cuda,  # sums between the processes of a machine without a GPU
+        "cpu_adam": offload["offload_optimizer"] != "none",
+        "async_io": "nvme" in offload.values(),
+    }
+    return [name for name, is_needed in needed.items() if is_needed]
+
+
+def _wait_for_compilers(operators: list[str]) -> None:
+    """Until nobody compiles these operators any more, so that no rank waits for a compiler that was killed.
 
     What torch locks a folder with (torch.utils.cpp_extension.load) stays when its process is killed, and all that
     come after it wait for ever. Where nothing was written for `COMPILER_S`, the first rank of the machine removes it.
@@ -480,7 +619,7 @@ def _wait_for_compilers() -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in root.glob("**/lock"):
+    for lock in [lock for name in operators for lock in root.glob(f"**/{name}/lock")]:
         while lock.exists():
             with contextlib.suppress(FileNotFoundError):
                 silent_s = time.time() - max(path.stat().st_mtime for path in lock.parent.iterdir())
@@ -516,13 +655,10 @@ def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: st
             offload["nvme_path"] = str(_swap_folder(config))
             _check_async_io(strategy)
     # the launcher's own variables must not add to what is written here; torchrun and srun set none
-    os.environ.pop("ACCELERATE_DEEPSPEED_CONFIG_FILE", None)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**alone, "MASTER_PORT": str(_free_port())}.items():
+        os.environ.setdefault(name, value)
     return DeepSpeedPlugin(
         hf_ds_config=settings, gradient_accumulation_steps=NOMINAL_ACCUMULATION, zero3_init_flag=False
     )

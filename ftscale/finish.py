@@ -17,7 +17,7 @@ from ftscale.errors import UserError
 from ftscale.inputs import Inputs, Preparer
 from ftscale.logs import log
 from ftscale.run_folder import Result, write_result
-from ftscale.tasks.base import Layout, model_inputs
+from ftscale.tasks.base import KEPT, Layout, model_inputs
 from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import Loop, Progress, best_checkpoint
 from ftscale.train.meters import MetricsFile
@@ -136,15 +136,25 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
 
 
 def _kept_batch(inputs: Inputs) -> dict[str, Any]:
-    """The first few rows as inputs of the model's forward: padded tensors with one entry a sample."""
-    task, data = inputs.task, inputs.config.data
-    part = "eval" if data.eval else "train"
-    rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
-    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
+    """The first few samples that were kept, as inputs of the model: padded tensors with one entry a sample."""
+    task = inputs.task
+    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(_kept_samples(inputs))]
     batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
     kept = model_inputs(batch)
     return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
+
+
+def _kept_samples(inputs: Inputs) -> list[dict[str, Any]]:
+    """Of the evaluation rows where there are some, else of the training rows, also where these are a stream."""
+    prepared = inputs.evaluation or inputs.train
+    if prepared is not None:
+        return list(prepared.dataset.select(range(min(PROOF_ROWS, len(prepared)))))
+    task, data = inputs.task, inputs.config.data
+    rows = read_rows(data.train[0], roles=task.columns, setting="data.train[0]")
+    prepare = Preparer(task, inputs.processor)
+    chunks = iter(lambda: list(islice(rows, PROOF_ROWS)), [])
+    kept = (sample for chunk in chunks for sample in prepare(chunk) if sample["note"] in KEPT)
+    return list(islice(kept, PROOF_ROWS))
 
 
 def check_disk(loop: Loop, config: Config) -> None:

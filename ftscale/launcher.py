@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
 from ftscale.processes import begin_work
 from ftscale.resources import strategy_file
+from ftscale.sealed import DamagedError, read_json
 from ftscale.train.preemption import Interrupted, listening
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and the one that Slurm is asked to send
@@ -86,5 +86,9 @@ def _exit_code(rank: int, code: int) -> int:
 
 def _is_preempted(config: Config) -> bool:
     """Whether the run can go on: its processes wrote a checkpoint before they ended, or had not begun."""
-    path = Path(config.run_folder) / "result.json"
-    return not path.is_file() or json.loads(path.read_text())["status"] == "preempted"
+    try:
+        return read_json(Path(config.run_folder) / "result.json").get("status") == "preempted"
+    except FileNotFoundError:
+        return True
+    except DamagedError:
+        return False

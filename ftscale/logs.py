@@ -6,7 +6,6 @@ What each rank says at INFO stands in the run folder too, in `logs/rank-NNNNN.lo
 from __future__ import annotations
 
 import faulthandler
-import json
 import logging
 import logging.handlers
 import os
@@ -16,7 +15,13 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ftscale.errors import EXIT_FAULT, EXIT_USER_ERROR, UserError
+from ftscale.launched import launched_rank
+from ftscale.sealed import DamagedError, line_of, read_json
 
 log = logging.getLogger("ftscale")
 
@@ -68,19 +73,42 @@ def close_log() -> None:
     _failures = None
 
 
+@contextmanager
+def own_logging() -> Iterator[None]:
+    """ftscale's log lines are afterwards where they were before; an error is noted in the run folder."""
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    try:
+        yield
+    except Exception as error:
+        _write_traceback(error)
+        note_failure(error, exit_code=EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAULT)
+        raise
+    finally:
+        close_log()
+        log.handlers[:] = handlers
+        log.propagate = propagate
+        log.setLevel(level)
+
+
 def report_fault(error: BaseException, *, exit_code: int) -> None:
     """Say why this process ends: the rank that fails first with its whole traceback, those that lost it in one line.
 
     Every rank's own log has its traceback.
     """
     who, text = _who(launched_rank()), "".join(traceback.format_exception(error))
-    if isinstance(_kept.target, logging.Handler):
-        _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
+    _write_traceback(error)
     lost, first = _is_peer_lost(error), note_failure(error, exit_code=exit_code)
     if _failures is not None and (lost or not first):
         last = text.strip().splitlines()[-1]
         text = f"error: {'lost another process' if lost else 'failed after another process'}: {last}"
     print("\n".join(f"{who}{line}" for line in text.strip().splitlines()), file=sys.stderr, flush=True)
+
+
+def _write_traceback(error: BaseException) -> None:
+    """Into this rank's own log."""
+    if isinstance(_kept.target, logging.Handler):
+        text = "".join(traceback.format_exception(error))
+        _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
 
 
 def note_failure(error: BaseException, *, exit_code: int) -> bool:
@@ -97,17 +125,25 @@ def note_failure(error: BaseException, *, exit_code: int) -> bool:
         "error": f"{type(error).__name__}: {error}",
     }
     partial = _failures.with_name(f".{FAILURE}.{launched_rank()}")
-    partial.write_text(json.dumps(about) + "\n")
+    partial.write_text(line_of(about))
     try:
         os.link(partial, _failures)  # fails where there is one: the first stays
     except FileExistsError:
-        if lost or not json.loads(_failures.read_text())["peer_lost"]:
+        if lost or _is_a_cause(_failures):
             return False
         os.replace(partial, _failures)
         return True
     finally:
         partial.unlink(missing_ok=True)
     return True
+
+
+def _is_a_cause(failure: Path) -> bool:
+    """Whether an error stands there that is no lost peer."""
+    try:
+        return read_json(failure).get("peer_lost") is False
+    except (FileNotFoundError, DamagedError):
+        return False
 
 
 def _is_peer_lost(error: BaseException) -> bool:
@@ -124,11 +160,6 @@ def _who(rank: int) -> str:
 def host() -> str:
     """This machine's name, as Slurm calls it where there is Slurm."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def launched_rank() -> int:
-    """This process's rank as the launcher says it (torchrun, accelerate or srun), before any process group exists."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
 def quiet_libraries() -> None:

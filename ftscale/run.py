@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from ftscale.agreement import check_agreement, derived
 from ftscale.checks import PEFT_TASK_TYPES
@@ -23,21 +26,25 @@ from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
-from ftscale.distributed import Distributed
+from ftscale.distributed import Distributed, leaving_no_trace
 from ftscale.errors import UserError, unknown_name
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
-from ftscale.logs import close_log, launched_rank, log, open_log, setup_logging
+from ftscale.launched import launched_rank
+from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
+from ftscale.metrics.directions import higher_is_better
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
     check_run_folder,
     clear_run_folder,
     finished_result,
+    holds_run,
     locked,
     open_run_folder,
     run_id,
     versions,
+    what_stands,
     write_result,
 )
 from ftscale.seeding import derive_seed, seed_everything
@@ -61,17 +68,27 @@ def train(
     `stop_request`: one that listens already; None = listen to signals while training.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
-    if stop_request is None:
-        with listening() as stop_request:
-            return train(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+    with leaving_no_trace():
+        if stop_request is not None:  # of a process that ends with the run, and tells of its end
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+        with own_logging(), listening() as stop_request:
+            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+
+
+def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
     rank, folder = launched_rank(), Path(config.run_folder)
     setup_logging(rank=rank)
+    if not stop_request.listens:
+        log.info("training in a thread: signals are not noticed, and end the process as they did before")
     stop_request.set_deadline(config.checkpoint.before_end_s)
     try:
+        judged = what_stands(folder)
         if rank == 0:
             check_run_folder(config, resume=resume, overwrite=overwrite)
         inputs = prepare_inputs(config)
         with locked(folder) if rank == 0 else nullcontext():
+            if rank == 0 and what_stands(folder) != judged:  # another run was here meanwhile
+                check_run_folder(config, resume=resume, overwrite=overwrite)
             distributed = Distributed(
                 _in_own_offload_dir(config),
                 precision=config.train.precision,
@@ -79,11 +96,17 @@ def train(
             )
             begin_work()
             stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
-            result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            try:
+                result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+            except BaseException:
+                if distributed.world_size == 1:  # after an error on one rank the others may never come to it
+                    distributed.close()
+                raise
     except Interrupted as request:
-        log.info("asked to stop (%s) before training began; nothing is lost", request)
+        anew = "" if holds_run(folder) else ": there is nothing to resume yet"
+        log.info("asked to stop (%s) before training began; nothing is lost%s", request, anew)
         return Result("preempted", 0, {}, None, 0.0, "")
-    distributed.close()  # not after an error on this rank alone: the others may never come to it
+    distributed.close()
     close_log()
     return result
 
@@ -127,7 +150,9 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
             loop.metrics.write("event", progress.step, event="failed", error=str(error))
             write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
         raise
-    loop.metrics.close()
+    finally:
+        loop.saver.end()
+        loop.metrics.close()
     return result
 
 
@@ -138,16 +163,19 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     """
     config, distributed, folder = inputs.config, loop.distributed, Path(inputs.config.run_folder)
     distributed.barrier()
-    opened: tuple[str, Checkpoint | None] | None = None
+    opened: tuple[dict[str, str], Checkpoint | None] | None = None
     if distributed.is_main:
         if overwrite:
             clear_run_folder(folder)
         root = loop.saver.root
-        checkpoint = latest_checkpoint(root, run_id=run_id(folder)) if root.is_dir() else None
+        identity = run_id(folder)
+        checkpoint = latest_checkpoint(root, run_id=identity, fits=partial(_fits, loop)) if root.is_dir() else None
         about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
-    loop.saver.identity["run_id"], checkpoint = shared
+    assert shared is not None
+    about_run, checkpoint = shared
+    loop.saver.identity |= about_run
     open_log(folder, rank=distributed.rank)
     return checkpoint
 
@@ -216,7 +244,11 @@ def _build(
         saver=Saver(
             folder / "checkpoints",
             distributed,
-            identity={"config_digest": config_digest(config), "versions": versions()},
+            identity={
+                "config_digest": config_digest(config),
+                "config": config.model_dump(mode="json"),
+                "versions": versions(),
+            },
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.in_background,
             more=lambda: adapter_state(model),
@@ -244,6 +276,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
+    from ftscale.models.agree import agree_on_padding
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -256,13 +289,16 @@ def build_model(
     whole = distributed.whole_weights() if fresh else nullcontext()
     with whole:
         model: Any = load_model(
-            config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed
+            config.model,
+            auto_class=task.auto_class,
+            settings=settings,
+            dtype=dtype,
+            seed=config.seed,
+            keep_head=config.head.keep,
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
-        if "num_labels" in settings and model.config.pad_token_id is None:
-            # by it a decoder finds the last token of each padded row, which its head reads
-            model.config.pad_token_id = processor.pad_token_id
+        agree_on_padding(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -275,6 +311,7 @@ def build_model(
             dtype=dtype,
             num_steps=num_steps,
             seed=config.seed,
+            revision=config.model.revision,
         )
     else:
         freeze(model, config.trainable)
@@ -325,7 +362,7 @@ def _build_optimizer(config: Config, model: Any, head_names: list[str], distribu
     return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
 
 
-Steps = Callable[[int], Iterator[Any]]
+Steps = Callable[[int], Generator[Any, None, None]]
 
 
 def _build_steps(
@@ -398,6 +435,21 @@ def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int)
     return frozenset(ends)
 
 
+def _fits(loop: Loop, state: dict[str, Any]) -> str:
+    """Why what a checkpoint says of the loop is not what this run stores; "" = it is. Another version may have."""
+    ours = loop.state(Progress())
+    kinds = {"loop": Progress, **({} if ours["stream"] is None else {"stream": StreamPosition})}
+    if state.keys() != ours.keys() or {**ours["schedule"]}.keys() != {**state["schedule"]}.keys():
+        return "another version of ftscale wrote it"
+    try:
+        for name, kind in kinds.items():
+            TypeAdapter(kind).validate_json(json.dumps(state[name]), strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"its progress is not that of a run: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ""
+
+
 def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> Progress:
     from ftscale.models.adapt import load_adapter_state
 
@@ -413,22 +465,35 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
 
 
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
-    name, higher = task.best_metric
-    name = config.evaluation.metric or name
-    if config.evaluation.higher_is_better is not None:
-        return name, config.evaluation.higher_is_better
-    return name, higher if name == task.best_metric[0] else not any(
-        word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
-    )
+    """The metric that chooses the best checkpoint, and whether higher is better."""
+    name = config.evaluation.metric or task.best_metric[0]
+    known, asked = higher_is_better(name), config.evaluation.higher_is_better
+    if None not in (known, asked) and known != asked:
+        log.warning(
+            "evaluation.higher_is_better = %s, though %s is better %s: the worst checkpoint would be kept as the best",
+            str(asked).lower(),
+            name,
+            "high" if known else "low",
+        )
+    return name, bool(known) if asked is None else asked
 
 
 def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
     """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = inputs.config.evaluation.metric
+    name = str(inputs.config.evaluation.metric)
     few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
+    scores = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
+    known = {*scores, *_metrics_of_classes(inputs.task, scores)}
+    if name not in known:
         raise UserError(unknown_name("evaluation.metric", name, known))
+
+
+def _metrics_of_classes(task: Task, scores: dict[str, float]) -> set[str]:
+    """Metrics of single classes, those that are missing in a few rows too."""
+    kinds = {name.split("/", 1)[0] for name in scores if "/" in name}
+    labels = [str(label) for label in task.model_settings().get("id2label", {}).values()]
+    types = {label.removeprefix("B-") for label in labels if label.startswith("B-")}  # of tags: what is scored
+    return {f"{kind}/{name}" for kind in kinds for name in types or labels}
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

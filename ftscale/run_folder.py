@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,11 +15,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ftscale.config import Config, load_config, write_config
+from pydantic import TypeAdapter, ValidationError
+
+from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences
 from ftscale.config.schema import CausalLMSettings
 from ftscale.data.chat import read_template
@@ -26,7 +30,9 @@ from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
+from ftscale.sealed import DamagedError, read_json, write_json
 from ftscale.tasks import COLUMNS
+from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
 
 LOCK = "lock.json"
@@ -64,8 +70,11 @@ FREE_TO_CHANGE = (
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
-LEARNED = {"labels": None, "scheme": "auto"}
+LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
 """Settings of a task that the training rows fill in where they have these values."""
+
+MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
+"""Beginnings of the settings that name the files of a section."""
 
 NAMED_FILES = 3  # changed files named in a message, of each source
 
@@ -89,31 +98,46 @@ class Result:
 
 
 def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to write over an earlier run, or to go on with another one.
+    """Refuse to write over an earlier run, to go on with another one, or with none.
 
-    Raises UserError: the folder holds a run and neither is asked; settings of the run to resume differ, or the files
-    of its data.
+    Raises UserError: the folder holds a run and neither is asked; there is none to resume; settings of the run to
+    resume differ, or the files of its data.
     """
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_folder = {folder} is a file; name a folder.")
-    if overwrite or not any((folder / name).exists() for name in WRITTEN):
+    if not holds_run(folder):
+        if resume:
+            raise UserError(_nothing_to_resume(folder))
+        return
+    if overwrite:
         return
     if not resume:
         raise UserError(
             f"run_folder = {folder} already holds a run; go on with it by --resume, replace it by --overwrite, or name "
             "another folder."
         )
-    if not (folder / "config.yaml").is_file():
-        return
-    before, now = _with_template_text(load_config(folder / "config.yaml")), _with_template_text(config)
-    changed = [line for line in differences(before, _comparable(now, before)) if not line.startswith(FREE_TO_CHANGE)]
+    manifest = newest_manifest(folder / "checkpoints") or {}
+    changed = _changed_settings(folder, config, manifest)
     problems = [
         f"cannot resume {folder}: {_shown(line)}; set it back, or start another run folder." for line in changed
     ]
-    problems += _data_problems(folder, before, config)
+    # where other files or another model are meant, that is said already
+    meant = [part for part in ("data", "model") if any(line.startswith(MEANT[part]) for line in changed)]
+    problems += _data_problems(folder, config, manifest, meant=meant)
     if problems:
         raise UserError(*problems)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun in the folder."""
+    return any((folder / name).exists() for name in WRITTEN)
+
+
+def what_stands(folder: Path) -> tuple[bytes, ...]:
+    """By which one sees whether another run has taken the folder, or gone on in it: contents of its first files."""
+    files = [folder / name for name in ("config.yaml", "run.json", "result.json")]
+    return (str(holds_run(folder)).encode(), *(path.read_bytes() if path.is_file() else b"" for path in files))
 
 
 @contextmanager
@@ -152,28 +176,45 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Delete what an earlier run wrote, and nothing else."""
-    for name in WRITTEN:
+    """Delete what an earlier run wrote, and nothing else; what tells which run it was goes last."""
+    for name in reversed(WRITTEN):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def run_id(folder: Path) -> str | None:
-    """What tells this run's checkpoints from others'; None for a folder without a run."""
+    """What tells this run's checkpoints from others'; None for a folder without a run.
+
+    Where run.json is gone or damaged, the newest checkpoint says it.
+    """
     path = folder / "run.json"
-    return json.loads(path.read_text())["run_id"] if path.is_file() else None
+    why = "run_id is missing"
+    try:
+        if isinstance(identity := read_json(path).get("run_id"), str):
+            return identity
+    except FileNotFoundError:
+        why = "it is gone"
+    except DamagedError as error:
+        why = str(error)
+    manifest = newest_manifest(folder / "checkpoints")
+    if manifest is None:
+        return None
+    log.warning("%s is not what was written (%s); the newest checkpoint says which run it is", path, why)
+    return manifest["run_id"]
 
 
-def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> str:
-    """Write config.yaml, data.json and run.json (versions, machine, command, and `run`); gives the run's id.
+def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[str, str]:
+    """Write config.yaml, data.json and run.json (versions, machine, command, and `run`).
 
-    `step`: of the checkpoint that the run goes on from, -1 = none; metrics.jsonl is cut behind it.
+    `step`: of the checkpoint that the run goes on from, -1 = none; metrics.jsonl is cut behind it. Gives what the run's
+    checkpoints say of it: run_id and data_digest.
     """
     folder = Path(config.run_folder)
     identity = run_id(folder) or uuid.uuid4().hex
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
-    write_json(folder / "data.json", _fingerprints(config))
+    fingerprints = _fingerprints(config)
+    write_json(folder / "data.json", fingerprints)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
     about = {
         "run_id": identity,
@@ -187,28 +228,28 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> str:
         "started": _now(),
     }
     write_json(folder / "run.json", about)
-    return identity
+    return {"run_id": identity, "data_digest": _digest(fingerprints)}
 
 
 def finished_result(folder: Path) -> Result | None:
-    """The result of a run that needs no more steps; None where there is none."""
+    """The result of a run that needs no more steps; None where there is none, or one that is not what was written."""
     path = folder / "result.json"
-    if not path.is_file():
+    try:
+        found = read_json(path)
+        numbers = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
+        text = json.dumps({**found, "metrics": numbers})
+        result = TypeAdapter(Result).validate_json(text, strict=True, extra="forbid")
+    except FileNotFoundError:
         return None
-    result = Result(**json.loads(path.read_text()))
+    except (DamagedError, ValidationError, KeyError, AttributeError) as error:
+        log.warning("%s is not what was written (%s); the run's end is done again", path, _why(error))
+        return None
     return result if result.status in ("completed", "stopped_early") else None
 
 
 def write_result(folder: Path, result: Result) -> None:
     """Write result.json."""
     write_json(folder / "result.json", asdict(result))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Complete or not at all; numbers that are not finite become null, which JSON has."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(_finite(value), indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def versions() -> dict[str, str]:
@@ -223,6 +264,35 @@ def installed_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _nothing_to_resume(folder: Path) -> str:
+    near = folder.parent
+    others = sorted(item.name for item in near.iterdir() if item.is_dir() and holds_run(item)) if near.is_dir() else []
+    close = get_close_matches(folder.name, others, n=1, cutoff=0.5)
+    hint = f"did you mean {near / close[0]}? Else leave" if close else "leave"
+    return f"run_folder = {folder} holds no run that --resume could go on with; {hint} out --resume to begin one there."
+
+
+def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) -> list[str]:
+    """Settings that are not those of the run, by config.yaml; where that is damaged, by the newest checkpoint."""
+    path = folder / "config.yaml"
+    try:
+        changed = _differences(load_config(path), config) if path.is_file() else ["config.yaml is gone"]
+    except UserError as error:
+        changed = [f"{problem.removesuffix('.')}" for problem in error.problems]
+    if changed and (kept := manifest.get("config")):
+        changed_since = _differences(parse_config(kept, source="the newest checkpoint"), config)
+        if not changed_since:
+            log.warning("%s is not what was written (%s); by the newest checkpoint all is the same", path, changed[0])
+        return changed_since
+    return changed if path.is_file() else []  # killed before it was written, there was nothing to go on from
+
+
+def _differences(before: Config, config: Config) -> list[str]:
+    before, config = _with_template_text(before), _with_template_text(config)
+    lines = differences(before, _comparable(config, before))
+    return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 
 def _with_template_text(config: Config) -> Config:
@@ -251,23 +321,32 @@ def _comparable(config: Config, before: Config) -> Config:
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
 
-def _data_problems(folder: Path, before: Config, config: Config) -> list[str]:
-    """Files whose content is not what it was when the run began; sources and models with other settings are named
-    already."""
+def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
+    """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
+    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
     path = folder / "data.json"
     if not path.is_file():
         return []
-    now: dict[str, dict[str, str]] = {}
-    if (before.data.train, before.data.eval) == (config.data.train, config.data.eval):
-        now |= _data_fingerprints(config)
-    if before.model == config.model:
-        now |= model_fingerprints(config.model)
+    now = {} if "data" in meant else _data_fingerprints(config)
+    now |= {} if "model" in meant else model_fingerprints(config.model)
+    try:
+        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(read_json(path), strict=True)
+    except (DamagedError, ValidationError) as error:
+        if manifest.get("data_digest") == _digest(now):
+            log.warning(
+                "%s is not what was written (%s); by the newest checkpoint the data is the same", path, _why(error)
+            )
+            return []
+        return [
+            f"cannot resume {folder}: {path} is not what was written ({_why(error)}), and the newest checkpoint does "
+            "not say that the data is the same; start another run folder."
+        ]
     problems = []
-    for setting, files in json.loads(path.read_text()).items():
-        if setting not in now:
-            continue
+    for setting, files in recorded.items():
         section = setting.partition(".")[0]
-        changed = list(_changed_files(files, now[setting]))
+        if section in meant:
+            continue
+        changed = list(_changed_files(files, now.get(setting, {})))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
         name = f"{setting}.path" if section == "data" else setting
         if changed:
@@ -276,6 +355,14 @@ def _data_problems(folder: Path, before: Config, config: Config) -> list[str]:
                 "as it was when the run began, or start another run folder."
             )
     return problems
+
+
+def _digest(fingerprints: dict[str, dict[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, DamagedError) else "its fields are others"
 
 
 def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
@@ -304,10 +391,10 @@ def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
 
 def _holder(path: Path) -> str:
     try:
-        lock = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        lock = read_json(path)
+        return f"process {lock['process']} on {lock['host']} since {lock['since']}"
+    except (FileNotFoundError, DamagedError, KeyError):
         return "another process"
-    return f"process {lock['process']} on {lock['host']} since {lock['since']}"
 
 
 def _now() -> str:
@@ -327,9 +414,3 @@ def _git_commit() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ftscale"
 
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
-    ("errors",),
+    ("errors", "sealed"),
+    ("launched",),
     ("hashing", "logs", "seeding", "resources", "processes", "shards", "swapped"),
     ("config",),
     ("distributed", "data", "models", "optim", "metrics"),

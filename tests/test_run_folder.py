@@ -1,26 +1,267 @@
-"""What a resume compares with the run that it goes on with."""
+"""Whether a run folder is gone on with, judged by files that may be damaged and that another run may have taken."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
+import torch
+from launching import forget_after
+from safetensors.torch import load_file
+from strategies import jobs
 
-from ftscale.config import Config, parse_config, write_config
+import ftscale.run
+from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.errors import UserError
-from ftscale.run_folder import check_run_folder
+from ftscale.run import train
+from ftscale.run_folder import Result, check_run_folder, clear_run_folder, finished_result
+from ftscale.sealed import sealed
+from ftscale.train.manifest import Checkpoint, read_checkpoint
 
 
-def config_of(folder: Path, task: dict[str, Any]) -> Config:
+@pytest.fixture(scope="module")
+def config(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """4 steps with a checkpoint after each."""
+    captions = jobs.captions(shared, tmp_path_factory.mktemp("cache"))
+    return captions | {
+        "train": {"max_steps": 4},
+        "evaluation": {"every": 4},
+        "checkpoint": {"every": 1, "keep": 9, "prove": "never"},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(config, folder)
+    return folder
+
+
+def run(config: dict[str, Any], folder: Path, **options: Any) -> Result:
+    return train(parse_config({**config, "run_folder": str(folder)}, source="test"), **options)
+
+
+def killed(whole: Path, folder: Path) -> Path:
+    """The run as a kill after its third step leaves it."""
+    forget_after(whole, folder, step=3)
+    return folder
+
+
+def flip(path: Path, *, near: bytes, bit: int = 0) -> None:
+    """Another bit in the first letter after a place in the file."""
+    content = bytearray(path.read_bytes())
+    place = content.index(near) + len(near)
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def check_same_end(folder: Path, whole: Path) -> None:
+    assert jobs.result(folder)["metrics"] == jobs.result(whole)["metrics"]
+    weights, expected = (load_file(place / "model/model.safetensors") for place in (folder, whole))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(whole: Path, tmp_path: Path):
+    folder = tmp_path / "step-00000004"
+    shutil.copytree(whole / "checkpoints/step-00000004", folder)
+    path = folder / "manifest.json"
+    text = path.read_bytes()
+    said = json.loads(text)
+    accepted = []
+    for bit in range(3, 8 * len(text), 29):
+        flipped = bytearray(text)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        if not isinstance(read_checkpoint(folder, contents=False), str):
+            accepted.append(bytes(flipped))
+    assert all(json.loads(other) == said for other in accepted)
+    path.write_bytes(text)
+    assert read_checkpoint(folder) == Checkpoint(folder, {name: said[name] for name in said if name != "hash"})
+
+
+def rewritten(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A manifest with other fields, whose hash is right."""
+
+    def write(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        change(manifest)
+        (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+    return write
+
+
+def replaced(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "manifest.json").write_text(text) and None
+
+
+def remove_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+
+
+BAD_MANIFESTS = {
+    "step": (rewritten(lambda manifest: manifest.update(step=5)), "it is of step 5"),
+    "loop": (rewritten(lambda manifest: manifest["progress"].pop("loop")), "another version of ftscale wrote it"),
+    "type": (rewritten(lambda manifest: manifest["progress"]["loop"].update(step="3")), "loop|step"),
+    "unknown": (rewritten(lambda manifest: manifest["progress"]["loop"].update(stop=3)), "stop"),
+    "schedule": (rewritten(lambda manifest: manifest["progress"]["schedule"].clear()), "another version of ftscale"),
+    "strategy": (rewritten(lambda manifest: manifest.update(strategy="qingle")), "strategy 'qingle' is not known"),
+    "no strategy": (rewritten(lambda manifest: manifest.pop("strategy")), "strategy: Field required"),
+    "more": (rewritten(lambda manifest: manifest.update(more=1)), "more: Extra inputs"),
+    "no files": (rewritten(lambda manifest: manifest.update(files={})), "it names no random-00000.pt"),
+    "no weights": (rewritten(lambda manifest: manifest["files"].pop("state.pt")), "it names no weights"),
+    "outside": (
+        rewritten(lambda manifest: manifest["files"].update({"../../run.json": [1, "0" * 32]})),
+        "lies outside of the checkpoint",
+    ),
+    "empty": (replaced("{}"), "it has no hash of its own"),
+    "a list": (replaced("[1]"), "it holds no object"),
+    "nested": (replaced("[" * 100_000), "the manifest is torn"),
+    "a file": (remove_folder, "the manifest cannot be read"),
+}
+
+
+def test_whatever_stands_in_the_place_of_a_checkpoint_the_one_before_is_gone_on_from(
+    config: dict[str, Any], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = killed(whole, tmp_path / "run")
+    sample = folder / "checkpoints/step-00000003"
+    for number, (damage, _) in enumerate(BAD_MANIFESTS.values(), start=4):
+        place = sample.with_name(f"step-{number:08d}")
+        shutil.copytree(sample, place)
+        rewritten(lambda manifest, number=number: manifest.update(step=number))(place)
+        damage(place)
+    assert run(config, folder, resume=True).status == "completed"
+    check_same_end(folder, whole)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is not complete" in line]
+    assert len(said) == len(BAD_MANIFESTS)
+    for line, (what, (_, why)) in zip(reversed(said), BAD_MANIFESTS.items(), strict=True):
+        assert any(word in line for word in why.split("|")), (what, line)
+
+
+def test_a_run_goes_on_with_a_flipped_bit_in_each_of_its_files(
+    config: dict[str, Any], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = killed(whole, tmp_path / "run")
+    newest = folder / "checkpoints/step-00000003"
+    flip(newest / "manifest.json", near=b'"step": ')
+    flip(folder / "config.yaml", near=b"lr: 0.0")
+    flip(folder / "run.json", near=b'"run_id": "')
+    flip(folder / "data.json", near=b": {")
+    flip(folder / "metrics.jsonl", near=b'"loss": ')
+    (folder / "lock.json").write_text("{}")
+    (folder / "result.json").write_bytes(b"\xff")
+    assert run(config, folder, resume=True).steps == 4
+    said = capsys.readouterr().err
+    check_same_end(folder, whole)
+    assert [line["step"] for line in jobs.train_lines(folder)] == [2, 3, 4]
+    assert jobs.losses(folder) == jobs.losses(whole)[1:]
+    for file in ("config.yaml", "run.json", "data.json", "result.json"):
+        assert f"{folder / file} is not what was written" in said
+    assert f"1 lines of {folder / 'metrics.jsonl'} are not what was written" in said
+    assert load_config(folder / "config.yaml") == load_config(whole / "config.yaml").model_copy(
+        update={"run_folder": str(folder)}
+    )
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json", "data.json"])
+def test_a_damaged_file_does_not_hide_that_the_settings_are_others(
+    config: dict[str, Any], whole: Path, tmp_path: Path, name: str
+):
+    folder = killed(whole, tmp_path / "run")
+    (folder / name).write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0.01 -> 0.02; set it back"):
+        run({**config, "optimizer": {**config["optimizer"], "lr": 0.02}}, folder, resume=True)
+
+
+def test_a_result_that_is_not_what_was_written_is_made_again(config: dict[str, Any], whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    flip(folder / "result.json", near=b'loss": ')
+    assert finished_result(folder) is None
+    run(config, folder, resume=True)
+    check_same_end(folder, whole)
+    assert finished_result(folder) is not None
+
+
+# ---------------------------------------------------------------- who has the folder
+
+
+def test_to_resume_what_is_not_there_is_refused_with_the_nearest_run(
+    config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    with pytest.raises(UserError, match="holds no run that --resume could go on with; leave out --resume to begin"):
+        run(config, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    near = whole.with_name("rum")
+    with pytest.raises(UserError, match=f"did you mean {whole}[?] Else leave out --resume"):
+        run(config, near, resume=True)
+    near.mkdir()
+    (near / "notes.txt").write_text("not of a run")
+    with pytest.raises(UserError, match="holds no run"):
+        run(config, near, resume=True)
+    command = tiny.command("train", tiny.write_run(tmp_path, {**config, "run_folder": str(near)}), "--resume")
+    assert command.code == 2
+    assert command.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("status", ["completed", "stopped"])
+def test_a_start_that_another_run_has_overtaken_goes_on_with_nothing_of_it(
+    config: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+):
+    """The folder is free when the second start looks, and taken when it has prepared its rows."""
+    folder, prepare = tmp_path / "run", ftscale.run.prepare_inputs
+
+    def overtaken(config: Any) -> Any:
+        inputs = prepare(config)
+        shutil.copytree(whole, folder) if status == "completed" else killed(whole, folder)
+        return inputs
+
+    monkeypatch.setattr(ftscale.run, "prepare_inputs", overtaken)
+    with pytest.raises(UserError, match="already holds a run"):
+        run({**config, "optimizer": {"name": "adamw", "lr": 0.5}}, folder)
+    assert load_config(folder / "config.yaml").optimizer.lr == 0.01
+
+
+def test_an_overwriting_start_that_is_killed_leaves_nothing_that_another_would_go_on_from(
+    config: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = killed(whole, tmp_path / "run")
+
+    def strike(path: Path) -> None:
+        if path.name == "checkpoints":
+            raise KeyboardInterrupt
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(ftscale.run_folder, "shutil", SimpleNamespace(rmtree=strike))
+    with pytest.raises(KeyboardInterrupt):
+        clear_run_folder(folder)
+    with pytest.raises(UserError, match="seed: 0 -> 5"):
+        run({**config, "seed": 5}, folder, resume=True)
+
+
+# ---------------------------------------------------------------- settings of the task
+
+
+def task_of(folder: Path, task: dict[str, Any]) -> Config:
+    """A configuration of the least that there is."""
     values = {"task": task, "run_folder": str(folder), "model": "some/model", "data": {"train": "rows.csv"}}
     return parse_config(values, source="test")
 
 
-def resume(folder: Path, *, began: dict[str, Any], now: dict[str, Any]) -> None:
+def resume_with(folder: Path, *, began: dict[str, Any], now: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
-    write_config(config_of(folder, began), folder / "config.yaml")
-    check_run_folder(config_of(folder, now), resume=True, overwrite=False)
+    write_config(task_of(folder, began), folder / "config.yaml")
+    check_run_folder(task_of(folder, now), resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +280,7 @@ def test_what_the_first_start_filled_in_is_no_difference(tmp_path: Path, began: 
     (tmp_path / "mine.jinja").write_text("{{ messages }}")
     if now.get("chat_template") == "MINE":
         now = {**now, "chat_template": str(tmp_path / "mine.jinja")}
-    resume(tmp_path / "run", began=began, now=now)
+    resume_with(tmp_path / "run", began=began, now=now)
 
 
 @pytest.mark.parametrize(
@@ -55,4 +296,4 @@ def test_a_setting_that_was_taken_out_is_a_difference(
     tmp_path: Path, began: dict[str, Any], now: dict[str, Any], problem: str
 ):
     with pytest.raises(UserError, match=problem):
-        resume(tmp_path / "run", began={"name": "causal_lm", **began}, now={"name": "causal_lm", **now})
+        resume_with(tmp_path / "run", began={"name": "causal_lm", **began}, now={"name": "causal_lm", **now})

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ftscale.checks.held_out import shared_with_held_out
 from ftscale.checks.sample import DataSample, Part
 from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
+from ftscale.data.census import content_of, contradicting, odd_labels, row_warnings, shared_warning
 from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.tasks.base import KEPT, Row, Sample
+from ftscale.tasks.rows import is_blank
 
 SHOWN_ROWS = 3
 LOOKED_AT_IMAGES = 200
@@ -39,6 +42,11 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
                 f"{facts['overlap']} of {len(sample.evaluation.rows)} rows of data.eval are in data.train too: their "
                 "scores say nothing about new data; take them out of one of the two."
             )
+    elif sample.config.data.eval_ratio:
+        facts["overlap"], held = shared_with_held_out(sample.config, sample.task)
+        warnings += shared_warning("data.eval_ratio", facts["overlap"], held)
+    if sample.learned_labels:
+        warnings += odd_labels(facts["label_distribution"])
     if len(facts["label_distribution"]) == 1:
         warnings.append("every row looked at has one and the same label; look at the label column.")
     return facts, warnings
@@ -71,6 +79,7 @@ def overlap(train: Part, evaluation: Part) -> int:
 def _part(part: Part, processor: Any) -> dict[str, Any]:
     kept = part.kept
     lengths = [item["length"] for item in kept]
+    contents = np.array([content_of(row) for row in part.rows], dtype=np.int64).reshape(-1, 2)
     notes = Counter(item["note"] for item in part.samples if item["note"] not in KEPT)
     tokens, targets = sum(lengths), sum(item["targets"] for item in kept)
     facts: dict[str, Any] = {
@@ -85,6 +94,9 @@ def _part(part: Part, processor: Any) -> dict[str, Any]:
         "targets": targets,
         "share_of_targets": targets / tokens if tokens and _has_token_labels(kept) else None,
         "duplicates": len(part.rows) - len({_content(row) for row in part.rows}),
+        "contradicting": contradicting(contents),
+        "blank": sum(map(is_blank, part.rows)) - notes.get("blank", 0),
+        "words_without_token": sum(_lost_words(item) for item in kept),
     }
     if kept and "input_ids" in kept[0]:
         facts["doubled_special_tokens"] = _doubled(kept, processor)
@@ -169,11 +181,19 @@ def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
         )
     if facts["duplicates"] > facts["rows_looked_at"] / 20:
         warnings.append(f"{setting}: {facts['duplicates']} of {facts['rows_looked_at']} rows repeat another exactly.")
-    return warnings
+    return warnings + row_warnings(
+        setting, facts["contradicting"], blank=facts["blank"], lost=facts["words_without_token"]
+    )
+
+
+def _lost_words(item: Sample) -> int:
+    return sum(place < 0 for place in item["places"]) if "places" in item and item["note"] == "" else 0
 
 
 def _content(row: Row) -> str:
-    return json.dumps({name: value for name, value in row.items() if name != "_where"}, sort_keys=True, default=repr)
+    return json.dumps(
+        {name: value for name, value in row.items() if not name.startswith("_")}, sort_keys=True, default=repr
+    )
 
 
 def _pieces(row: Row, item: Sample, processor: Any) -> Pieces:

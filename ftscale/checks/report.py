@@ -56,6 +56,8 @@ def check_run(
 
 def _check(config: Config, *, world_size: int, full: bool) -> Report:
     from ftscale.checks.data import describe_data, marked_rows
+    from ftscale.checks.fit import head_warnings
+    from ftscale.checks.metric import metric_warnings
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
 
@@ -67,6 +69,7 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
         for row in matching_rows(config)
     ]
     report.facts["data"], report.warnings = describe_data(sample, processor)
+    report.warnings += [*metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample, processor)
     data_errors = _data_errors(config, report.facts["data"])
     tokenizer, problems, notes = _tokenizer(sample.config, processor)

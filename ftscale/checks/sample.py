@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
+from ftscale.checks.fit import in_model_order
 from ftscale.config import Config
 from ftscale.data.prepare import CHUNK
 from ftscale.data.sources import read_rows
 from ftscale.tasks import build_task
 from ftscale.tasks.base import KEPT, Row, Sample, Task
+from ftscale.tasks.rows import left_out, prepare_rows
 
 SAMPLE_ROWS = 2000
 """Rows of each part of the data that are looked at unless all are asked for."""
@@ -43,6 +45,8 @@ class DataSample:
     task: Task
     train: Part
     evaluation: Part | None = field(default=None)
+    learned_labels: bool = False
+    """The classes are those of the rows, not of the configuration."""
 
 
 def read_sample(config: Config, processor: Any, *, full: bool = False, count: bool = True) -> DataSample:
@@ -53,7 +57,9 @@ def read_sample(config: Config, processor: Any, *, full: bool = False, count: bo
     limit = None if full else SAMPLE_ROWS
     task = build_task(config.task)
     rows, num_rows = _read(config, task, "train", limit, count=count and not config.data.streaming)
-    learned = task.fit(iter(rows if num_rows == len(rows) or not count else _all_rows(config, task, "train")))
+    every = rows if num_rows == len(rows) or not count else _all_rows(config, task, "train")
+    learned = task.fit(row for row in every if not left_out(task, row))
+    learned = in_model_order(config, task, learned)
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
     train = Part(rows, _prepare(task, rows, processor), num_rows == len(rows), num_rows)
@@ -61,7 +67,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False, count: bo
     if config.data.eval:
         held, number = _read(config, task, "eval", limit, count=False)
         evaluation = Part(held, _prepare(task, held, processor), False, number)
-    return DataSample(config, task, train, evaluation)
+    return DataSample(config, task, train, evaluation, learned_labels="labels" in learned)
 
 
 def _read(config: Config, task: Task, part: str, limit: int | None, *, count: bool) -> tuple[list[Row], int | None]:
@@ -83,5 +89,5 @@ def _prepare(task: Task, rows: list[Row], processor: Any) -> list[Sample]:
     """In pieces, as training does it: joined texts are joined within a piece."""
     samples = []
     for start in range(0, len(rows), CHUNK):
-        samples += task.prepare(rows[start : start + CHUNK], processor)
+        samples += prepare_rows(task, rows[start : start + CHUNK], processor)
     return samples

@@ -21,7 +21,7 @@ from ftscale.config.schema import (
     ScheduleConfig,
 )
 from ftscale.errors import UserError, unknown_name
-from ftscale.tasks import COLUMNS
+from ftscale.tasks import COLUMNS, columns_of
 
 PEFT_TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -51,8 +51,9 @@ def check_config(config: Config) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
     Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
-    processor, which checking loads anyway.
+    processor, which checking loads anyway, fitted to the model.
     """
+    from ftscale.checks.fit import fit_problems
     from ftscale.models.load import load_model_config, load_processor
     from ftscale.tasks import build_task
 
@@ -62,13 +63,18 @@ def check_config(config: Config) -> Any:
         *_optimizer_problems(config.optimizer),
         *steps_problems(config, num_steps=None),
         *_tracker_problems(config.train.trackers),
-        *_problems(partial(load_model_config, config.model, settings={})),
     ]
-    processor = None
+    model_config = processor = None
+    try:
+        model_config = load_model_config(config.model, settings={})
+    except UserError as error:
+        problems += error.problems
     try:
         processor = load_processor(config.model, kind=task.processor_class)
     except UserError as error:
         problems += error.problems
+    if model_config is not None and processor is not None:
+        problems += fit_problems(config, task, model_config, processor)
     problems += source_problems(config.data, roles=task.columns)
     if problems:
         raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer
@@ -85,7 +91,7 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=COLUMNS[config.task.name])]
+    return config, [*check_combination(config), *source_problems(config.data, roles=columns_of(config.task))]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
@@ -93,6 +99,8 @@ def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
     task = settings.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     if not isinstance(name, str) or name not in COLUMNS:
+        return []
+    if isinstance(task, dict) and task.get("problem") == "multi_label":  # may read a column a class
         return []
     try:
         return source_problems(DataConfig.model_validate(settings.get("data")), roles=COLUMNS[name])
@@ -154,7 +162,10 @@ def _section_problems(settings: dict[str, Any]) -> list[str]:
 
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.distributed import resolve_strategy
+    from ftscale.launched import check_launch
 
+    if problems := _problems(check_launch):
+        return [*problems, *check_combination(config)]
     try:
         strategy = resolve_strategy(config.distributed)
     except UserError as error:
@@ -187,11 +198,15 @@ def _tracker_problems(names: Sequence[str]) -> list[str]:
 
 def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list[str]:
     """Files that are not there, lack columns of the task, or have no row; imports nothing heavy."""
+    from ftscale.data.formats.select import role_problems
     from ftscale.data.sources import read_rows
 
     def first_row(part: str, index: int) -> None:
-        source = getattr(data, part)[index]
-        next(read_rows(source, roles=roles, setting=f"data.{part}[{index}]"))
+        source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
+        also = [data.stratify] if data.stratify else []
+        if problems := role_problems(source.columns, roles=roles, setting=setting, also=also):
+            raise UserError(*problems)
+        next(read_rows(source, roles=roles, setting=setting))
 
     return [
         problem

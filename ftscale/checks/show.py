@@ -63,6 +63,11 @@ def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
         second += f"; end token supervised in {facts['end_supervised']:.0%}"
     if "doubled_special_tokens" in facts:
         second += f"; special tokens doubled in {facts['doubled_special_tokens']}"
+    if facts["blank"] or facts["contradicting"] or facts["words_without_token"]:
+        second += (
+            f"; blank texts: {facts['blank']}, equal inputs with other labels: {facts['contradicting']}, words without "
+            f"a token: {facts['words_without_token']}"
+        )
     return [
         f"{line}, {facts['truncated']} truncated, dropped: {dropped}, exact duplicates: {facts['duplicates']}",
         f"{name}: lengths {lengths}",

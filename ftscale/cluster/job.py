@@ -17,12 +17,13 @@ from ftscale.cluster import slurm
 from ftscale.cluster.health import CHECK_FOLDER, compare_reports
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
-from ftscale.cluster.records import Records, checkpoint_step, read_json, run_status
+from ftscale.cluster.records import Records, checkpoint_step, read_failure, read_json, run_status
 from ftscale.cluster.step import Allocation, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
 from ftscale.processes import begin_work
+from ftscale.run_folder import holds_run
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
@@ -187,7 +188,8 @@ class Job:
         run_folder = self.records.run_folder
         failure = run_folder / LOGS / FAILURE
         failure.unlink(missing_ok=True)
-        command, processes = ["train", *self.arguments, "--resume"], self._processes()
+        resume = ["--resume"] * holds_run(run_folder)  # the first start has nothing to go on with
+        command, processes = ["train", *self.arguments, *resume], self._processes()
         launcher = self.settings.launcher if processes * len(self.nodes) > 1 else "srun"
         if launcher == "srun":
             self.step = self._start_step(command, name="train", tasks_per_node=processes)
@@ -202,7 +204,7 @@ class Job:
         return self._facts(
             exit_code=code,
             status=run_status(run_folder) if watchdog.has_saved else "",
-            failure=(error := read_json(failure)),
+            failure=(error := read_failure(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
             silent_nodes=silent_nodes,

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftscale import sealed
+from ftscale.logs import log
+from ftscale.sealed import DamagedError, line_of, read_lines
+
 Event = dict[str, Any]
+
+_START: dict[str, Any] = {"job": str, "restart": int, "time": (int, float), "step": int}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "submit": {"jobs": list, "time": (int, float)},
+    "start": {**_START, "nodes": list},
+    "end": {**_START, "reason": str, "counts": bool, "action": str, "progress": int},
+}
+"""What each kind of event has."""
+_METRICS: dict[str, dict[str, Any]] = {"train": {"step": int, "time_s": (int, float), "loss": (int, float, str)}}
+_FAILURE: dict[str, Any] = {"rank": int, "host": str, "exit_code": int, "peer_lost": bool, "error": str}
+_RESULT: dict[str, Any] = {"status": str, "metrics": dict}
 
 
 @dataclass(frozen=True)
@@ -32,17 +47,22 @@ class Records:
     def add(self, event: str, **fields: Any) -> None:
         """Append one event: submit, start, end; each with `job` and `time` (seconds since 1970)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields})
+        line = line_of({"event": event, "time": round(time.time(), 3), **fields})
         with (self.folder / "history.jsonl").open("a") as file:  # one write: several hosts may append
-            file.write(line + "\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def events(self, *kinds: str) -> list[Event]:
-        """The events of these kinds, oldest first; a torn last line is left out."""
+        """The events of these kinds, oldest first; lines that are not what was written are left out, and counted in the
+        log.
+        """
         path = self.folder / "history.jsonl"
-        found = [_parsed(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return [event for event in found if event.get("event") in kinds]
+        found, damaged = read_lines(path)
+        good = [event for event in found if _is_one_of(_FIELDS, event, name="event")]
+        if damaged := damaged + len(found) - len(good):
+            log.warning("%d lines of %s are not what was written; left out", damaged, path)
+        return [event for event in good if event["event"] in kinds]
 
     def jobs(self) -> list[str]:
         """Ids of the jobs of the last submission, or of the job that was started by hand since."""
@@ -59,19 +79,40 @@ def checkpoint_step(run_folder: Path) -> int:
 
 def run_status(run_folder: Path) -> str:
     """The status in result.json: completed, stopped_early, preempted; "" without one."""
-    return str(read_json(run_folder / "result.json").get("status", ""))
+    return str(read_result(run_folder).get("status", ""))
+
+
+def read_result(run_folder: Path) -> dict[str, Any]:
+    """What result.json says; empty where there is none, or a damaged one."""
+    found = read_json(run_folder / "result.json")
+    return found if _has(_RESULT, found) else {}
+
+
+def read_failure(path: Path) -> dict[str, Any]:
+    """What logs/failure.json says; empty where there is none, or a damaged one."""
+    found = read_json(path)
+    return found if _has(_FAILURE, found) else {}
+
+
+def train_lines(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that tell of optimizer steps; those that are not what was written are left out."""
+    found, _ = read_lines(run_folder / "metrics.jsonl")
+    return [line for line in found if _is_one_of(_METRICS, line, name="kind")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none, or a torn one."""
+    """A JSON file's object; empty where there is none, or one that is not what was written."""
     try:
-        return _parsed(path.read_text())
-    except FileNotFoundError:
+        return sealed.read_json(path)
+    except (FileNotFoundError, DamagedError):
         return {}
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {}
+def _is_one_of(kinds: Mapping[str, dict[str, Any]], line: dict[str, Any], *, name: str) -> bool:
+    kind = line.get(name)
+    return isinstance(kind, str) and kind in kinds and _has(kinds[kind], line)
+
+
+def _has(fields: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether each field is there, with a value of its types."""
+    return all(isinstance(found.get(name), types) for name, types in fields.items())

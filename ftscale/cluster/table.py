@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftscale.cluster.records import read_json
+from ftscale.cluster.records import read_result
 from ftscale.config import Config, load_config
 from ftscale.config.load import differences
 from ftscale.data.chat import template_name
@@ -32,7 +32,7 @@ def result_table(run_folders: Sequence[Path]) -> list[Row]:
         raise UserError(f"no run in {', '.join(map(str, run_folders))}; name run folders, or the folder of an array.")
     configs = {folder: load_config(folder / "config.yaml") for folder in folders}
     varying = _varying(list(configs.values()))
-    results = {folder: read_json(folder / "result.json") for folder in folders}
+    results = {folder: read_result(folder) for folder in folders}
     groups: dict[tuple[str, ...], list[Path]] = {}
     for folder in folders:
         groups.setdefault(tuple(_value(configs[folder], name) for name in varying if name != "seed"), []).append(folder)

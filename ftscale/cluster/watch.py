@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ftscale.cluster import slurm
-from ftscale.cluster.records import Event, Records, checkpoint_step, read_json, run_status
+from ftscale.cluster.records import Event, Records, checkpoint_step, read_json, read_result, train_lines
 from ftscale.errors import UserError
 from ftscale.logs import LOGS
 
@@ -114,15 +112,15 @@ def _members(run_folder: Path) -> list[Path]:
 def _run_line(records: Records) -> str:
     """How far the run itself is: by its metrics."""
     folder = records.run_folder
-    if status := run_status(folder):
-        result = read_json(folder / "result.json")
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in result["metrics"].items() if value is not None)
-        return f"{status} at step {result['steps']}  {shown}"
-    rows = [row for row in _metrics(folder) if row["kind"] == "train"]
+    if result := read_result(folder):
+        numbers = {name: value for name, value in result["metrics"].items() if isinstance(value, (int, float))}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        return f"{result['status']} at step {result.get('steps', '?')}  {shown}"
+    rows = train_lines(folder)
     if not rows:
         return "no step yet"
-    total = read_json(folder / "run.json").get("num_steps")
-    text = f"step {rows[-1]['step']}{f'/{total}' if total else ''}  loss {rows[-1]['loss']:.4g}"
+    total = _num_steps(folder)
+    text = f"step {rows[-1]['step']}{f'/{total}' if total else ''}  loss {float(rows[-1]['loss']):.4g}"
     text += f"  checkpoint of step {checkpoint_step(folder)}"
     if total and (left := _seconds_left(rows, total)) is not None:
         text += f"  {_duration(left)} of training left"
@@ -153,8 +151,7 @@ def _job_line(job: str, run_folder: Path) -> str:
         if limit is not None:
             left = limit - (used or 0)
             text += f", {_duration(left)} to its time limit"
-            rows = [row for row in _metrics(run_folder) if row["kind"] == "train"]
-            total = read_json(run_folder / "run.json").get("num_steps")
+            rows, total = train_lines(run_folder), _num_steps(run_folder)
             needed = _seconds_left(rows, total) if rows and total else None
             if needed is not None and needed > left:
                 text += ": not enough, it will save and go on in another start"
@@ -175,15 +172,10 @@ def _end_line(end: Event) -> str:
     return f"{end['reason']} (step {end['step']}, {end['progress']:+d})"
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # the last line may be half written
-            continue
-    return rows
+def _num_steps(folder: Path) -> int:
+    """Of the whole run; 0 = not known."""
+    total = read_json(folder / "run.json").get("num_steps")
+    return total if isinstance(total, int) else 0
 
 
 def _clock(seconds: float) -> str:

@@ -56,6 +56,10 @@ def _quantised(config: Config) -> bool:
     return config.model.quantization != "none"
 
 
+def _brings_no_head(config: Config) -> bool:
+    return config.task.name in HEADLESS_TASKS or bool(config.head.hidden_sizes) or config.model.init == "random"
+
+
 def _evaluates(config: Config) -> bool:
     return bool(config.evaluation.metric or config.evaluation.patience or config.evaluation.before)
 
@@ -235,6 +239,15 @@ TABLE: tuple[Row, ...] = (
         "head.hidden_sizes needs a task with a classifier, and this task's head is the vocabulary; leave out head.",
         "schema: head is a classification head",
         ("tests/config/test_refusals.py::test_a_language_model_has_no_classifier_to_replace",),
+    ),
+    Row(
+        "a kept head where there is none",
+        lambda config, _: config.head.keep and _brings_no_head(config),
+        "refused",
+        "head.keep = true keeps the classifier that a model brings along, and there is none: causal_lm and seq2seq "
+        "have none, head.hidden_sizes puts another one, model.init: random makes all anew; leave out head.keep.",
+        "schema: keep is for a pretrained classifier",
+        ("tests/config/test_refusals.py::test_a_head_that_is_made_anew_is_not_kept",),
     ),
     Row(
         "last_blocks scope without a number",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +20,7 @@ from ftscale.config.problems import problems_of
 from ftscale.config.schema import Config
 from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.errors import UserError
+from ftscale.sealed import write_text
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -74,10 +74,7 @@ def parse_config(data: dict[str, Any], *, source: str) -> Config:
 
 def write_config(config: Config, path: str | Path) -> None:
     """Write every setting, defaults included, as YAML that `load_config` reads back as the same configuration."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(write_yaml(config.model_dump()), encoding="utf-8")
-    os.replace(part, path)  # a reader never sees half a file
+    write_text(Path(path), write_yaml(config.model_dump()))
 
 
 def config_digest(config: Config) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class TrainingSteps(Dataset):
         )
 
 
-def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: int) -> Iterator[Step]:
+def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: int) -> Generator[Step, None, None]:
     """The steps `start` to `stop - 1`, collated ahead by worker processes where there are any."""
     loader = DataLoader(
         steps,
@@ -90,7 +90,11 @@ def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: i
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
     )
-    return iter(loader)
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        del batches  # its workers end with it, also where an error still holds this frame
 
 
 def evaluation_batches(

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from ftscale.config.schema import DataConfig, SourceConfig
@@ -29,7 +30,7 @@ from ftscale.seeding import derive_seed
 
 FORMAT = 3  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
-NOT_CONTENT = frozenset(("where", "image_path"))  # columns that name places, which may differ between machines
+NOT_CONTENT = frozenset(("where", "image_path", "content"))  # of places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -54,6 +55,10 @@ class SourceReport:
     """Of these, the ones that the chat template leaves out."""
     unseen_prompt: str = ""
     """What the template's generation prompt ends with where a chat does not, e.g. an opened tag; "" = nothing."""
+    blank: int = 0
+    """Rows with a text of white space alone that were kept."""
+    lost: int = 0
+    """Words of rows that were kept whole that have no token."""
 
     @property
     def mean_length(self) -> float:
@@ -95,6 +100,9 @@ class Prepared:
     reports: list[SourceReport]
     content: str
     """A hash of the samples, equal wherever equal rows were prepared alike."""
+    contents: np.ndarray
+    """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
+    are joined from several rows."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -159,8 +167,18 @@ def processor_key(processor: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Roles, seed: int) -> list[set[int]]:
-    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked."""
+def split_rows(
+    sources: Sequence[SourceConfig],
+    *,
+    data: DataConfig,
+    roles: Roles,
+    seed: int,
+    is_used: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[set[int]]:
+    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked.
+
+    Drawn among those that `is_used` takes: others are left out anyway.
+    """
     from sklearn.model_selection import train_test_split
 
     held = []
@@ -173,10 +191,10 @@ def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Role
                     f"data.stratify = {data.stratify!r} is not a column the task reads; "
                     f"name one of {', '.join(sorted(name for name in rows[0] if not name.startswith('_')))}."
                 )
-            strata = [str(row[data.stratify]) for row in rows]
+            strata = [str(row[data.stratify]) for row in rows if is_used(row)]
         try:
             _, evaluation = train_test_split(
-                range(len(rows)),
+                [number for number, row in enumerate(rows) if is_used(row)],
                 test_size=data.eval_ratio,
                 stratify=strata,
                 random_state=derive_seed(seed, "split") % 2**32,
@@ -303,6 +321,8 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue
         kept.append(sample)
+        report.blank += sample.pop("blank", False)
+        report.lost += sample.pop("lost", 0)
         report.truncated += note == "truncated"
         report.longest = max(report.longest, sample["length"])
         report.total_length += sample["length"]
@@ -342,7 +362,10 @@ def _narrow(schema: Any) -> Any:
     import pyarrow as pa
 
     fields = [
-        pa.field(item.name, pa.list_(pa.int32())) if item.type == pa.list_(pa.int64()) else item for item in schema
+        pa.field(item.name, pa.list_(pa.int32()))
+        if item.type == pa.list_(pa.int64()) and item.name != "content"
+        else item
+        for item in schema
     ]
     return pa.schema(fields)
 
@@ -351,13 +374,19 @@ def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) 
     from datasets import Dataset, concatenate_datasets
 
     reports = [SourceReport(**about) for about in saved["sources"]]
-    parts, spans, start = [], [], 0
+    parts, contents, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
-            parts.append(Dataset.from_file(str(folder / f"source-{index}.arrow")))
+            part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
+            if "content" in part.column_names:
+                chunks = part.data.column("content").chunks
+                contents += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
+                part = part.remove_columns("content")
+            parts.append(part)
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
-    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports, saved["content"])
+    whole = concatenate_datasets(parts) if parts else []
+    return Prepared(whole, spans, reports, saved["content"], np.concatenate(contents))
 
 
 def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,9 +18,11 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
+from ftscale.data.missing import with_none
 from ftscale.data.values import check_characters, without_made_nulls
 from ftscale.errors import UserError
 from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
+from ftscale.logs import log
 from ftscale.processes import begin_work
 
 __all__ = [
@@ -35,11 +37,18 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-"""The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
+"""The task's role names to values, None where one is missing, and
+
+- `_where`: where the row stands, e.g. `data/train.csv:17`;
+- `_drop`: the kinds of rows that its source leaves out, where it names any (`SourceConfig.drop`).
+"""
 
 TYPED_FORMATS = ("parquet", "hub")
 """Formats in which every object of a column has the keys of all."""
-READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
+READING_SETTINGS = (
+    *("columns", "header", "separator", "comment", "encoding", "limit", "name", "split"),
+    *("missing_values", "drop"),
+)
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -82,7 +91,8 @@ def open_stream(
 
     roles: the task's alternatives of column names; the first that is there whole is given, and every column that
     `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
-    keep_columns: every column of the row stands under `_columns` too, by the file's own name for it.
+    keep_columns: every column of the row stands under `_columns` too, as pairs of the file's own name and the value
+    as it came; a column without a name is called by what it is to the task, or else by its number.
     An `image` that is a relative path is given relative to the folder of its file.
 
     Finding a position takes constant time in uncompressed CSV, TSV, JSON lines, text, CoNLL, parallel and IDX files
@@ -99,6 +109,8 @@ def open_stream(
     if source.limit and count >= source.limit:
         return
     for number, file in enumerate(files[start:], start):
+        if _is_empty(file):
+            continue
         place = position["place"] if position and number == start else None
         for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled, keep_columns=keep_columns):
             count += 1
@@ -225,14 +237,32 @@ def _file_rows(
     else:
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
+    missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
         names = tuple(name for name in row if not name.startswith("_"))
         check_characters(row, names)
+        for name in names:
+            row[name] = with_none(row[name], missing_values=missing_values)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
         elif file.format in TYPED_FORMATS:
-            without_made_nulls(row, names, setting=file.setting, path=file.name)
+            without_made_nulls(row, names, setting=file.setting, path=file.path)
+        if drop:
+            row["_drop"] = drop
         yield row, here
+
+
+def _is_empty(file: DataFile) -> bool:
+    """Whether a local file has no byte, which is said: it may be one that was never written."""
+    if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
+        return False
+    _say_empty(file.path)
+    return True
+
+
+@cache
+def _say_empty(path: str) -> None:
+    log.warning("%s is empty (0 bytes) and passed over; see whether it was written", path)
 
 
 def _table_rows(
@@ -244,11 +274,13 @@ def _table_rows(
     kept: tuple[str | int, ...],
 ) -> Iterator[tuple[Row, Place]]:
     read = (*wanted, *range(len(kept)))
+    roles = dict(zip(wanted, names, strict=True))  # what to call a column that has no name
+    called = [name if isinstance(name, str) else roles.get(name, str(name)) for name in kept]
     for values, where, here in load_format(file.format).records(file, place=place, wanted=read):
         row = dict(zip(names, values, strict=False))
         row["_where"] = where
         if kept:
-            row["_columns"] = dict(zip(map(str, kept), values[len(wanted) :], strict=True))
+            row["_columns"] = list(zip(called, values[len(wanted) :], strict=True))
         yield row, here
 
 
@@ -267,7 +299,7 @@ def _object_rows(
         row = {name: value[key] for name, key in keys}
         row["_where"] = where
         if keep_columns:
-            row["_columns"] = value
+            row["_columns"] = list(value.items())
         yield row, here
 
 
@@ -283,6 +315,8 @@ def _image(value: Any, folder: str) -> Any:
     """A path (or URL) or bytes, of what a file holds: either, or datasets' {"bytes": ..., "path": ...}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if value == "":
+        return None
     if isinstance(value, str) and not is_url(value):
         return os.path.join(folder, value)
     return value

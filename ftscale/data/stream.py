@@ -9,7 +9,7 @@ block and the number of rows used of it: to go on, at most one block is read aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -94,7 +94,7 @@ class StreamSteps:
         """Where a row of this rank's part of the last step was read: file and line."""
         return self._places[row]
 
-    def steps(self, position: StreamPosition) -> Iterator[Step]:
+    def steps(self, position: StreamPosition) -> Generator[Step, None, None]:
         """Steps from a position on, for ever: epoch after epoch."""
         rows = self._rows(position)
         while batch := list(islice(rows, self.batch.global_size)):

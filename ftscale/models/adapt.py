@@ -32,17 +32,20 @@ def apply_adapter(
     dtype: torch.dtype | None = None,
     num_steps: int | None = None,
     seed: int = 0,
+    revision: str | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Wrap the model in the adapter that `config` names; `method: none` gives the model back.
 
     `task_type`: peft's (SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM), None for images. `new_modules`: names of new
     heads, which train whole and are saved with the adapter. `dtype`: of the trained weights; None = peft's choice,
     float32 for a base in 16 bits. `num_steps`: optimizer steps of the run, for methods that plan over them
-    (adalora). Where peft knows no target modules for the model, all linear layers are adapted.
+    (adalora). `revision`: of the base on the hub, as the saved adapter must name it. Where peft knows no target
+    modules for the model, all linear layers are adapted.
     """
     if config.method == "none":
         return model
     peft_config = build_peft_config(config, task_type=task_type, num_steps=num_steps)
+    peft_config.revision = revision
     names = {field.name for field in fields(peft_config)}
     if (
         "target_modules" in names

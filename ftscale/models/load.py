@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ftscale.config.schema import ModelConfig
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
+from ftscale.models.classes import apply_verdict, class_names, judge_head
 from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
@@ -73,14 +74,23 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
 
 
 def load_model(
-    config: ModelConfig, *, auto_class: str, settings: dict[str, Any], dtype: torch.dtype, seed: int
+    config: ModelConfig,
+    *,
+    auto_class: str,
+    settings: dict[str, Any],
+    dtype: torch.dtype,
+    seed: int,
+    keep_head: bool = False,
 ) -> PreTrainedModel:
     """The base model, without adapter: pretrained or random, quantised or not, in `dtype`, ready to be trained.
 
     `auto_class`: name of a transformers Auto class. `settings`: fields of the model's config that the task sets; with
-    labels among them, a head of another size is replaced by a new one. New weights depend on `seed` alone, so they
-    are the same on every rank. Raises UserError for whatever `config` asks and the model cannot.
+    labels among them, a head of another size or of other classes is replaced by a new one; `keep_head`: other classes
+    are no reason. New weights depend on `seed` alone, so they are the same on every rank. Raises UserError for whatever
+    `config` asks and the model cannot.
     """
+    own = load_model_config(config, settings={})
+    verdict = judge_head(own, settings, auto_class=auto_class, keep=keep_head)
     model_config = load_model_config(config, settings=settings)
     _warn_of_dropout(model_config)
     if "use_cache" in model_config.to_dict():
@@ -100,6 +110,9 @@ def load_model(
         log.info("all weights are random: %s for the config of %s", type(model).__name__, config.name)
     else:
         _report_new_weights(model, config, info, new_head=new_head)
+        if new_head and _head_was_loaded(model, info):
+            ours = [str(name) for name in settings.get("id2label", {}).values()]
+            apply_verdict(model, verdict, theirs=class_names(own), ours=ours, seed=seed)
     if config.quantization != "none":
         keep_gradients(model)
     elif model.main_input_name == "pixel_values":
@@ -285,6 +298,12 @@ def _report_new_weights(model: PreTrainedModel, config: ModelConfig, info: dict[
         log.info("new weights: %s", ", ".join(expected))
     if surprising:
         log.warning("%s has no weights for these, they are random: %s", config.name, ", ".join(surprising))
+
+
+def _head_was_loaded(model: PreTrainedModel, info: dict[str, Any]) -> bool:
+    """Whether all weights of the head came with the model."""
+    fresh = {*info["missing_keys"], *(name for name, _, _ in info["mismatched_keys"])}
+    return not any(name.split(".")[0] in head_module_names(model) for name in fresh)
 
 
 @contextmanager

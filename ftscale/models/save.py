@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -26,6 +27,7 @@ from transformers import (
 
 from ftscale.errors import UserError, unknown_name
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.processes import unchanged_environment
 
@@ -108,13 +110,15 @@ def export_model(
 
     `merge`: fold the adapter into the base; into a quantised base by way of its dequantised weights. `dtype`: fp32,
     bf16, fp16; None = as saved. Gives `merged`, `dtype`, `largest_logit_change` (absolute) and `parameters`. Raises
-    UserError where there is no adapter to merge, the method has no merged form, or `out` is not empty.
+    UserError where there is no adapter to merge, the method has no merged form, `out` is not empty, or the logits moved
+    by more than rounding: then nothing is left in `out`.
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
     before = load_saved(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
     probe = _probe_inputs(before.config)
     expected = _logits(before, probe)
+    allowed = _allowed_change(before, probe, expected, merge=merge, dtype=dtype)
     processor = load_saved_processor(folder)
     if merge:
         del before
@@ -127,12 +131,40 @@ def export_model(
     parameters = sum(weight.numel() for weight in model.parameters())
     del model
     exported = load_saved(out, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    change = (_logits(exported, probe) - expected).abs().max().item()
+    if not change <= allowed:
+        shutil.rmtree(out)
+        raise UserError(
+            f"{'--merge' if merge else 'export'} is not possible with this model: its logits would differ by "
+            f"{change:.3g} from those that were trained, and rounding explains {allowed:.3g}; "
+            + ("leave out --merge." if merge else "leave out --dtype.")
+        )
     return {
         "merged": merge,
         "dtype": str(exported.dtype).removeprefix("torch."),
-        "largest_logit_change": (_logits(exported, probe) - expected).abs().max().item(),
+        "largest_logit_change": change,
         "parameters": parameters,
     }
+
+
+def _allowed_change(
+    model: PreTrainedModel | PeftModel,
+    probe: dict[str, torch.Tensor],
+    expected: torch.Tensor,
+    *,
+    merge: bool,
+    dtype: str | None,
+) -> float:
+    """The largest change of a logit that rounding explains: what kernels differ by, and four times what another dtype
+    does to the model as it is. A model that is to be merged or cast is left in that dtype."""
+    largest = expected.abs().max().item()
+    if model.config.to_dict().get("quantization_config") is not None:
+        return QUANTIZED_TOLERANCE * largest
+    allowed = TOLERANCES[str(DTYPES[dtype] if dtype else model.dtype).removeprefix("torch.")] * largest
+    if merge or dtype is not None:
+        rounded = _logits(model.to(DTYPES[dtype] if dtype is not None else torch.float32), probe)
+        allowed += 4 * (rounded - expected).abs().max().item()
+    return allowed
 
 
 # ---------------------------------------------------------------- saving
@@ -144,9 +176,25 @@ def _save_adapter(model: PeftModel, folder: Path, *, final: Path, state_dict: di
     if not base.name_or_path:  # random weights, which no name brings back
         _save_random_base(model, folder / BASE_MODEL)
         peft_config.base_model_name_or_path = str((final / BASE_MODEL).resolve())
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=_vocabulary_grew(base, peft_config))
     base.config.save_pretrained(folder / BASE_CONFIG)
     _finish_config(base.config, folder / BASE_CONFIG)
+
+
+def _vocabulary_grew(base: PreTrainedModel, peft_config: PeftConfig) -> bool:
+    """Whether the embeddings have rows that the base on disk has not, so that they must be saved with the adapter.
+
+    peft would ask the hub; the config that the base was loaded with lies here.
+    """
+    if not base.name_or_path:
+        return False  # a random base is saved whole, its embeddings with it
+    try:
+        on_disk = AutoConfig.from_pretrained(
+            base.name_or_path, revision=peft_config.revision, local_files_only=True
+        ).get_text_config()
+    except (OSError, ValueError):  # moved, or with code of its own: what is saved is never too little
+        return True
+    return base.config.get_text_config().vocab_size != on_disk.vocab_size
 
 
 def _save_random_base(model: PeftModel, folder: Path) -> None:
@@ -284,12 +332,34 @@ def _merge(folder: Path, *, auto_class: str, trust_remote_code: bool) -> PreTrai
     base = _load_base(folder, auto_class=auto_class, dtype=None, trust_remote_code=trust_remote_code)
     if base.config.to_dict().get("quantization_config") is not None:
         base = base.dequantize()  # the adapter learnt on these weights, not on those before quantisation
+    adapted = _attach(base, folder)
+    _untie(adapted)
     try:
-        merged = _attach(base, folder).merge_and_unload(safe_merge=True)
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (NotImplementedError, AttributeError, ValueError) as error:
         raise UserError(f"--merge is not possible with this adapter ({error}); leave out --merge.") from error
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def _untie(model: PeftModel) -> None:
+    """Give each module a weight of its own where several share one and an adapter adds to one of them.
+
+    Merged into the shared weight, what the adapter adds to the input embeddings would change the output head as well.
+    """
+    base = model.get_base_model()
+    adapted = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    sharing: dict[int, list[tuple[str, str]]] = {}
+    for name, module in base.named_modules():
+        for own_name, weight in module.named_parameters(recurse=False):
+            sharing.setdefault(id(weight), []).append((name, own_name))
+    for owners in sharing.values():
+        if len(owners) < 2 or not any(f"{name}.".startswith(adapted) for name, _ in owners):
+            continue
+        for name, own_name in owners[1:]:
+            module = base.get_submodule(name)
+            setattr(module, own_name, torch.nn.Parameter(module.get_parameter(own_name).detach().clone()))
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
 
 
 def _probe_inputs(model_config: PreTrainedConfig) -> dict[str, torch.Tensor]:

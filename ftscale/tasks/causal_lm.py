@@ -35,6 +35,7 @@ class CausalLM:
     auto_class = "AutoModelForCausalLM"
     processor_class = "tokenizer"
     columns = COLUMNS["causal_lm"]
+    optional = ("input", "tools")
     best_metric = ("loss", False)
 
     def __init__(self, settings: CausalLMSettings) -> None:
@@ -96,7 +97,9 @@ class CausalLM:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The generated text, and the mean log-probability of its tokens."""
         return [
             {"prediction": text, "score": score}

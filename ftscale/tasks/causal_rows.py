@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ftscale.data.chat import encode_conversation, encode_prompt, normalize, row_tools
+from ftscale.data.missing import is_missing
 from ftscale.data.parts import special_frame, tokenize_parts
 from ftscale.errors import UserError
 from ftscale.tasks.base import Row
 from ftscale.tasks.collate import IGNORED
-from ftscale.tasks.rows import text_of, where
+from ftscale.tasks.rows import LEAVE_OUT, mend, text_of, where
 
 COLUMNS = ("messages", "conversations", "instruction", "prompt", "text")  # the first of these says what a row is
 
@@ -38,6 +39,9 @@ def encode_row(
     Raises UserError, with the row's place: a column that is no text or no chat, an unusable template.
     """
     column = row_column(row)
+    absent = next((role for role in ("completion", "output") if role in row and is_missing(row[role])), None)
+    if absent is not None:
+        raise UserError(f"{where(row)}: {absent} = {row[absent]!r} must be a text; {mend(row[absent])}.")
     if column == "text":
         ids = encode_text(text_of(row, "text"), tokenizer)
         return EncodedRow(ids, list(ids), reference=None)
@@ -70,9 +74,12 @@ def encode_text(text: str, tokenizer: Any) -> list[int]:
 
 def row_column(row: Row) -> str:
     """The column that says what a row is."""
-    found = next((column for column in COLUMNS if row.get(column) is not None), None)
+    found = next((column for column in COLUMNS if not is_missing(row.get(column))), None)
     if found is None:
-        raise UserError(f"{where(row)}: none of the columns {', '.join(COLUMNS)} has a value; mend or remove the row.")
+        raise UserError(
+            f"{where(row)}: none of the columns {', '.join(COLUMNS)} has a value; mend or remove the row, or "
+            f"{LEAVE_OUT}."
+        )
     return found
 
 

@@ -23,8 +23,8 @@ from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
 from ftscale.tasks.image_depth import largest_value, to_rgb
-from ftscale.tasks.labels import class_id, class_name, label_settings, sorted_names
-from ftscale.tasks.rows import where
+from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
+from ftscale.tasks.rows import mend, where
 
 TOP = 5
 
@@ -41,11 +41,12 @@ class ImageClassification:
     auto_class = "AutoModelForImageClassification"
     processor_class = "image_processor"
     columns = COLUMNS["image_classification"]
+    optional = ()
     best_metric = ("accuracy", True)
 
     def __init__(self, settings: ImageClassificationSettings) -> None:
         self.settings = settings
-        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -95,13 +96,11 @@ class ImageClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The class and its probability."""
-        scores, ids = outputs["logits"].softmax(dim=-1).max(dim=-1)
-        return [
-            {"prediction": self.labels[number], "score": score}
-            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+        return best_classes(outputs["logits"], self.labels, every=every)
 
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)
@@ -179,7 +178,7 @@ def _location(row: Row) -> tuple[str, bytes]:
         return str(image), b""
     if isinstance(image, bytes) and image:
         return "", image
-    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; mend the row.")
+    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; {mend(image)}.")
 
 
 def _open(path: str, data: bytes) -> Image.Image:

@@ -29,6 +29,7 @@ class Seq2Seq:
     auto_class = "AutoModelForSeq2SeqLM"
     processor_class = "tokenizer"
     columns = COLUMNS["seq2seq"]
+    optional = ()
 
     def __init__(self, settings: Seq2SeqSettings) -> None:
         self.settings = settings
@@ -88,7 +89,9 @@ class Seq2Seq:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, _score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The generated text, and the mean log-probability of its tokens."""
         return [
             {"prediction": text, "score": score}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 import shutil
 import threading
 import time
@@ -12,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 import xxhash
 from torch.utils._pytree import tree_map
 
-from ftscale.distributed import Distributed, check_takeover
+from ftscale.distributed import Distributed, check_takeover, random_state, set_random_state
 from ftscale.errors import UserError
+from ftscale.sealed import sync
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.train.manifest import (
     Checkpoint,
@@ -28,7 +27,6 @@ from ftscale.train.manifest import (
     partial_folder,
     prune_checkpoints,
     seal,
-    sync,
 )
 
 MORE = "more.pt"
@@ -137,6 +135,17 @@ class Saver:
                 self._abandoned.set()
         self._thread = None
         self._agree()
+
+    def end(self) -> None:
+        """Leave no thread that writes: a save in the background is over when this returns, complete or not.
+
+        Not collective: where other ranks' parts are still missing, it is not waited for them.
+        """
+        if self._thread is not None:
+            if self.distributed.world_size > 1:
+                self._abandoned.set()
+            self._thread.join()
+            self._thread = None
 
     def _complete(self, part: Part, manifest: dict[str, Any], best: int | None) -> None:
         """In the background: no collective here, ranks find each other's parts in the folder."""
@@ -333,25 +342,6 @@ def load_more(checkpoint: Checkpoint) -> Any:
     """What the saver's `more` gave; None where it gave nothing."""
     path = checkpoint.folder / MORE
     return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Bring back what `random_state` gave."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _described(error: Exception) -> str:

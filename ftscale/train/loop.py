@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -64,6 +65,8 @@ class Progress:
     """Of the last evaluation."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
+    metric_moved: bool = False
+    """The metric that chooses had two values or more so far."""
     evaluated: int = -1
     """The step of the last evaluation; -1 = none yet."""
     losses: list[float] = field(default_factory=list)
@@ -89,7 +92,7 @@ class Loop:
     task: Task
     distributed: Distributed
     schedule: Any
-    steps: Callable[[int], Iterator[Step]]
+    steps: Callable[[int], Generator[Step, None, None]]
     """Optimizer steps from the given number on."""
     num_steps: int
     train: TrainConfig
@@ -125,9 +128,9 @@ def run_loop(loop: Loop, progress: Progress) -> str:
     """Train from where `progress` stands; returns completed, stopped_early or preempted."""
     started = time.perf_counter() - progress.elapsed_s
     loop.set_training_mode()
-    steps = loop.steps(progress.step)
     stop = loop.distributed.any(bool(loop.stop_request))
-    with progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main) as advance:
+    bar = progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
+    with closing(loop.steps(progress.step)) as steps, bar as advance:  # its worker processes end with it
         while (status := _between_steps(loop, progress, stop=stop)) is None:
             tick = time.perf_counter()
             figures = _train_step(loop, progress, next(steps))
@@ -341,21 +344,40 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     assert loop.evaluate is not None
     metrics = loop.evaluate()
     name, higher = loop.best_metric
-    if name not in metrics:
+    if name not in metrics and "/" not in name:  # a single class may be in no row and no prediction
         raise UserError(unknown_name("evaluation.metric", name, metrics))
-    value, best = metrics[name], progress.best_metric
+    value, before = metrics.get(name, math.nan), progress.last_metrics.get(name, math.nan)
+    first = progress.evaluated < 0
+    progress.metric_moved |= not first and value != before and not (math.isnan(value) and math.isnan(before))
     progress.last_metrics, progress.evaluated = metrics, progress.step
-    improved = math.isfinite(value) and (best is None or (value > best if higher else value < best))
+    improved = _is_better(metrics, value, progress, higher=higher)
     if improved:
         progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
         progress.bad_evaluations = 0
     else:
         progress.bad_evaluations += 1
+    if not first and not progress.metric_moved:
+        log.warning(
+            "%s has been %s at every evaluation since the start: it tells no checkpoint from another, so that the "
+            "lower loss chooses; name another in evaluation.metric if it stays so",
+            name,
+            f"{value:.4g}",
+        )
     loop.metrics.write("eval", progress.step, **metrics)
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved
+
+
+def _is_better(metrics: dict[str, float], value: float, progress: Progress, *, higher: bool) -> bool:
+    """Whether this evaluation is the best so far; of two with one value of the metric, the one of the lower loss."""
+    best = progress.best_metric
+    if not math.isfinite(value) or best is None:
+        return math.isfinite(value)
+    if value == best:
+        return metrics["loss"] < progress.best_metrics["loss"]
+    return value > best if higher else value < best
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:

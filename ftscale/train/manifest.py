@@ -1,4 +1,4 @@
-"""What makes a folder a checkpoint: a manifest, written last, of its files' sizes and hashes."""
+"""What makes a folder a checkpoint: a manifest, written last, of its files' sizes and hashes, and a hash of itself."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import xxhash
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from ftscale.distributed import STRATEGIES
 from ftscale.logs import log
+from ftscale.sealed import DamagedError, sealed, sync, unsealed
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete"
@@ -23,6 +26,29 @@ _PARTIAL = re.compile(r"\.(step-\d{8})\.partial")
 
 Files = dict[str, tuple[int, str]]
 """Relative path to size in bytes and hash of the content (XXH3, 128 bits, hexadecimal)."""
+
+Fits = Callable[[dict[str, Any]], str]
+"""Why the state in a manifest is not one to go on from; "" = it is."""
+
+
+class Manifest(BaseModel):
+    """Every field of a manifest."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    step: NonNegativeInt
+    metric: float | None
+    progress: dict[str, Any]
+    world_size: PositiveInt
+    strategy: str
+    run_id: str
+    config_digest: str
+    versions: dict[str, str]
+    config: dict[str, Any] = {}
+    """All settings of the run."""
+    data_digest: str = ""
+    """Hash of what data.json says."""
+    files: dict[str, tuple[NonNegativeInt, Annotated[str, Field(pattern="^[0-9a-f]{32}$")]]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ def list_checkpoints(root: Path, *, run_id: str | None = None) -> list[Listed]:
     ]
 
 
-def latest_checkpoint(root: Path, *, run_id: str | None = None) -> Checkpoint | None:
+def latest_checkpoint(root: Path, *, run_id: str | None = None, fits: Fits = lambda progress: "") -> Checkpoint | None:
     """The newest checkpoint that verifies; what is newer, or was never finished, is set aside and named in the log.
 
     `run_id`: of the run that it must be of; None = any.
@@ -92,10 +118,16 @@ def latest_checkpoint(root: Path, *, run_id: str | None = None) -> Checkpoint | 
         _set_aside(folder, "it was not finished")
     for folder in reversed(_folders(root)):
         found = read_checkpoint(folder, run_id=run_id)
-        if isinstance(found, Checkpoint):
+        if isinstance(found, Checkpoint) and not (reason := fits(found.progress)):
             return found
-        _set_aside(folder, found)
+        _set_aside(folder, reason if isinstance(found, Checkpoint) else found)
     return None
+
+
+def newest_manifest(root: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint says whose manifest and files' sizes are right; nothing is set aside."""
+    found = (read_checkpoint(folder, contents=False) for folder in reversed(_folders(root)))
+    return next((item.manifest for item in found if isinstance(item, Checkpoint)), None)
 
 
 def complete_checkpoints(root: Path) -> list[Checkpoint]:
@@ -117,28 +149,67 @@ def prune_checkpoints(root: Path, *, keep: int, best: int | None) -> None:
 def read_checkpoint(folder: Path, *, run_id: str | None = None, contents: bool = True) -> Checkpoint | str:
     """The checkpoint, or why it is none. `contents`: the files' hashes are compared, not only their sizes."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         return "no manifest"
-    except (ValueError, UnicodeDecodeError):
-        return "the manifest is torn"
-    if run_id is not None and manifest["run_id"] != run_id:
+    except OSError as error:  # also a file where the folder should be
+        return f"the manifest cannot be read ({error.strerror})"
+    if run_id is not None and _is_of_another_run(text, run_id):
         return "it belongs to another run"
+    try:
+        manifest = unsealed(text, needs_hash=True)
+    except DamagedError as error:
+        return "the manifest is torn" if str(error) == "it is torn" else f"the manifest is damaged: {error}"
+    if problem := _problem(manifest, folder):
+        return f"the manifest is damaged: {problem}"
     for name, (size, digest) in manifest["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if contents and file_digest(path) != digest:
-            return f"{name} has other content than when it was written"
+        try:
+            if contents and file_digest(path) != digest:
+                return f"{name} has other content than when it was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return Checkpoint(folder, manifest)
+
+
+def _is_of_another_run(text: bytes, run_id: str) -> bool:
+    """Whether a manifest names another run, whatever else is wrong with it."""
+    try:
+        return json.loads(text).get("run_id", run_id) != run_id
+    except (ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _problem(manifest: dict[str, Any], folder: Path) -> str:
+    """What is wrong with a manifest's fields; "" = nothing."""
+    try:
+        Manifest.model_validate_json(json.dumps(manifest))  # as JSON, in which a tuple is a list
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if folder_name(manifest["step"]) != folder.name:
+        return f"it is of step {manifest['step']}"
+    if manifest["strategy"] not in STRATEGIES:
+        return f"strategy {manifest['strategy']!r} is not known"
+    names = manifest["files"]
+    if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
+        return f"{outside[0]} lies outside of the checkpoint"
+    ranks = {f"random-{rank:05d}.pt" for rank in range(manifest["world_size"])}
+    if absent := sorted(ranks - names.keys()):
+        return f"it names no {absent[0]}"
+    if ranks == names.keys():
+        return "it names no weights"
+    return ""
 
 
 def seal(folder: Path, final: Path, manifest: Mapping[str, Any], files: Files) -> None:
     """Write the manifest last, and give the folder its final name; durable when this returns."""
     path = folder / MANIFEST
-    path.write_text(json.dumps({**manifest, "files": files}, indent=1))
+    path.write_text(json.dumps(sealed({**manifest, "files": files}), indent=1))
     sync([path, *(item for item in folder.rglob("*") if item.is_dir()), folder])
     shutil.rmtree(final, ignore_errors=True)  # a checkpoint of this step that was not complete
     os.rename(folder, final)
@@ -154,16 +225,6 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sync(paths: Iterable[Path]) -> None:
-    """Have the operating system write files or folders to their disk."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _folders(root: Path) -> list[Path]:
     return sorted(folder for folder in root.glob("step-*") if _NAME.fullmatch(folder.name))
 
@@ -176,6 +237,9 @@ def _set_aside(folder: Path, reason: str) -> None:
     found = _PARTIAL.fullmatch(folder.name)
     target = folder.parent / INCOMPLETE / (found.group(1) if found else folder.name)
     target.parent.mkdir(exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
     os.rename(folder, target)
     log.warning("checkpoint %s is not complete (%s); set aside as %s", folder.name, reason, target)

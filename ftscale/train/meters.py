@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from ftscale.logs import log
+from ftscale.sealed import line_of, read_lines, write_text
 
 
 class MetricsFile:
@@ -33,7 +33,7 @@ class MetricsFile:
         if self._path is not None:
             self._file = self._file or self._path.open("a", buffering=1)
             line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
-            self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
+            self._file.write(line_of({name: _json_number(value) for name, value in line.items()}))
 
     def close(self) -> None:
         if self._file is not None:
@@ -41,11 +41,19 @@ class MetricsFile:
 
 
 def cut_metrics(path: Path, *, after_step: int) -> None:
-    """Drop what a run wrote beyond the checkpoint that it goes on from."""
+    """Drop what a run wrote beyond the checkpoint that it goes on from, and lines that are not what was written."""
     if path.is_file():
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if (found := _step_of(line)) is not None and found <= after_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines, damaged = metric_lines(path)
+        if damaged:
+            log.warning("%d lines of %s are not what was written; left out", damaged, path)
+        write_text(path, "".join(line_of(line) for line in lines if line["step"] <= after_step))
+
+
+def metric_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a metrics.jsonl, and how many were damaged. None of them where there is no file."""
+    lines, damaged = read_lines(path)
+    good = [line for line in lines if isinstance(line.get("kind"), str) and type(line.get("step")) is int]
+    return good, damaged + len(lines) - len(good)
 
 
 def rows_hash(rows: torch.Tensor) -> int:
@@ -106,10 +114,3 @@ def progress_bar(*, total: int, done: int, enabled: bool) -> Iterator[Any]:
 
 def _json_number(value: Any) -> Any:
     return str(value) if isinstance(value, float) and value - value != 0 else value
-
-
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the last line of a killed run can be torn
-        return None

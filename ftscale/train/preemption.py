@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ class StopRequest:
         self.reason: str | None = None
         """The signal's name, or "time limit"; None = not asked."""
         self.at_once = True
+        self.listens = True
+        """Whether signals are noticed."""
         self._deadline: float | None = None
 
     def set_deadline(self, before_end_s: float) -> None:
@@ -65,8 +68,15 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Notice SIGTERM, SIGUSR1 and SIGINT while inside; the handlers that stood before come back after."""
+    """Notice SIGTERM, SIGUSR1 and SIGINT while inside; the handlers that stood before come back after.
+
+    In another thread than the main one signals are not noticed: Python handles them in the main thread alone.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        request.listens = False
+        yield request
+        return
     before = request.listen()
     try:
         yield request

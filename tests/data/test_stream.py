@@ -74,6 +74,13 @@ def test_each_row_of_every_source_comes_once_an_epoch(files):
     assert rows != sorted(rows)
 
 
+def test_a_second_epoch_has_the_same_rows_in_another_order(files):
+    steps = make(files).steps(StreamPosition())
+    first, second = ([number for step in islice(steps, 10) for number in seen(step)] for _ in range(2))
+    assert sorted(first) == sorted(second) == [*range(40), *range(100, 120)]
+    assert first != second
+
+
 def test_without_shuffling_a_single_source_keeps_its_order(files):
     steps = make(files[:1], shuffle=False).steps(StreamPosition())
     assert sorted(seen(next(steps))) == [0, 1, 2, 3, 4, 5]

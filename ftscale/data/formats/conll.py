@@ -38,7 +38,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
                         line=line,
                     )
             values = [[fields[column] for fields, _ in sentence] for column in wanted]
-            yield values, f"{file.name}:{sentence[0][1]}", lines.place()
+            yield values, f"{file.path}:{sentence[0][1]}", lines.place()
 
 
 def _sentences(words: Iterator[Word | None]) -> Iterator[list[Word]]:

@@ -29,7 +29,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     if known is None:
         return
     width = len(known)
-    name = file.name
+    name = file.path
     with open_lines(file, place=place) as lines:
         rows = _fields(file, lines)
         if place is None and file.source.header:
@@ -50,6 +50,10 @@ def _fields(file: DataFile, lines: Lines) -> Iterator[tuple[list[str], int]]:
                 yield fields, start
             start = lines.line + 1
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise file.error(
+                "has a carriage return inside a field that is not quoted; quote the field, or take it out.", line=start
+            ) from error
         raise file.error(
             f"is not {file.format.upper()} ({error}); double the quotes inside a quoted field and close each, or set "
             f"{file.setting}.format: tsv where quotes are part of the text.",

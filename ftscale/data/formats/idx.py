@@ -57,7 +57,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
         for number in range(start + 1, count + 1):
             pixels = _take(file, stream, height * width, number)
             values = (pgm_header + pixels, str(_take(file, labels, 1, number)[0]) if labels else "")
-            yield [values[column] for column in wanted], f"{file.name} row {number}", {"record": number}
+            yield [values[column] for column in wanted], f"{file.path} row {number}", {"record": number}
 
 
 def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensions: int) -> tuple[int, ...]:
