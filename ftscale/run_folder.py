@@ -70,6 +70,9 @@ FREE_TO_CHANGE = (
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
+LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
+"""Settings of a task that the training rows fill in where they have these values."""
+
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
 
@@ -315,10 +318,12 @@ def _shown(difference: str) -> str:
 
 def _comparable(config: Config, before: Config) -> Config:
     """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    if type(config.task) is not type(before.task):
+        return config
     learned = {
         name: getattr(before.task, name)
-        for name in type(config.task).model_fields
-        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+        for name, open_value in LEARNED.items()
+        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
@@ -326,11 +331,13 @@ def _comparable(config: Config, before: Config) -> Config:
 def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
     """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
     are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
-    path, now = folder / "data.json", _fingerprints(config)
+    path = folder / "data.json"
+    if not path.is_file():
+        return []
+    now = {} if "data" in meant else _data_fingerprints(config)
+    now |= {} if "model" in meant else model_fingerprints(config.model)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
-    except FileNotFoundError:
-        return []
     except (DamagedError, ValidationError) as error:
         if manifest.get("data_digest") == _digest(now):
             log.warning(
@@ -389,13 +396,16 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    return _data_fingerprints(config) | model_fingerprints(config.model)
+
+
+def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
     roles = COLUMNS[config.task.name]
-    data = {
+    return {
         f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
-    return data | model_fingerprints(config.model)
 
 
 def _holder(path: Path) -> str:

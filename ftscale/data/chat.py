@@ -87,6 +87,12 @@ def read_template(setting: str | None) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
+def template_name(text: str) -> str:
+    """A template in a few words: the name of a packaged one, or its beginning."""
+    packaged = {path.read_text(encoding="utf-8"): path.stem for path in sorted(TEMPLATES.glob("*.jinja"))}
+    return packaged.get(text) or _short(text)
+
+
 @dataclass(frozen=True)
 class Conversation:
     """A conversation in tokens, and what its template did with it."""

@@ -239,8 +239,8 @@ def _file_rows(
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
+        check_characters(row)
         names = tuple(name for name in row if not name.startswith("_"))
-        check_characters(row, names)
         for name in names:
             row[name] = with_none(row[name], missing_values=missing_values)
         if "image" in row:

@@ -138,3 +138,18 @@ def test_an_empty_stream_is_an_error(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="no rows|empty"):
         next(make([path]).steps(StreamPosition()))
+
+
+def test_what_a_chat_template_leaves_out_is_said_once_and_is_no_part_of_a_sample(files, caplog, monkeypatch):
+    def leaving_out(rows):
+        return [{**sample, "said": 10, "left_out": 4, "unseen_prompt": ""} for sample in prepare(rows)]
+
+    steps = make(files)
+    steps.prepare = leaving_out
+    names = []
+    monkeypatch.setattr(steps, "collate", lambda samples: names.extend(map(set, samples)) or collate(samples))
+    with caplog.at_level("WARNING", logger="ftscale"):
+        list(islice(steps.steps(StreamPosition()), 4))
+    [message] = [record.message for record in caplog.records]
+    assert message.startswith("data.train: the chat template leaves out 24 of 60 characters")
+    assert all(not keys & {"said", "left_out", "unseen_prompt"} for keys in names)
