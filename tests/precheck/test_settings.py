@@ -53,6 +53,8 @@ def test_every_folder_of_a_run_is_tried(shared: Path, tmp_path: Path):
 
 def test_an_encoder_does_not_write_unless_it_is_made_to(minilm: Path, shared: Path, tmp_path: Path):
     settings = tiny.settings(shared, tmp_path, task="causal_lm", model=str(minilm))
+    for part in ("train", "eval"):
+        settings["data"][part] = settings["data"][part] | {"columns": {"text": 0}}
     with pytest.raises(UserError) as error:
         check_config(parse_config(settings, source="f"))
     [problem] = error.value.problems
