@@ -130,7 +130,7 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
 
 
 def _kept_batch(inputs: Inputs) -> dict[str, Any]:
-    """The first few samples that were kept, as inputs of the model's forward: padded tensors with one entry a sample."""
+    """The first few samples that were kept, as the model's forward takes them: padded tensors, one entry a sample."""
     task = inputs.task
     numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(_kept_samples(inputs))]
     batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)

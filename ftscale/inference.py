@@ -21,12 +21,13 @@ from pydantic import ValidationError
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
-from ftscale.config.schema import DistributedConfig, Section, SourceConfig, TextSettings
+from ftscale.config.schema import DistributedConfig, Section, Seq2SeqSettings, SourceConfig, TextSettings
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
 from ftscale.inputs import evaluation_rows
 from ftscale.logs import launched_rank, log, setup_logging
+from ftscale.models.languages import set_languages
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.processes import begin_work
@@ -183,7 +184,10 @@ def _open_run(run_folder: Path) -> tuple[Config, Task, Any]:
     """The run's configuration, its task, and the processor saved with its model."""
     config, task = _read_run(run_folder)
     saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
-    return config, task, load_processor(saved, kind=task.processor_class)
+    processor = load_processor(saved, kind=task.processor_class)
+    if isinstance(config.task, Seq2SeqSettings):
+        set_languages(processor, config.task)
+    return config, task, processor
 
 
 def _read_run(run_folder: Path) -> tuple[Config, Task]:

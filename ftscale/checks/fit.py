@@ -6,15 +6,19 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings, TextSettings
+from ftscale.models.agree import no_start, start_token
 from ftscale.models.classes import judge_head, labels_of_model
+from ftscale.models.languages import set_languages, target_code
 from ftscale.models.lengths import Lengths, model_lengths
-from ftscale.models.load import load_model_config
+from ftscale.models.load import load_generation_config, load_model_config
 from ftscale.tasks.base import Task
 from ftscale.tasks.encode import length_limit
 
+STARTS_BY_ITSELF = ("mbart",)  # with the last token of the text; generation is told by the language of the targets
+
 
 def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) -> list[str]:
-    """What does not fit. The tokenizer learns here how much the model takes, and is saved with it."""
+    """What does not fit. The tokenizer learns here how much the model takes, and in which languages; both are saved."""
     if not isinstance(config.task, TextSettings):
         return []
     lengths = model_lengths(model_config, auto_class=task.auto_class, trust_remote_code=config.model.trust_remote_code)
@@ -22,7 +26,22 @@ def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) 
     if lengths.source is not None:
         # of the samples: transformers has no other place where a tokenizer says what its model takes
         processor.model_max_length = min(processor.model_max_length, lengths.source - virtual)
-    return _length_problems(config.task, processor, lengths, virtual=virtual)
+    return [
+        *_length_problems(config.task, processor, lengths, virtual=virtual),
+        *_decoder_problems(config, model_config, processor),
+    ]
+
+
+def _decoder_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
+    """Languages, and the token with which a decoder starts."""
+    problems, told = [], False
+    if isinstance(config.task, Seq2SeqSettings):
+        problems = set_languages(processor, config.task)
+        told = not problems and target_code(processor) is not None
+    if told or not model_config.is_encoder_decoder or model_config.model_type in STARTS_BY_ITSELF:
+        return problems
+    own = load_generation_config(config.model, model_config)
+    return [*problems, *([no_start(processor)] if start_token(model_config, own) is None else [])]
 
 
 def in_model_order(config: Config, task: Task, learned: dict[str, Any]) -> dict[str, Any]:
