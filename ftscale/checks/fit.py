@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from ftscale.config import Config
-from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings, TextSettings
-from ftscale.models.agree import no_start, start_token
+from ftscale.config.schema import CausalLMSettings, GenerationSettings, Seq2SeqSettings, TextSettings
+from ftscale.errors import UserError
+from ftscale.models.agree import STARTS_WITH_THE_END, no_start, start_token
 from ftscale.models.classes import judge_head, labels_of_model
+from ftscale.models.generate import obeyed
 from ftscale.models.languages import set_languages, target_code
 from ftscale.models.lengths import Lengths, model_lengths
 from ftscale.models.load import load_generation_config, load_model_config
 from ftscale.tasks.base import Task
 from ftscale.tasks.encode import length_limit
-
-STARTS_BY_ITSELF = ("mbart",)  # with the last token of the text; generation is told by the language of the targets
 
 
 def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) -> list[str]:
@@ -34,13 +34,17 @@ def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) 
 
 def _decoder_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
     """Languages, and the token with which a decoder starts."""
-    problems, told = [], False
+    problems, told, own = [], False, None
+    if isinstance(config.task, (CausalLMSettings, Seq2SeqSettings)) or model_config.is_encoder_decoder:
+        try:
+            own = load_generation_config(config.model)
+        except UserError as error:
+            return list(error.problems)
     if isinstance(config.task, Seq2SeqSettings):
         problems = set_languages(processor, config.task)
         told = not problems and target_code(processor) is not None
-    if told or not model_config.is_encoder_decoder or model_config.model_type in STARTS_BY_ITSELF:
+    if told or own is None or not model_config.is_encoder_decoder or model_config.model_type in STARTS_WITH_THE_END:
         return problems
-    own = load_generation_config(config.model, model_config)
     return [*problems, *([no_start(processor)] if start_token(model_config, own) is None else [])]
 
 
@@ -62,6 +66,14 @@ def head_warnings(config: Config, task: Task) -> list[str]:
     own = load_model_config(config.model, settings={})
     said = judge_head(own, settings, auto_class=task.auto_class, keep=config.head.keep).said
     return [f"{said}."] if said else []
+
+
+def generation_facts(config: Config) -> dict[str, Any]:
+    """What besides the run's own settings says which token may follow: the model's generation config, and options."""
+    if not isinstance(config.task, (CausalLMSettings, Seq2SeqSettings)):
+        return {}
+    own = load_generation_config(config.model)
+    return obeyed(own, config.task.generate or GenerationSettings())
 
 
 def _virtual_tokens(config: Config) -> int:

@@ -56,7 +56,7 @@ def check_run(
 
 def _check(config: Config, *, world_size: int, full: bool) -> Report:
     from ftscale.checks.data import describe_data, marked_rows
-    from ftscale.checks.fit import head_warnings
+    from ftscale.checks.fit import generation_facts, head_warnings
     from ftscale.checks.metric import metric_warnings
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
@@ -75,6 +75,8 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
     report.warnings += notes
+    if generation := generation_facts(sample.config):
+        report.facts["generation"] = generation
     schedule = describe_schedule(sample.config, sample, world_size=world_size, flat=config.batch.layout == "flat")
     report.facts["schedule"] = schedule
     report.errors += [*data_errors, *problems, *steps_problems(config, num_steps=schedule["total_steps"])]

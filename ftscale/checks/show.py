@@ -45,6 +45,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
             found.append(f"rows of data.eval that are in data.train too: {data['overlap']}")
     if tokenizer := facts.get("tokenizer"):
         found.append("tokenizer: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+    if generation := facts.get("generation"):
+        values = ", ".join(f"{name} {value}" for name, value in generation.items())
+        found.append(f"generation: {values} (of the model's generation config, and task.generate.options over it)")
     if schedule := facts.get("schedule"):
         found += _schedule_lines(schedule)
     found += [f"{row['name']}: {row['text']}" for row in facts.get("combination", ())]

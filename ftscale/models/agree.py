@@ -12,6 +12,9 @@ from ftscale.logs import log
 from ftscale.models.languages import target_code
 from ftscale.models.lengths import POSITION_TABLES
 
+STARTS_WITH_THE_END = ("mbart",)
+"""Models that are trained with the last token of the text before its first."""
+
 
 def agree_on_padding(model: PreTrainedModel, tokenizer: Any) -> None:
     """The tokenizer's padding id for the model too, which finds the last token of a padded row by it.
@@ -41,8 +44,8 @@ def agree_on_start(model: PreTrainedModel, tokenizer: Any) -> None:
     code, target = target_code(tokenizer), tokenizer(text_target="a")["input_ids"]
     if code is not None and target[0] == code:
         generation.forced_bos_token_id = code
-    elif code is not None and target[-1] == code:
-        config.decoder_start_token_id = code
+    if config.model_type in STARTS_WITH_THE_END or (code is not None and target[-1] == code):
+        config.decoder_start_token_id = target[-1]
     start = start_token(config, generation)
     if start is None:
         raise UserError(no_start(tokenizer))

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ftscale.config.schema import GenerationSettings
 from ftscale.errors import UserError, unknown_name
+from ftscale.logs import log
 from ftscale.models.lengths import position_tables
 from ftscale.models.probing import transformers_model
 
@@ -86,6 +87,26 @@ def generate(
             asked.num_beams, asked.early_stopping, asked.length_penalty = 1, None, None
             model.generate(**inputs, logits_processor=LogitsProcessorList([chosen]))
     return written, torch.stack(chosen.steps, dim=1)[:, : written.shape[1]]
+
+
+def mend_generation_config(model: PreTrainedModel) -> None:
+    """Leave out of a generation config what transformers would refuse to save, after all the training.
+
+    E.g. `num_return_sequences: 2` without beams, or a temperature without sampling (Llama 2's own file).
+    """
+    if not model.can_generate():
+        return
+    own = model.generation_config
+    for names in ((*OBEYED, *TOKENS), TOKENS):
+        try:
+            model.generation_config.validate(strict=True)
+            return
+        except ValueError as error:
+            values = {name: getattr(own, name) for name in names}
+            model.generation_config = GenerationConfig(
+                **{key: item for key, item in values.items() if item is not None}
+            )
+            log.warning("the model's generation config cannot be saved (%s): kept are %s", error, ", ".join(names))
 
 
 def mean_until_end(log_probabilities: Tensor, written: Tensor, ends: Sequence[int]) -> list[float | None]:

@@ -75,12 +75,22 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
     return model_config
 
 
-def load_generation_config(config: ModelConfig, model_config: PreTrainedConfig) -> GenerationConfig:
-    """The generation config that the model will have: of its generation_config.json, or else by its config."""
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The generation config that the model will have: of its generation_config.json, or else of its config.json.
+
+    Raises UserError where transformers refuses the file.
+    """
+    place = _locate("model.name", config.name)
     try:
-        return GenerationConfig.from_pretrained(_locate("model.name", config.name), revision=config.revision)
-    except OSError:  # no such file
-        return GenerationConfig.from_model_config(model_config)
+        try:
+            return GenerationConfig.from_pretrained(place, revision=config.revision)
+        except OSError:  # no such file
+            return GenerationConfig.from_pretrained(place, revision=config.revision, config_file_name="config.json")
+    except ValueError as error:
+        raise UserError(
+            f"model.name = {config.name!r}: transformers refuses its generation_config.json "
+            f"({_first_sentence(error)}); mend or remove that file."
+        ) from error
 
 
 def load_model(
