@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ftscale.checks.images import image_problems
 from ftscale.config import Config
-from ftscale.config.schema import CausalLMSettings, GenerationSettings, Seq2SeqSettings, TextSettings
+from ftscale.config.schema import (
+    CausalLMSettings,
+    GenerationSettings,
+    ImageClassificationSettings,
+    Seq2SeqSettings,
+    TextSettings,
+)
 from ftscale.errors import UserError
 from ftscale.models.agree import STARTS_WITH_THE_END, no_start, start_token
 from ftscale.models.classes import judge_head, labels_of_model
@@ -19,8 +26,8 @@ from ftscale.tasks.encode import length_limit
 
 def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) -> list[str]:
     """What does not fit. The tokenizer learns here how much the model takes, and in which languages; both are saved."""
-    if not isinstance(config.task, TextSettings):
-        return []
+    if isinstance(config.task, ImageClassificationSettings):
+        return image_problems(config, config.task, task, model_config, processor)
     lengths = model_lengths(model_config, auto_class=task.auto_class, trust_remote_code=config.model.trust_remote_code)
     virtual = _virtual_tokens(config)
     if lengths.source is not None:
