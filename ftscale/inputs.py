@@ -10,11 +10,13 @@ import numpy as np
 
 from ftscale.checks import check_config, steps_problems
 from ftscale.checks.fit import in_model_order
+from ftscale.checks.vocabulary import vocabulary_warnings
 from ftscale.config import Config
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
+from ftscale.logs import log
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
@@ -52,6 +54,8 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
+    for warning in vocabulary_warnings(config, task, processor):
+        log.warning("%s", warning)
     inputs = Inputs(config, task, processor, train_rows, evaluation, test)
     if problems := steps_problems(config, num_steps=num_steps_of(inputs)):
         raise UserError(*problems)

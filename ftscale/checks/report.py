@@ -60,6 +60,7 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
     from ftscale.checks.metric import metric_warnings
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
+    from ftscale.checks.vocabulary import vocabulary_warnings
 
     processor = check_config(config)
     sample = read_sample(config, processor, full=full)
@@ -74,7 +75,7 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
     data_errors = _data_errors(config, report.facts["data"])
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
-    report.warnings += notes
+    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task, processor)]
     if generation := generation_facts(sample.config):
         report.facts["generation"] = generation
     schedule = describe_schedule(sample.config, sample, world_size=world_size, flat=config.batch.layout == "flat")
