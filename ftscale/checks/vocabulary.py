@@ -69,8 +69,8 @@ def _untrained(config: Config, task: Task, model_config: Any, new: list[tuple[in
     numbers = [number for number, _ in still]
     ids = f"[{numbers[0]}, ..., {numbers[-1]}]" if len(numbers) > SHOWN else str(numbers)
     fix = (
-        f"set adapter.modules_to_save: [{', '.join(names)}] (whole), or with lora adapter.trainable_token_indices: {ids} (their "
-        "rows alone)"
+        f"set adapter.modules_to_save: [{', '.join(names)}] (whole), or with lora adapter.trainable_token_indices: "
+        f"{ids} (their rows alone)"
         if config.adapter.method != "none"
         else "leave out trainable.freeze_embeddings, or set trainable.scope: all"
     )
