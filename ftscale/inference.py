@@ -23,6 +23,7 @@ from ftscale.config.schema import (
     ClassNames,
     DistributedConfig,
     Section,
+    Seq2SeqSettings,
     SourceConfig,
     TextClassificationSettings,
     TextSettings,
@@ -36,6 +37,7 @@ from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
+from ftscale.models.languages import set_languages
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.processes import begin_work
@@ -230,7 +232,10 @@ def _open_run(run_folder: Path) -> tuple[Config, Task, Any]:
     """The run's configuration, its task, and the processor saved with its model."""
     config, task = _read_run(run_folder)
     saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
-    return config, task, load_processor(saved, kind=task.processor_class)
+    processor = load_processor(saved, kind=task.processor_class)
+    if isinstance(config.task, Seq2SeqSettings):
+        set_languages(processor, config.task)
+    return config, task, processor
 
 
 def _read_run(run_folder: Path) -> tuple[Config, Task]:

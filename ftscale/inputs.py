@@ -19,6 +19,7 @@ from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import in_model_order
+from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
@@ -63,6 +64,8 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
+    for warning in vocabulary_warnings(config, task, processor):
+        log.warning("%s", warning)
     inputs = Inputs(config, task, processor, train_rows, evaluation, test)
     if "labels" in learned and train_rows is not None:
         for sentence in odd_labels(_class_counts(task, train_rows)):

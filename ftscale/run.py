@@ -278,7 +278,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
-    from ftscale.models.agree import agree_on_padding
+    from ftscale.models.agree import agree_on_padding, agree_on_start
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -301,6 +301,8 @@ def build_model(
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
         agree_on_padding(model, processor)
+        if task.auto_class == "AutoModelForSeq2SeqLM":
+            agree_on_start(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []

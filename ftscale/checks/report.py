@@ -94,7 +94,8 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     from ftscale.checks.model import model_problems
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
-    from ftscale.precheck.fit import head_warnings
+    from ftscale.precheck.fit import generation_facts, head_warnings
+    from ftscale.precheck.vocabulary import vocabulary_warnings
 
     report = Report(errors=_start_problems(config, start))
     try:
@@ -112,7 +113,9 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     report.rows = marked_rows(sample, processor)
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
-    report.warnings += notes
+    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task, processor)]
+    if generation := generation_facts(sample.config):
+        report.facts["generation"] = generation
     flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule

@@ -50,6 +50,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if tokenizer := facts.get("tokenizer"):
         name = "tokenizer" if "tokens" in tokenizer else "image processor"
         found.append(f"{name}: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+    if generation := facts.get("generation"):
+        values = ", ".join(f"{name} {value}" for name, value in generation.items())
+        found.append(f"generation: {values} (of the model's generation config, and task.generate.options over it)")
     if schedule := facts.get("schedule"):
         found += _schedule_lines(schedule)
     if steps := facts.get("steps"):

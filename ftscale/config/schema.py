@@ -107,6 +107,9 @@ class GenerationSettings(Section):
     """Longest generated text in tokens."""
     num_beams: PositiveInt = 1
     """Beam width; 1 = greedy."""
+    options: dict[str, Any] = {}
+    """Fields of transformers' GenerationConfig that say which tokens may follow, over the model's own, e.g.
+    `{repetition_penalty: 1.0, min_length: 0, forced_bos_token_id: null}`."""
 
 
 class CausalLMSettings(TextSettings):
@@ -141,6 +144,11 @@ class Seq2SeqSettings(TextSettings):
     """Longest target in tokens; null = `max_length`."""
     source_prefix: str = ""
     """Put before each source, e.g. `translate German to English: ` for T5."""
+    source_language: str | None = None
+    """Code of the sources' language, where the tokenizer writes one (mBART, NLLB, M2M100), e.g. `deu_Latn`; null = as
+    the tokenizer's files say."""
+    target_language: str | None = None
+    """Code of the targets' language; generation begins with it. null = as the tokenizer's files say."""
     generate: GenerationSettings | None = GenerationSettings()
     """Generate in evaluation and score by sacreBLEU, chrF and ROUGE; null = loss and token accuracy only."""
 

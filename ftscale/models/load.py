@@ -14,6 +14,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -29,6 +30,7 @@ from ftscale.models.quantize import keep_gradients, quantization_config
 
 MUCH_DROPOUT = 0.5
 TWIN_SIZES = {"vocab_size": 1000, "intermediate_size": 256}
+START = "decoder_start_token_id"
 LABEL_SETTINGS = frozenset({"num_labels", "id2label"})  # a task that sets these brings a head of its own
 
 
@@ -71,6 +73,24 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
     for name, value in settings.items():
         setattr(model_config, name, value)
     return model_config
+
+
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The generation config that the model will have: of its generation_config.json, or else of its config.json.
+
+    Raises UserError where transformers refuses the file.
+    """
+    place = _locate("model.name", config.name)
+    try:
+        try:
+            return GenerationConfig.from_pretrained(place, revision=config.revision)
+        except OSError:  # no such file
+            return GenerationConfig.from_pretrained(place, revision=config.revision, config_file_name="config.json")
+    except ValueError as error:
+        raise UserError(
+            f"model.name = {config.name!r}: transformers refuses its generation_config.json "
+            f"({_first_sentence(error)}); mend or remove that file."
+        ) from error
 
 
 def load_model(
@@ -201,13 +221,14 @@ def _no_folder(setting: str, name: str, folder: Path) -> str:
 
 def _override(model_config: PreTrainedConfig, overrides: dict[str, Any], *, setting: str) -> list[str]:
     """Set the fields in place; the problems are returned."""
-    known = model_config.to_dict()
+    own = model_config.to_dict()
+    known = own | ({START: None} if model_config.is_encoder_decoder else {})  # T5's config knows it only when it is set
     problems = []
     for name, value in overrides.items():
         if name not in known:
             problems.append(unknown_name(setting, name, known))
             continue
-        part = getattr(model_config, name)
+        part = getattr(model_config, name) if name in own else None
         if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
             problems += _override(part, value, setting=f"{setting}.{name}")
         else:

@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from ftscale.errors import UserError, unknown_name
+from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.processes import unchanged_environment
@@ -55,6 +57,7 @@ def save_model(
     before: everything is written beside it first.
     """
     folder = Path(folder)
+    mend_generation_config(transformers_model(model))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
