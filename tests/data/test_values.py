@@ -58,6 +58,8 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_row(shared: Path, tmp_path
         settings["model"] = str(shared / "weights/mobilenet_v1_0.25_224")
     if task == "causal_lm":
         settings["task"]["chat_template"] = "alpaca"
+    if isinstance(good.get("label"), list):
+        settings["task"]["problem"] = "multi_label"
     [name] = bad
     checked = tiny.command("check", tiny.write_run(tmp_path, settings))
     assert checked.code == 2

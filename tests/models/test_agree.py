@@ -68,7 +68,7 @@ def test_predictions_do_not_depend_on_the_batch(run: Path):
     scores = []
     for size in (1, 4):
         with open_predictor(run, batch_size=size) as predictor:
-            scores.append([answer["score"] for answer in predictor.answers(rows)])
+            scores.append([answer.as_dict()["score"] for answer in predictor.answers(rows)])
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
