@@ -72,6 +72,7 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
         raise UserError(*problems)
     for name, value in settings.items():
         setattr(model_config, name, value)
+    model_config.name_or_path = place  # where `from_config` looks for code of the model's own
     return model_config
 
 
@@ -261,12 +262,14 @@ def _attention_problems(name: str) -> list[str]:
 def _random_model(
     config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype
 ) -> PreTrainedModel:
-    model_config.name_or_path = ""  # these weights are nowhere to be found again: save_model must keep them
     if "mlp_head" in model_config.to_dict():
         del model_config.mlp_head  # of an earlier run; the head section says which head this one has
-    return build.from_config(
+    model = build.from_config(
         model_config, dtype=dtype, trust_remote_code=config.trust_remote_code, **_attention_argument(config)
     )
+    # these weights are nowhere to be found again: save_model must keep them
+    model.config.name_or_path = model.name_or_path = ""
+    return model
 
 
 def _pretrained_model(

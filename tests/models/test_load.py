@@ -296,3 +296,19 @@ def test_a_quantised_embedding_cannot_be_enlarged(shared):
     tokenizer.add_tokens(["<one>"])
     with pytest.raises(UserError, match="has 513 tokens and the model 512 embeddings"):
         fit_vocabulary(load(place, quantization="nf4"), tokenizer, seed=0)
+
+
+def test_code_of_the_models_own_is_found_for_random_weights_too(shared, tmp_path):
+    import json
+
+    folder = tmp_path / "model"
+    shutil.copytree(shared / "weights/stories260K", folder)
+    code = "from transformers import LlamaForCausalLM\n\n\nclass Own(LlamaForCausalLM):\n    pass\n"
+    (folder / "modeling_own.py").write_text(code)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    about = {"auto_class": "AutoModelForCausalLM", "settings": {}, "dtype": torch.float32, "seed": 0}
+    for init in ("random", "pretrained"):
+        config = ModelConfig(name=str(folder), init=init, trust_remote_code=True)
+        assert type(load_model(config, **about)).__name__ == "Own"
