@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ftscale.config.schema import DataConfig, SourceConfig
+from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
 from ftscale.data import prepare as prepare_module
-from ftscale.data.prepare import prepare_sources, split_rows
+from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.errors import UserError
+from ftscale.models.load import load_processor
 
 ROLES = (("text", "label"),)
 
@@ -208,3 +209,12 @@ def test_a_column_to_stratify_by_must_be_read(tmp_path):
         UserError, match="data.stratify = 'topic' is not a column the task reads; name one of label, text"
     ):
         split_rows(data.train, data=data, roles=ROLES, seed=0)
+
+
+def test_a_tokenizer_has_the_same_digest_before_and_after_its_use(shared):
+    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    before = processor_key(tokenizer)
+    tokenizer(["a text", "another one that is longer"], truncation=True, max_length=4, padding=True)
+    assert processor_key(tokenizer) == before
+    tokenizer.add_tokens(["<new>"])
+    assert processor_key(tokenizer) != before
