@@ -25,6 +25,7 @@ from ftscale.config.schema import DistributedConfig, Section, SourceConfig, Text
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
+from ftscale.files import open_new, partial_path
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
@@ -301,9 +302,9 @@ def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     if out is None:
         yield lambda row: print(_json(row))
         return
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_path(out)
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as file:
+        with open_new(partial, newline="") as file:
             yield (lambda row: print(_json(row), file=file)) if out.suffix == ".jsonl" else _table_writer(file, out)
         os.replace(partial, out)
     finally:

@@ -34,6 +34,7 @@ from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
+    at_real_folder,
     check_run_folder,
     clear_run_folder,
     finished_result,
@@ -74,7 +75,8 @@ def train(
 
 
 def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
-    rank, folder = launched_rank(), Path(config.run_folder)
+    rank, config = launched_rank(), at_real_folder(config)
+    folder = Path(config.run_folder)
     setup_logging(rank=rank)
     if not stop_request.listens:
         log.info("training in a thread: signals are not noticed, and end the process as they did before")

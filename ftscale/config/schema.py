@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,7 +16,19 @@ from pydantic import (
     PositiveInt,
 )
 
+from ftscale.shown import control_characters
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_line(value: str) -> str:
+    if found := control_characters(value):
+        raise ValueError(f"must hold no line ends and other control characters (it has {found})")
+    return value
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+"""A text that reaches a job script, where a line end would begin a command."""
 
 
 class Section(BaseModel):
@@ -437,7 +450,7 @@ class Config(Section):
 
     task: Annotated[TaskSettings, BeforeValidator(_by_name, json_schema_input_type=TaskName | TaskSettings)]
     """The task: its name, or a section with its name and settings."""
-    run_folder: str
+    run_folder: OneLine
     """Folder that the run writes; must not exist yet unless resumed or overwritten."""
     seed: NonNegativeInt = 0
     """Seed of the data order, new weights, dropout and augmentation."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +18,7 @@ from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError
+from ftscale.files import partial_path, remove, remove_partials, without_link
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
@@ -92,7 +92,7 @@ def prepare_sources(
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
     folder = cache_folder(data) / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
         if not (folder / "report.json").is_file():
             _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
     prepared = _load(folder, sources)
@@ -163,8 +163,8 @@ def _build(
     labelled: bool,
     keep: Callable[[int, int], bool] | None,
 ) -> None:
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_partials(folder)
+    partial = partial_path(folder)
     partial.mkdir()
     reports = []
     for index, source in enumerate(sources):
@@ -178,7 +178,7 @@ def _build(
         _write(partial / f"source-{index}.arrow", (sift(chunk, report) for chunk in chunks))
         reports.append(report)
     (partial / "report.json").write_text(json.dumps([asdict(report) for report in reports]))
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os.rename(partial, folder)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from ftscale.errors import UserError, unknown_name
+from ftscale.files import partial_path, remove, remove_partials
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
 from ftscale.models.quantize import keep_gradients
 from ftscale.processes import unchanged_environment
@@ -48,8 +48,8 @@ def save_model(
     as it was before: everything is written beside it first.
     """
     folder = Path(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_partials(folder)
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     if isinstance(model, PeftModel):
         _save_adapter(model, partial, final=folder, state_dict=state_dict)
@@ -61,7 +61,7 @@ def save_model(
     for path in filter(Path.is_file, partial.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os.rename(partial, folder)
 
 
