@@ -35,10 +35,11 @@ def open_to_append(path: Path) -> TextIO:
 
 
 def without_link(path: Path) -> Path:
-    """The path, at which afterwards stands a plain file or nothing: no link, pipe or device."""
+    """The path, at which afterwards stands no link, pipe or device."""
     with suppress(FileNotFoundError):
-        if not stat.S_ISREG(path.lstat().st_mode):
-            remove(path)
+        kind = path.lstat().st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            path.unlink()
     return path
 
 

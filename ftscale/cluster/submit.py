@@ -159,8 +159,15 @@ def _processes(request: Request, site: Site) -> int:
 
 
 def job_script(run_folder: Path, request: Request, site: Site, *, array: str | None) -> str:
-    """The template filled in for a request; array: members, e.g. 0-5%2, None = a single run."""
+    """The template filled in for a request; array: members, e.g. 0-5%2, None = a single run.
+
+    Raises UserError for values and names of folders that cannot stand in a job script.
+    """
     folder = Records(run_folder).folder.resolve()
+    if "\\" in str(folder):  # to Slurm: none of the symbols in the name of a log is replaced (seen with 22.05)
+        raise UserError(
+            f"run_folder = {run_folder}: Slurm writes no log below {folder}, because of its backslash; rename it."
+        )
     gpus, processes = _gpus(request, site), _processes(request, site)
     options: dict[str, str | None] = {
         "job-name": run_folder.name,

@@ -14,7 +14,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ftscale.distributed import STRATEGIES
-from ftscale.files import remove
+from ftscale.files import remove, without_link
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, sealed, sync, unsealed, write_text
 
@@ -235,7 +235,7 @@ def _partial_folders(root: Path) -> list[Path]:
 def _set_aside(folder: Path, reason: str) -> None:
     found = _PARTIAL.fullmatch(folder.name)
     target = folder.parent / INCOMPLETE / (found.group(1) if found else folder.name)
-    target.parent.mkdir(exist_ok=True)
+    without_link(target.parent).mkdir(exist_ok=True)
     remove(target)
     os.rename(folder, target)
     log.warning("checkpoint %s is not complete (%s); set aside as %s", folder.name, reason, target)

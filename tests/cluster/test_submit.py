@@ -178,7 +178,12 @@ def test_nor_is_the_name_of_a_folder_above(run: Path, slurm: Path, tmp_path: Pat
     assert not list(tmp_path.rglob("PWN"))
 
 
-@pytest.mark.parametrize("folder", ["runs/my run", "runs/it's \\ $(touch PWN) `touch PWN` ; #1 100%j"])
+def test_a_folder_below_which_slurm_writes_no_log_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="because of its backslash; rename it"):
+        job_script(tmp_path / "a\\b", Request(), Site(), array=None)
+
+
+@pytest.mark.parametrize("folder", ["runs/my run", "runs/it's $(touch PWN) `touch PWN` ; #1 100%j"])
 def test_every_member_of_an_array_gets_its_own_file_whatever_its_folder_is_called(
     folder: str, run: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
