@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
-from ftscale.config.load import config_digest
+from ftscale.config.load import config_digest, public
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
@@ -244,7 +244,7 @@ def _build(
             distributed,
             identity={
                 "config_digest": config_digest(config),
-                "config": config.model_dump(mode="json"),
+                "config": public(config).model_dump(mode="json"),
                 "versions": versions(),
             },
             keep=config.checkpoint.keep,

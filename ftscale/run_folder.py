@@ -22,12 +22,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
-from ftscale.config.load import differences
+from ftscale.config.load import differences, public
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import remove, remove_partials, without_link
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, read_json, write_json
+from ftscale.shown import shown
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
 
@@ -259,7 +260,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "device": _device_name(),
         **run,
         "git": _git_commit(),
-        "command": sys.argv,
+        "command": [shown(argument) for argument in sys.argv],
         "started": _now(),
     }
     write_json(folder / "run.json", about)
@@ -325,7 +326,7 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
-    lines = differences(before, _comparable(config, before))
+    lines = differences(public(before), public(_comparable(config, before)))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 

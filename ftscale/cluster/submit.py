@@ -222,7 +222,7 @@ def _write_and_submit(
         if array:
             write_text(folder / RUNS, "".join(f"{shlex.quote(str(file.resolve()))}\n" for file in files))
         for config, file in zip(configs, files, strict=True):
-            write_config(config, file)
+            write_config(config, file, with_secrets=True)  # the job has nothing else to read
         jobs = _sbatch(folder / SCRIPT, chain=chain)
     except BaseException:
         if new:

@@ -22,6 +22,7 @@ from ftscale.files import partial_path, remove, remove_partials, without_link
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
+from ftscale.shown import without_secrets
 
 FORMAT = 2  # of the files below; a new number makes old caches unread
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
@@ -88,7 +89,7 @@ def prepare_sources(
     """
     from filelock import FileLock
 
-    fingerprints = [source_fingerprint(source) for source in sources]
+    fingerprints = [source_fingerprint(source, setting=f"data.{name}[{index}]") for index, source in enumerate(sources)]
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
     folder = cache_folder(data) / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def _build(
         )
         if keep is not None:
             rows = (row for number, row in enumerate(rows) if keep(index, number))
-        report = SourceReport(source.path)
+        report = SourceReport(without_secrets(source.path))
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
         _write(partial / f"source-{index}.arrow", (sift(chunk, report) for chunk in chunks))
         reports.append(report)

@@ -20,6 +20,7 @@ from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
 from ftscale.errors import UserError
 from ftscale.processes import begin_work
+from ftscale.shown import without_secrets
 
 __all__ = [
     "Position",
@@ -39,6 +40,8 @@ HASHED_WHOLE_BYTES = 2**30
 """Sources up to this size are known by their contents, larger ones by path, size and time of change."""
 SAMPLE_BYTES = 2**20
 READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
+STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
+"""What file systems of fsspec tell of a file that changes with its content."""
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -148,13 +151,13 @@ def file_fingerprints(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -
     """
     paths = _all_paths(discover(source, setting=setting))
     whole = sum(os.path.getsize(path) for path in paths if not is_url(path)) <= HASHED_WHOLE_BYTES
-    return {path: _file_fingerprint(path, whole=whole) for path in paths}
+    return {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
 
 
 def _file_fingerprint(path: str, *, whole: bool) -> str:
     digest = xxhash.xxh3_128()
     if is_url(path):
-        _add_remote_file(digest, path)
+        _add_remote_file(digest, path) if without_secrets(path) == path else _add_secret_file(digest, path)
         return digest.hexdigest()
     size = os.path.getsize(path)
     digest.update(str(size).encode())
@@ -183,6 +186,14 @@ def _all_paths(files: Sequence[DataFile]) -> list[str]:
 def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
     filesystem, inside = fsspec.core.url_to_fs(path)
     digest.update(f"{path}\0{filesystem.ukey(inside)}\0".encode())
+
+
+def _add_secret_file(digest: xxhash.xxh3_128, path: str) -> None:
+    """What tells the file besides its URL, whose secrets may be others at a resume; the URL where there is nothing."""
+    filesystem, inside = fsspec.core.url_to_fs(path)
+    told = filesystem.info(inside)
+    stamps = {name: str(value) for name, value in sorted(told.items()) if name.lower().replace("_", "-") in STAMPS}
+    digest.update(json.dumps([without_secrets(path), told.get("size"), stamps or path]).encode())
 
 
 def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> None:

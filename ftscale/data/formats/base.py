@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlsplit
 
 import fsspec
 
@@ -48,7 +49,8 @@ class DataFile:
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.path)
+        """For people; of a URL without its query, which may hold secrets."""
+        return os.path.basename(urlsplit(self.path).path if is_url(self.path) else self.path)
 
     def error(self, what: str, *, line: int = 0, path: str | None = None) -> UserError:
         """A mistake in this file; `what` goes on from the file's name and ends with the fix. `line` 0 = none."""

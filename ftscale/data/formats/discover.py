@@ -18,6 +18,7 @@ from ftscale.data.formats.base import DataFile, compression_of, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
 from ftscale.errors import UserError, unknown_name
+from ftscale.shown import SECRET
 
 FORMAT_OF_SUFFIX = {
     ".csv": "csv",
@@ -38,6 +39,11 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
     """The files of a source in reading order: sorted by path. Raises UserError where there is none."""
+    if SECRET in source.path:
+        raise UserError(
+            f"{setting}.path = {source.path!r}: {SECRET} stands for what is not written down; give the whole URL, "
+            f"here or by {_on_the_command_line(setting)}.path=... on the command line."
+        )
     form = source.format
     if form not in MODULES and form != "auto":
         raise UserError(unknown_name(f"{setting}.format", form, (*MODULES, "auto")))
@@ -45,6 +51,11 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
         form = detect_format(source.path, setting=setting)
     groups = _path_groups(source.path, form, setting)
     return tuple(DataFile(paths=paths, format=form, source=source, setting=setting) for paths in groups)
+
+
+def _on_the_command_line(setting: str) -> str:
+    """`data.train[0]` as data.train.0."""
+    return setting.replace("[", ".").replace("]", "")
 
 
 def detect_format(path: str | Path, *, setting: str = "data.train[0]") -> str:
