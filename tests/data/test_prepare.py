@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.prepare import prepare_sources, split_rows
 from ftscale.errors import UserError
+from ftscale.files import partial_path
 
 ROLES = (("text", "label"),)
 
@@ -93,9 +95,28 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path):
     path = write(tmp_path / "a.csv", ["one", "two"])
     run([path], cache=tmp_path / "cache")
     [folder] = [entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]
-    folder.rename(folder.with_suffix(".partial"))
-    (folder.with_suffix(".partial") / "report.json").unlink()
+    left = partial_path(folder)
+    folder.rename(left)
+    (left / "report.json").unlink()
     assert len(run([path], cache=tmp_path / "cache")) == 2
+    assert not left.exists()
+
+
+def test_nothing_is_written_through_links_in_a_cache(tmp_path):
+    path = write(tmp_path / "a.csv", ["one", "two"])
+    run([path], cache=tmp_path / "cache")
+    [folder] = [entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes").write_text("mine")
+    for name in (folder.name, f"{folder.name}.partial", f".{folder.name}.0.partial"):
+        (tmp_path / "cache" / name).symlink_to(theirs)
+    (tmp_path / "cache" / f"{folder.name}.lock").symlink_to(theirs / "notes")
+    assert run([path], cache=tmp_path / "cache").dataset["input_ids"][:] == [[3], [3]]
+    assert [(item.name, item.read_text()) for item in theirs.iterdir()] == [("notes", "mine")]
+    assert not folder.is_symlink()
 
 
 def test_too_many_rows_without_a_target_are_refused_unless_accepted(tmp_path):
