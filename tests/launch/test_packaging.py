@@ -165,3 +165,12 @@ def test_of_what_bandit_finds_pickles_are_never_accepted():
     accepted = json.loads((ROOT / "launch" / "bandit.json").read_text())["results"]
     assert {(item["test_id"], bool(item["why"])) for item in accepted} == {("B615", True), ("B506", True)}
     assert all((ROOT / item["filename"]).is_file() for item in accepted)
+
+
+def test_actions_are_pinned_by_commit():
+    """A tag may be moved to other code; a commit is what it is."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            used = [step["uses"] for step in job["steps"] if "uses" in step]
+            assert used
+            assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), used
