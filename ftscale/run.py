@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -112,13 +113,22 @@ def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume:
 
 
 def _in_own_offload_dir(config: Config) -> DistributedConfig:
-    """Runs may share `offload_dir`: each swaps into a folder of its own there, the same one when it is resumed."""
+    """Runs may share `offload_dir`: each swaps into a folder of its own there, the same one when it is resumed.
+
+    Raises UserError where somebody else has put a folder or a link there.
+    """
     settings = config.distributed
     if settings.offload_dir is None:
         return settings
     run_folder = Path(config.run_folder).resolve()
-    own = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
-    return settings.model_copy(update={"offload_dir": str(Path(settings.offload_dir) / own)})
+    name = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
+    own = Path(settings.offload_dir) / name
+    if own.is_symlink() or (own.exists() and own.stat().st_uid != os.getuid()):
+        raise UserError(
+            f"distributed.offload_dir = {settings.offload_dir}: {name} is a link or another user's; remove it, or name "
+            "another folder."
+        )
+    return settings.model_copy(update={"offload_dir": str(own)})
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:

@@ -20,7 +20,7 @@ import ftscale.run
 from ftscale.config import load_config, parse_config
 from ftscale.errors import UserError
 from ftscale.files import remove
-from ftscale.run import train
+from ftscale.run import _in_own_offload_dir, train
 from ftscale.run_folder import Result, clear_run_folder, finished_result
 from ftscale.sealed import sealed
 from ftscale.train.manifest import Checkpoint, read_checkpoint
@@ -376,6 +376,17 @@ def test_a_link_of_another_user_is_refused(
     for options in ({"resume": True}, {"overwrite": True}):
         with pytest.raises(UserError, match="checkpoints is a link that another user has made"):
             run(config, folder, **options)
+
+
+def test_weights_are_not_swapped_through_a_link(config: dict[str, Any], tmp_path: Path):
+    settings = {**config, "run_folder": str(tmp_path / "run"), "distributed": {"offload_dir": str(tmp_path / "disk")}}
+    parsed = parse_config(settings, source="test")
+    own = Path(str(_in_own_offload_dir(parsed).offload_dir))
+    assert own.parent == tmp_path / "disk"
+    (tmp_path / "disk").mkdir()
+    own.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"offload_dir = {own.parent}: {own.name} is a link or another user's"):
+        _in_own_offload_dir(parsed)
 
 
 def test_nothing_is_deleted_where_not_all_can_be(
