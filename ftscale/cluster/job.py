@@ -23,7 +23,7 @@ from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
 from ftscale.processes import begin_work
-from ftscale.run_folder import holds_run
+from ftscale.run_folder import at_real_folder, holds_run
 from ftscale.shown import shown
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
@@ -58,7 +58,7 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
 
     Raises UserError: a mistake in the configuration, before anything is started.
     """
-    config = read_config(run, overrides)
+    config = at_real_folder(read_config(run, overrides))
     _check(settings)
     records = Records(Path(config.run_folder))
     begin_work()

@@ -21,7 +21,7 @@ from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.processes import begin_work
 from ftscale.resources import resource
-from ftscale.run_folder import check_run_folder
+from ftscale.run_folder import at_real_folder, check_run_folder
 from ftscale.sealed import write_text
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
@@ -87,11 +87,11 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     limit_s = slurm.seconds(request.time or site.time)
     configs: list[Config] = []
     try:
-        base = read_config(run, overrides)
+        base = at_real_folder(read_config(run, overrides))
         _check_and_plan(run, overrides, request, site)
         problems += _time_problems(base, request, limit_s)
         members = _members(request, base.run_folder)
-        configs = [read_config(run, [*overrides, *member]) for member in members] if members else [base]
+        configs = [at_real_folder(read_config(run, [*overrides, *member])) for member in members] or [base]
     except UserError as error:
         problems += error.problems
     if problems:

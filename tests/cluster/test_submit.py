@@ -194,6 +194,13 @@ def test_every_member_of_an_array_gets_its_own_file_whatever_its_folder_is_calle
     assert not list(tmp_path.rglob("PWN"))
 
 
+def test_a_run_folder_may_be_a_link_into_a_cleared_disk(run: Path, slurm: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "scratch/run")
+    script = submit(run, [f"run_folder={tmp_path / 'link'}"], Request()).script
+    assert f"#SBATCH --output={tmp_path}/scratch/run/slurm/job-%j.log" in script
+    assert (tmp_path / "scratch/run/slurm/run.yaml").is_file()
+
+
 def test_a_line_written_by_hand_is_split_as_words(slurm: Path, tmp_path: Path):
     (tmp_path / "runs.txt").write_text('run.yaml seed=1\n"my run.yaml" seed=2 "run_folder=runs/my run" $(touch PWN)\n')
     script = resource("slurm", "array.sbatch")
