@@ -30,6 +30,7 @@ from ftscale.train.evaluate import SAY_S  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/slurm.json"
 STEPS = 3000
+SLURMD_TIMEOUT, SILENCE_S = 6, 15  # what is measured ends with them
 IN_EVALUATION = "time limit in an evaluation"
 HANGS = "one worker stopped (SIGSTOP)"
 LEFT_OUT = ("one worker killed", HANGS)
@@ -43,8 +44,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="real weights and data")
     arguments = parser.parse_args()
+    os.environ |= {"FTS_SLURMD_TIMEOUT": str(SLURMD_TIMEOUT), "FTS_KILL_WAIT": "20", "FTS_GRACE": "20"}
     cluster, rows = Cluster(5, shared=arguments.shared.resolve()), []
     try:
+        cluster.site(silence_s=SILENCE_S)
         others = [name for name in HAPPENINGS if name not in (*LEFT_OUT, IN_EVALUATION)]
         for number, names in enumerate((LEFT_OUT, others, (IN_EVALUATION,))):
             rows += tell(cluster, f"run-{number}", list(names))
@@ -60,9 +63,9 @@ def main() -> None:
             "launcher": "torchrun",
             "processes_per_node": 2,
             "checkpoint_every": EVERY,
-            "silence_s": 15,
+            "silence_s": SILENCE_S,
             "silence_s_in_an_evaluation": 2 * SAY_S,
-            "SlurmdTimeout": 6,
+            "SlurmdTimeout": SLURMD_TIMEOUT,
         },
         "faults": rows,
     }

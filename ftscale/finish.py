@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from ftscale.config import Config
+from ftscale.data.chat import stop_ids
 from ftscale.data.sources import read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.inputs import Inputs, Preparer
 from ftscale.logs import log
 from ftscale.run_folder import Result, write_result
-from ftscale.tasks.base import Layout, model_inputs
+from ftscale.tasks.base import KEPT, Layout, model_inputs
 from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import Loop, Progress, best_checkpoint
 from ftscale.train.meters import MetricsFile
@@ -55,7 +56,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
         write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
-        log.info("%s after %d steps; model in %s", status, progress.step, model)
+        log.info("%s after %s; model in %s", status, counted(progress.step, "step"), model)
     return result
 
 
@@ -85,10 +86,15 @@ def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metri
     if state is not None:
         module = distributed.unwrapped
         own = {name.removeprefix("model."): weight for name, weight in state.items()}
-        save_model(module.model, inputs.processor, folder, state_dict=own)
+        save_model(module.model, inputs.processor, folder, state_dict=own, end_ids=_end_ids(inputs))
     distributed.barrier()
     if inputs.config.checkpoint.prove != "never":
         _prove(inputs, distributed, folder, metrics)
+
+
+def _end_ids(inputs: Inputs) -> list[int]:
+    """Token ids that end what a model of chats or texts writes, as prediction has them; none for other tasks."""
+    return stop_ids(inputs.processor) if inputs.task.auto_class == "AutoModelForCausalLM" else []
 
 
 def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
@@ -130,44 +136,60 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
 
 
 def _kept_batch(inputs: Inputs) -> dict[str, Any]:
-    """The first few rows as inputs of the model's forward: padded tensors with one entry a sample."""
-    task, data = inputs.task, inputs.config.data
-    part = "eval" if data.eval else "train"
-    rows = read_rows(getattr(data, part)[0], roles=task.columns, setting=f"data.{part}[0]")
-    samples = Preparer(task, inputs.processor)(list(islice(rows, PROOF_ROWS)))
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
+    """The first few samples that were kept, as inputs of the model: padded tensors with one entry a sample."""
+    task = inputs.task
+    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(_kept_samples(inputs))]
     batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
     kept = model_inputs(batch)
     return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
 
 
+def _kept_samples(inputs: Inputs) -> list[dict[str, Any]]:
+    """Of the evaluation rows where there are some, else of the training rows, also where these are a stream."""
+    prepared = inputs.evaluation or inputs.train
+    if prepared is not None:
+        return list(prepared.dataset.select(range(min(PROOF_ROWS, len(prepared)))))
+    task, data = inputs.task, inputs.config.data
+    rows = read_rows(data.train[0], roles=task.columns, setting="data.train[0]")
+    prepare = Preparer(task, inputs.processor)
+    chunks = iter(lambda: list(islice(rows, PROOF_ROWS)), [])
+    kept = (sample for chunk in chunks for sample in prepare(chunk) if sample["note"] in KEPT)
+    return list(islice(kept, PROOF_ROWS))
+
+
 def check_disk(loop: Loop, config: Config) -> None:
     """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
-    needed, free = 0, 0
-    if loop.distributed.is_main:
-        root = loop.saver.root
-        # the newest ones, the best, and one that is being written; what is there already will be written over
-        there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
-        checkpoint, model = _forecast_bytes(loop.distributed, config)
-        needed = (config.checkpoint.keep + 2) * checkpoint + model - there
-        free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
-    needed, free = loop.distributed.gather_objects((needed, free))[0]
-    if needed > free:
-        raise UserError(
-            f"run_folder = {config.run_folder}: {config.checkpoint.keep + 2} checkpoints (checkpoint.keep = "
-            f"{config.checkpoint.keep}, the best and one that is being written) and the model need about "
-            f"{needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there; free space, lower checkpoint.keep, "
-            "or name a folder on another disk."
-        )
+    distributed, problems = loop.distributed, list[str]()
+    if distributed.is_main:
+        problems = disk_problems(config, distributed.unwrapped.model, sharded=bool(distributed.zero_stage))
+    if problems := distributed.gather_objects(problems)[0]:
+        raise UserError(*problems)
 
 
-def _forecast_bytes(distributed: Distributed, config: Config) -> tuple[int, int]:
-    """Bytes of a checkpoint and of the saved model, as they will be."""
+def disk_problems(config: Config, model: Any, *, sharded: bool) -> list[str]:
+    """Whether the disk of the run folder is too small. `model`: as it trains; `sharded`: under DeepSpeed."""
+    root = Path(config.run_folder) / "checkpoints"
+    # the newest ones, the best, and one that is being written; what is there already will be written over
+    there = sum(item.stat().st_size for item in root.rglob("*") if item.is_file()) if root.is_dir() else 0
+    masters = 4.0 if config.train.precision == "bf16" or sharded else 0.0
+    checkpoint, saved = _forecast_bytes(config, model, masters)
+    needed = (config.checkpoint.keep + 2) * checkpoint + saved - there
+    free = shutil.disk_usage(next(place for place in (root, *root.resolve().parents) if place.is_dir())).free
+    if needed <= free:
+        return []
+    return [
+        f"run_folder = {config.run_folder}: {config.checkpoint.keep + 2} checkpoints (checkpoint.keep = "
+        f"{config.checkpoint.keep}, the best and one that is being written) and the model need about "
+        f"{needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free there; free space, lower checkpoint.keep, "
+        "or name a folder on another disk."
+    ]
+
+
+def _forecast_bytes(config: Config, model: Any, masters: float) -> tuple[int, int]:
+    """Bytes of a checkpoint and of the saved model, as they will be. `masters`: bytes of a weight's float32 copy."""
     from ftscale.models.adapt import count_parameters, weight_bytes
     from ftscale.optim.optimizers import state_bytes_per_weight
 
-    model = distributed.unwrapped.model
     trained, everything = weight_bytes(model)
-    masters = 4.0 if config.train.precision == "bf16" or distributed.zero_stage else 0.0
     states = count_parameters(model)[0] * (state_bytes_per_weight(config.optimizer) + masters)
     return trained + int(states), trained if config.adapter.method != "none" else everything

@@ -2,49 +2,60 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 
+from ftscale.agreement import check_agreement, rows_text
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
-from ftscale.config.schema import DistributedConfig, Section, SourceConfig, TextSettings
+from ftscale.config.schema import (
+    ClassNames,
+    DistributedConfig,
+    Section,
+    Seq2SeqSettings,
+    SourceConfig,
+    TextClassificationSettings,
+    TextSettings,
+    TokenClassificationSettings,
+)
+from ftscale.data.answers import FORMATS, Answer, open_answers
+from ftscale.data.formats.select import role_problems
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
-from ftscale.files import open_new, partial_path
+from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
+from ftscale.models.languages import set_languages
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.processes import begin_work
 from ftscale.run import batch_layout
-from ftscale.tasks import build_task
+from ftscale.tasks import COLUMNS, build_task
 from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
+from ftscale.tasks.rows import prepare_rows
+from ftscale.tasks.written_lists import parse_list
 from ftscale.train.evaluate import evaluation_of, to_device
 from ftscale.train.loop import TaskModule
 
-FORMATS_OUT = (".csv", ".tsv", ".jsonl")
 NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
 TEXT_ROLES = {"source": "source", "words": "words"}
 """What a line of plain text is to a task, by the first of its columns; `text` to all others."""
 STDIN_SUFFIX = ".stdin.txt"
-ADDED = frozenset(("prediction", "score", "note"))
+OF_HUB_AND_FOLDERS = ("name", "split")
+"""Settings of a source that say which part of it is read, and so mean nothing for another one."""
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
 
@@ -57,13 +68,15 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
     setup_logging(rank=launched_rank())
     config, task, processor = _open_run(run_folder)
     if data is not None:
-        like = (config.data.eval or config.data.train)[0].model_copy(update={"path": data, "limit": 0})
+        like = _source_like((config.data.eval or config.data.train)[0], data, config, setting="--data: data.eval[0]")
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
+    _check_columns(config, task)
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
+        check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)
@@ -72,31 +85,59 @@ def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequen
         distributed.close()
 
 
-def predict_file(
-    run_folder: Path, input_path: str, *, reading: Sequence[str] = (), out: Path | None = None, batch_size: int = 32
-) -> int:
-    """Predict for each row of a file (CSV, TSV, JSON lines, text, image folder; "-" = lines of standard input).
+def _check_columns(config: Config, task: Task) -> None:
+    """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
+    also = [config.data.stratify] if config.data.stratify else []
+    problems = [
+        problem
+        for number, source in enumerate(config.data.eval)
+        for problem in role_problems(source.columns, roles=task.columns, setting=f"data.eval[{number}]", also=also)
+    ]
+    if problems:
+        raise UserError(*problems)
 
-    Streams: no more than a few batches are in memory. Rows keep their order and their columns; `prediction` and
-    `score` come after them, and `note` where the task drops rows that are too long (these have no prediction).
-    `reading`: settings of a source, e.g. `input.columns.text=body`. Without `out`, JSON lines are printed; with it,
-    the file is there when all rows are done. Returns the number of rows.
+
+def predict_file(
+    run_folder: Path,
+    input_path: str,
+    *,
+    reading: Sequence[str] = (),
+    out: Path | None = None,
+    every_score: bool = False,
+    batch_size: int = 32,
+) -> int:
+    """Predict for each row of a file (of any format that trains; "-" = lines of standard input).
+
+    Streams: no more than a few batches are in memory. Rows keep their order and their columns, cell for cell;
+    `prediction` and `score` come after them, `entities` where words have tags, `scores` of every class where
+    `every_score` asks for them, and `note` where rows may be dropped as too long, missing or blank (these have no
+    prediction). `reading`: settings of a source, e.g. `input.columns.text=body`. Without `out`, JSON lines are printed;
+    with it (CSV, TSV, JSON lines, Parquet, CoNLL), the file is there when all rows are done. Returns their number.
     Raises UserError: no finished run there; unreadable input; an unknown kind of `out`.
     """
     setup_logging()
     _check_out(out, input_path)
     config, task = _read_run(run_folder)
+    _check_scores(config, every=every_score)
+    by_word = out is not None and out.suffix == ".conll"
+    if by_word and not isinstance(config.task, TokenClassificationSettings):
+        raise UserError(f"--out = {out} is for tags of words, not for task = {config.task.name}; name another kind.")
     with _input(input_path) as path:
-        rows = _rows(_input_source(path, config, task, reading=reading), task)
+        source = _input_source(path, config, task, reading=reading)
+        added = _added(config, source, every=every_score)
+        rows = _rows(source, task, added=added)
         first = next(rows)  # what is wrong with the input is told before a model is loaded
-        with open_predictor(run_folder, batch_size=batch_size) as predictor, _writer(out) as write:
+        with (
+            open_predictor(run_folder, batch_size=batch_size) as predictor,
+            open_answers(out, source=source, form=_kind(source)) as write,
+        ):
             count = 0
             rows = chain([first], rows)
-            for answer in predictor.answers(rows):
+            for answer in predictor.answers(rows, every=every_score or by_word, noted="note" in added):
                 write(answer)
                 count += 1
     if out is not None:
-        log.info("%d rows with predictions in %s", count, out)
+        log.info("%s with predictions in %s", counted(count, "row"), out)
     return count
 
 
@@ -127,27 +168,32 @@ class Predictor:
     device: torch.device
     batch_size: int
 
-    def answers(self, rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
-        """Each row's own columns (`_columns`) with `prediction` and `score`; `CHUNK` batches of rows are held."""
+    def answers(self, rows: Iterable[Row], *, every: bool = False, noted: bool = False) -> Iterator[Answer]:
+        """Each row's own columns (`_columns`) and its `prediction` and `score`; `CHUNK` batches of rows are held.
+
+        `every`: also the scores of all classes; `noted`: also why a row has no prediction.
+        """
         rows = iter(rows)
         while chunk := list(islice(rows, CHUNK * self.batch_size)):
-            yield from self._chunk(chunk)
+            yield from self._chunk(chunk, every=every, noted=noted)
 
-    def _chunk(self, rows: list[Row]) -> Iterator[dict[str, Any]]:
-        samples = self.task.prepare(rows, self.processor, labelled=False)
+    def _chunk(self, rows: list[Row], *, every: bool, noted: bool) -> Iterator[Answer]:
+        samples = prepare_rows(self.task, rows, self.processor, labelled=False)
         usable = [number for number, sample in enumerate(samples) if sample["note"] in KEPT]
         usable.sort(key=lambda number: samples[number]["length"])  # neighbours pad little
         found: dict[int, dict[str, Any]] = {}
         for start in range(0, len(usable), self.batch_size):
             numbers = usable[start : start + self.batch_size]
-            found.update(zip(numbers, self._batch([samples[number] for number in numbers], numbers), strict=True))
-        settings = self.config.task
-        drops = isinstance(settings, TextSettings) and settings.too_long == "drop"
+            batch = self._batch([samples[number] for number in numbers], numbers, every=every)
+            found.update(zip(numbers, batch, strict=True))
+        nothing = dict.fromkeys(_answered(self.config, every=every))
         for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-            answer = found.get(number, {"prediction": None, "score": None})
-            yield {**row["_columns"], **answer, **({"note": sample["note"]} if drops else {})}
+            answer = found.get(number, nothing)
+            yield Answer(
+                row["_columns"], {**answer, **({"note": sample["note"]} if noted else {})}, words=row.get("words")
+            )
 
-    def _batch(self, samples: list[Sample], numbers: list[int]) -> list[dict[str, Any]]:
+    def _batch(self, samples: list[Sample], numbers: list[int], *, every: bool) -> list[dict[str, Any]]:
         collate = self.task.collator(self.processor, layout=self.layout, train=False)
         rows = [
             {**_without_counts(sample), "row": number, "epoch": 0, "seed": 0}
@@ -155,7 +201,8 @@ class Predictor:
         ]
         batch = to_device(collate(rows), self.device)
         with torch.no_grad():
-            return self.task.predictions(self.module(batch, processor=self.processor), batch, self.processor)
+            outputs = self.module(batch, processor=self.processor)
+            return self.task.predictions(outputs, batch, self.processor, every=every)
 
 
 def export_run(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | None = None) -> list[str]:
@@ -185,7 +232,10 @@ def _open_run(run_folder: Path) -> tuple[Config, Task, Any]:
     """The run's configuration, its task, and the processor saved with its model."""
     config, task = _read_run(run_folder)
     saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
-    return config, task, load_processor(saved, kind=task.processor_class)
+    processor = load_processor(saved, kind=task.processor_class)
+    if isinstance(config.task, Seq2SeqSettings):
+        set_languages(processor, config.task)
+    return config, task, processor
 
 
 def _read_run(run_folder: Path) -> tuple[Config, Task]:
@@ -230,17 +280,32 @@ def _input(path: str) -> Iterator[str]:
 def _input_source(path: str, config: Config, task: Task, *, reading: Sequence[str]) -> SourceConfig:
     """The input is read as the training data was, where it is of the same kind; `reading` is laid over that."""
     given = _parse_reading({"path": path}, reading)
-    trained = config.data.train[0]
-    base: dict[str, Any] = {"path": path}
-    named_alike = given.format == "auto" and Path(path).is_file() and _suffix(path) == _suffix(trained.path)
-    kind, trained_kind = _kind(given), _trained_kind(trained)
-    if named_alike or kind == trained_kind:  # by name alone, since a table may be called .txt
-        base = {**trained.model_dump(exclude_unset=True), "path": path, "limit": 0}
-    elif kind in NAMED_COLUMNS and trained_kind in NAMED_COLUMNS:
-        base["columns"] = {role: name for role, name in trained.columns.items() if isinstance(name, str)}
-    elif kind == "text":
-        base["columns"] = {TEXT_ROLES.get(task.columns[0][0], "text"): "text"}
-    return _parse_reading(base, reading)
+    base = _source_like(config.data.train[0], path, config, form=given.format).model_dump(exclude_unset=True)
+    role = TEXT_ROLES.get(task.columns[0][0], "text")
+    if _kind(given) == "text" and "columns" not in base and any(role in roles for roles in task.columns):
+        base["columns"] = {role: "text"}
+    source = _parse_reading(base, reading)
+    if problems := role_problems(source.columns, roles=task.columns, setting="input"):
+        raise UserError(*problems)
+    return source
+
+
+def _source_like(
+    like: SourceConfig, path: str, config: Config, *, form: str = "auto", setting: str = "input"
+) -> SourceConfig:
+    """A path as a source of the run: with the settings of another where it is of the same kind, else its columns."""
+    given = SourceConfig(path=path, format=form)
+    own_roles = {role for alternative in COLUMNS[config.task.name] for role in alternative}
+    columns = {role: name for role, name in like.columns.items() if role in own_roles}
+    named_alike = form == "auto" and Path(path).is_file() and _suffix(path) == _suffix(like.path)
+    kind, like_kind = _kind(given, setting=setting), _trained_kind(like)
+    if named_alike or kind == like_kind:  # by name alone, since a table may be called .txt
+        settings = {**like.model_dump(exclude_unset=True), "path": path, "limit": 0, "columns": columns}
+        return SourceConfig(**{name: value for name, value in settings.items() if name not in OF_HUB_AND_FOLDERS})
+    if kind in NAMED_COLUMNS and like_kind in NAMED_COLUMNS:
+        columns = {role: name for role, name in columns.items() if isinstance(name, str)}
+        return SourceConfig(path=path, columns=columns, missing_values=like.missing_values)
+    return SourceConfig(path=path)
 
 
 def _trained_kind(source: SourceConfig) -> str | None:
@@ -254,8 +319,8 @@ def _suffix(path: str) -> str:
     return "".join(Path(path).suffixes[-2:])
 
 
-def _kind(source: SourceConfig) -> str:
-    return source.format if source.format != "auto" else detect_format(source.path, setting="input")
+def _kind(source: SourceConfig, *, setting: str = "input") -> str:
+    return source.format if source.format != "auto" else detect_format(source.path, setting=setting)
 
 
 def _parse_reading(base: dict[str, Any], reading: Sequence[str]) -> SourceConfig:
@@ -272,14 +337,27 @@ class _Reading(Section):
     input: SourceConfig
 
 
-def _rows(source: SourceConfig, task: Task) -> Iterator[Row]:
+def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator[Row]:
     """Rows with their own columns under `_columns`; of plain text, words are what white space separates."""
     for row in read_rows(source, roles=task.columns, setting="input", labelled=False, keep_columns=True):
         if isinstance(row.get("words"), str):
-            row["words"] = row["words"].split()
-        if taken := ADDED.intersection(row["_columns"]):
+            row["words"] = parse_list(row["words"]) or row["words"].split()
+        if taken := {name for name, _ in row["_columns"]}.intersection(added):
             raise UserError(f"input has a column {min(taken)!r}, which the answers would replace; rename it.")
         yield row
+
+
+def _added(config: Config, source: SourceConfig, *, every: bool) -> list[str]:
+    """The names of the columns that come after a row's own."""
+    settings = config.task
+    drops = bool(source.drop) or (isinstance(settings, TextSettings) and settings.too_long == "drop")
+    return [*_answered(config, every=every), *(["note"] if drops else [])]
+
+
+def _answered(config: Config, *, every: bool) -> list[str]:
+    """The names of what a task says of a row, in its order."""
+    entities = ["entities"] if isinstance(config.task, TokenClassificationSettings) else []
+    return ["prediction", *entities, "score", *(["scores"] if every else [])]
 
 
 # ---------------------------------------------------------------- output
@@ -288,52 +366,21 @@ def _rows(source: SourceConfig, task: Task) -> Iterator[Row]:
 def _check_out(out: Path | None, input_path: str) -> None:
     if out is None:
         return
-    if out.suffix not in FORMATS_OUT:
-        raise UserError(f"--out = {out} must end in {', '.join(FORMATS_OUT)}; name such a file.")
+    if out.suffix not in FORMATS:
+        raise UserError(f"--out = {out} must end in {', '.join(FORMATS)}; name such a file.")
     if not out.parent.is_dir():
         raise UserError(f"--out = {out} lies in a folder that does not exist; make {out.parent}, or name another.")
     if out.is_dir() or out.resolve() == Path(input_path).resolve():
         raise UserError(f"--out = {out} is the input or a folder; name another file.")
 
 
-@contextmanager
-def _writer(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes a row; the file has its name when all rows are written."""
-    if out is None:
-        yield lambda row: print(_json(row))
-        return
-    partial = partial_path(out)
-    try:
-        with open_new(partial, newline="") as file:
-            yield (lambda row: print(_json(row), file=file)) if out.suffix == ".jsonl" else _table_writer(file, out)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+def _check_scores(config: Config, *, every: bool) -> None:
+    settings = config.task
+    if every and not _has_classes(settings):
+        raise UserError(f"--scores = all is for tasks with classes, but task = {settings.name} has none; leave it out.")
 
 
-def _table_writer(file: TextIO, out: Path) -> Callable[[dict[str, Any]], None]:
-    """CSV or TSV with the columns of the first row; lists and dicts are written as JSON."""
-    table: list[csv.DictWriter] = []
-
-    def write(row: dict[str, Any]) -> None:
-        if not table:
-            table.append(csv.DictWriter(file, list(row), delimiter="\t" if out.suffix == ".tsv" else ","))
-            table[0].writeheader()
-        if unknown := row.keys() - set(table[0].fieldnames):
-            raise UserError(f"--out = {out}: a row has the column {min(unknown)!r}, the first has not; write .jsonl.")
-        table[0].writerow({name: _cell(value) for name, value in row.items()})
-
-    return write
-
-
-def _cell(value: Any) -> Any:
-    return _json(value) if isinstance(value, (list, dict)) else value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_described)
-
-
-def _described(value: Any) -> str:
-    """What JSON cannot hold: the bytes of an image are left out."""
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+def _has_classes(settings: Section) -> bool:
+    return isinstance(settings, ClassNames) and not (
+        isinstance(settings, TextClassificationSettings) and settings.problem == "regression"
+    )

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ftscale.checks import check_config, steps_problems
 from ftscale.config import Config
+from ftscale.config.schema import CausalLMSettings
+from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
+from ftscale.logs import log
+from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
+from ftscale.precheck.fit import in_model_order
+from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
+from ftscale.tasks.rows import facts_of, left_out, prepare_rows
 
 
 @dataclass
@@ -35,12 +42,18 @@ class Inputs:
 
 def prepare_inputs(config: Config) -> Inputs:
     """Check the configuration and prepare its data: no process group, no weights."""
+    if problems := machine_problems(config):
+        raise UserError(*problems)
     processor = check_config(config)
     task, data = build_task(config.task), config.data
-    held = split_rows(data.train, data=data, roles=task.columns, seed=config.seed) if _splits(config) else None
-    learned = task.fit(_training_rows(config, task))
+    held = held_out(config, task) if splits(config) else None
+    learned = in_model_order(config, task, task.fit(_training_rows(config, task)))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
+    if problems := metric_problems(config, task):
+        raise UserError(*problems)
+    if isinstance(config.task, CausalLMSettings) and config.task.chat_template is not None:
+        processor.chat_template = config.task.chat_template  # it is saved with the model that learned it
     prepare = Preparer(task, processor)
     train_rows: Prepared | None
     evaluation: Prepared | None
@@ -51,7 +64,14 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
+    for warning in vocabulary_warnings(config, task, processor):
+        log.warning("%s", warning)
     inputs = Inputs(config, task, processor, train_rows, evaluation, test)
+    if "labels" in learned and train_rows is not None:
+        for sentence in odd_labels(_class_counts(task, train_rows)):
+            log.warning(sentence)
+    for sentence in _row_warnings(inputs):
+        log.warning(sentence)
     if problems := steps_problems(config, num_steps=num_steps_of(inputs)):
         raise UserError(*problems)
     return inputs
@@ -64,7 +84,7 @@ def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
         return _prepare(config, prepare, "eval")
     if not config.data.eval_ratio:
         raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
-    held = split_rows(config.data.train, data=config.data, roles=task.columns, seed=config.seed)
+    held = held_out(config, task)
     return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
 
 
@@ -95,15 +115,53 @@ class Preparer:
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Samples of rows of one source; `where` says where each was read."""
-        samples = self.task.prepare(rows, self.processor, labelled=self.labelled)
+        samples = prepare_rows(self.task, rows, self.processor, labelled=self.labelled)
         if joins(self.task):
             span = f"{rows[0]['_where']} to {rows[-1]['_where']}"
             return [{**sample, "where": span} for sample in samples]
-        return [{**sample, "where": row["_where"]} for sample, row in zip(samples, rows, strict=True)]
+        return [
+            {**sample, "where": row["_where"], **facts_of(self.task, row, sample)}
+            for sample, row in zip(samples, rows, strict=True)
+        ]
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
         return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
+
+
+def held_out(config: Config, task: Task) -> list[set[int]]:
+    """The rows of each training source that are evaluated on instead."""
+    return split_rows(
+        config.data.train,
+        data=config.data,
+        roles=task.columns,
+        seed=config.seed,
+        is_used=lambda row: not left_out(task, row),
+    )
+
+
+def _class_counts(task: Any, prepared: Prepared) -> dict[str, int]:
+    """Rows of each class; none for tags."""
+    if "tags" in prepared.dataset.column_names:
+        return {}
+    numbers: Counter[int] = Counter()
+    for value in prepared.dataset["labels"]:
+        numbers.update(value if isinstance(value, list) else [value])
+    return {task.labels[number]: count for number, count in numbers.items()}
+
+
+def _row_warnings(inputs: Inputs) -> list[str]:
+    """What all prepared rows show that one alone does not."""
+    found = []
+    for setting, part in (("data.train", inputs.train), ("data.eval", inputs.evaluation), ("data.test", inputs.test)):
+        if part is not None:
+            blank, lost = sum(report.blank for report in part.reports), sum(report.lost for report in part.reports)
+            found += row_warnings(setting, contradicting(part.contents), blank=blank, lost=lost)
+        if part is not None and part is not inputs.train and inputs.train is not None:
+            is_held = part is inputs.evaluation and splits(inputs.config)
+            number = shared(inputs.train.contents, part.contents)
+            found += shared_warning(setting, number, len(part), held_out=is_held)
+    return found
 
 
 def joins(task: Any) -> bool:
@@ -135,10 +193,13 @@ def num_steps_of(inputs: Inputs) -> int:
     return order.num_steps(inputs.config.train.epochs)
 
 
-def _splits(config: Config) -> bool:
+def splits(config: Config) -> bool:
+    """Whether evaluation rows are a share of the training rows."""
     return bool(config.data.eval_ratio and not config.data.eval)
 
 
 def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
     for index, source in enumerate(config.data.train):
-        yield from read_rows(source, roles=task.columns, setting=f"data.train[{index}]")
+        for row in read_rows(source, roles=task.columns, setting=f"data.train[{index}]"):
+            if not left_out(task, row):
+                yield row

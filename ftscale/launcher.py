@@ -7,10 +7,10 @@ import os
 import signal
 from pathlib import Path
 
-from ftscale.checks import read_config
 from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
+from ftscale.precheck import read_config
 from ftscale.processes import begin_work
 from ftscale.resources import strategy_file
 from ftscale.sealed import DamagedError, read_json

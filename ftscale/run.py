@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,22 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from ftscale.checks import PEFT_TASK_TYPES
+from ftscale.agreement import check_agreement, derived
 from ftscale.config import Config
 from ftscale.config.load import config_digest, public
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed, leaving_no_trace
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.launched import launched_rank
 from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
+from ftscale.metrics.directions import higher_is_better
+from ftscale.precheck import PEFT_TASK_TYPES
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
@@ -56,8 +56,6 @@ from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, run_loop
 from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted, StopRequest, listening
-
-SOME_ROWS = 8  # for trying out the evaluation
 
 
 def train(
@@ -137,9 +135,10 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
     own = finished_result(folder) if distributed.is_main and not overwrite else None
     if (finished := distributed.gather_objects(own)[0]) is not None:
-        log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
+        log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
         return finished
-    loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
+    check_agreement(derived(inputs), distributed.gather_objects)
+    loop, layout, stream = build_loop(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
         _start_trackers(config, distributed)
@@ -147,9 +146,13 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
     log.info(
-        "%d optimizer steps; %s",
-        loop.num_steps,
-        describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
+        "%s; %s",
+        counted(loop.num_steps, "optimizer step"),
+        describe_batch(
+            config.batch,
+            world_size=distributed.world_size,
+            flat=layout == "flat" if inputs.task.processor_class == "tokenizer" else None,
+        ),
     )
     try:
         status = run_loop(loop, progress)
@@ -189,12 +192,17 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     return checkpoint
 
 
-def _build(
+def build_loop(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
+    """Everything that training touches, the layout of its batches, and the stream that they come from if there is one.
+
+    Nothing is written. Collective.
+    """
     config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
     order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
+    check_agreement({"the layout of batches": layout}, distributed.gather_objects)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps, stream = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     from ftscale.optim.schedules import advance_schedule, build_schedule
@@ -268,8 +276,6 @@ def _build(
         best_metric=(metric, higher),
         statistics=Statistics(module),
     )
-    if config.evaluation.metric and inputs.evaluation is not None:
-        _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
     check_disk(loop, config)
     return loop, layout, stream
 
@@ -284,6 +290,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
+    from ftscale.models.agree import agree_on_padding, agree_on_start
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -296,13 +303,18 @@ def build_model(
     whole = distributed.whole_weights() if fresh else nullcontext()
     with whole:
         model: Any = load_model(
-            config.model, auto_class=task.auto_class, settings=settings, dtype=dtype, seed=config.seed
+            config.model,
+            auto_class=task.auto_class,
+            settings=settings,
+            dtype=dtype,
+            seed=config.seed,
+            keep_head=config.head.keep,
         )
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
-        if "num_labels" in settings and model.config.pad_token_id is None:
-            # by it a decoder finds the last token of each padded row, which its head reads
-            model.config.pad_token_id = processor.pad_token_id
+        agree_on_padding(model, processor)
+        if task.auto_class == "AutoModelForSeq2SeqLM":
+            agree_on_start(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -315,6 +327,7 @@ def build_model(
             dtype=dtype,
             num_steps=num_steps,
             seed=config.seed,
+            revision=config.model.revision,
         )
     else:
         freeze(model, config.trainable)
@@ -404,9 +417,9 @@ def _build_steps(
 
 
 def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distributed) -> bool:
-    """Whether some trained weights get no gradient from a first micro-batch, tried out before training.
+    """Whether some trained weights get no gradient from a first micro-batch of some rank, tried out before training.
 
-    A mistake in model or data shows here, before processes wait for each other.
+    A mistake in model or data shows here. Collective: each rank tries rows of its own, and DDP must be told the same.
     """
     import torch
 
@@ -423,7 +436,7 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     module.zero_grad(set_to_none=True)
     if unused:
         log.info("%d trained weights get no gradient in a forward, e.g. %s", len(unused), unused[0])
-    return bool(unused)
+    return distributed.any(bool(unused))
 
 
 def _evaluation_steps(config: Config, order: GlobalOrder | None, num_steps: int) -> frozenset[int]:
@@ -468,22 +481,17 @@ def _restore(loop: Loop, checkpoint: Checkpoint, stream: StreamSteps | None) -> 
 
 
 def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
-    name, higher = task.best_metric
-    name = config.evaluation.metric or name
-    if config.evaluation.higher_is_better is not None:
-        return name, config.evaluation.higher_is_better
-    return name, higher if name == task.best_metric[0] else not any(
-        word in name for word in ("loss", "perplexity", "error", "mse", "wer", "cer")
-    )
-
-
-def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
-    """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = inputs.config.evaluation.metric
-    few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    known = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    if name not in known and "/" not in str(name):  # a class may be missing in a few rows
-        raise UserError(unknown_name("evaluation.metric", name, known))
+    """The metric that chooses the best checkpoint, and whether higher is better."""
+    name = config.evaluation.metric or task.best_metric[0]
+    known, asked = higher_is_better(name), config.evaluation.higher_is_better
+    if None not in (known, asked) and known != asked:
+        log.warning(
+            "evaluation.higher_is_better = %s, though %s is better %s: the worst checkpoint would be kept as the best",
+            str(asked).lower(),
+            name,
+            "high" if known else "low",
+        )
+    return name, bool(known) if asked is None else asked
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

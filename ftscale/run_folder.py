@@ -23,12 +23,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
+from ftscale.config.schema import CausalLMSettings
+from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import remove, remove_partials, without_link
 from ftscale.logs import log
-from ftscale.sealed import DamagedError, read_json, write_json
+from ftscale.models.files import model_fingerprints
+from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.shown import shown
+from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
 
@@ -68,6 +72,12 @@ FREE_TO_CHANGE = (
     "model.attention",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
+"""Settings of a task that the training rows fill in where they have these values."""
+
+MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
+"""Beginnings of the settings that name the files of a section."""
 
 NAMED_FILES = 3  # changed files named in a message, of each source
 
@@ -130,9 +140,12 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
         )
     manifest = newest_manifest(folder / "checkpoints") or {}
     changed = _changed_settings(folder, config, manifest)
-    problems = [f"cannot resume {folder}: {line}; set it back, or start another run folder." for line in changed]
-    if not any(line.startswith(("data.train", "data.eval")) for line in changed):  # else other files are meant
-        problems += _data_problems(folder, config, manifest)
+    problems = [
+        f"cannot resume {folder}: {_shown(line)}; set it back, or start another run folder." for line in changed
+    ]
+    # where other files or another model are meant, that is said already
+    meant = [part for part in ("data", "model") if any(line.startswith(MEANT[part]) for line in changed)]
+    problems += _data_problems(folder, config, manifest, meant=meant)
     if problems:
         raise UserError(*problems)
 
@@ -250,7 +263,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
     fingerprints = _fingerprints(config)
-    write_json(folder / "data.json", fingerprints)
+    write_json(folder / "data.json", fingerprints, seal=False)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
     about = {
         "run_id": identity,
@@ -262,6 +275,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "git": _git_commit(),
         "command": [shown(argument) for argument in sys.argv],
         "started": _now(),
+        "hashes": {"data.json": content_hash(fingerprints)},
     }
     write_json(folder / "run.json", about)
     return {"run_id": identity, "data_digest": _digest(fingerprints)}
@@ -271,7 +285,7 @@ def finished_result(folder: Path) -> Result | None:
     """The result of a run that needs no more steps; None where there is none, or one that is not what was written."""
     path = folder / "result.json"
     try:
-        found = read_json(path)
+        found = _read_own(path)
         numbers = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
         text = json.dumps({**found, "metrics": numbers})
         result = TypeAdapter(Result).validate_json(text, strict=True, extra="forbid")
@@ -284,8 +298,14 @@ def finished_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json."""
-    write_json(folder / "result.json", asdict(result))
+    """Write result.json, and its hash into run.json before."""
+    said = asdict(result)
+    try:
+        about = read_json(folder / "run.json")
+        write_json(folder / "run.json", {**about, "hashes": {**about["hashes"], "result.json": content_hash(said)}})
+    except (FileNotFoundError, DamagedError, KeyError, TypeError) as error:
+        log.warning("%s is not what was written (%s)", folder / "run.json", _why(error))
+    write_json(folder / "result.json", said, seal=False)
 
 
 def versions() -> dict[str, str]:
@@ -326,28 +346,47 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
+    before, config = _with_template_text(before), _with_template_text(config)
     lines = differences(public(before), public(_comparable(config, before)))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 
+def _with_template_text(config: Config) -> Config:
+    """A chat template is what its file says, wherever it lies. Raises UserError where it is not there any more."""
+    if not isinstance(config.task, CausalLMSettings):
+        return config
+    text = {"chat_template": read_template(config.task.chat_template)}
+    return config.model_copy(update={"task": config.task.model_copy(update=text)})
+
+
+def _shown(difference: str) -> str:
+    if difference.startswith("task.chat_template: "):  # of pages of text
+        return "the text of task.chat_template is not what it was (config.yaml there has it)"
+    return difference
+
+
 def _comparable(config: Config, before: Config) -> Config:
     """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    if type(config.task) is not type(before.task):
+        return config
     learned = {
         name: getattr(before.task, name)
-        for name in type(config.task).model_fields
-        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+        for name, open_value in LEARNED.items()
+        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
 
-def _data_problems(folder: Path, config: Config, manifest: dict[str, Any]) -> list[str]:
+def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
     """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
-    are any, by the newest checkpoint."""
-    path, now = folder / "data.json", _fingerprints(config)
-    try:
-        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(read_json(path), strict=True)
-    except FileNotFoundError:
+    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
+    path = folder / "data.json"
+    if not path.is_file():
         return []
+    now = {} if "data" in meant else _data_fingerprints(config)
+    now |= {} if "model" in meant else model_fingerprints(config.model)
+    try:
+        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
         if manifest.get("data_digest") == _digest(now):
             log.warning(
@@ -360,14 +399,30 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any]) -> li
         ]
     problems = []
     for setting, files in recorded.items():
+        section = setting.partition(".")[0]
+        if section in meant:
+            continue
         changed = list(_changed_files(files, now.get(setting, {})))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
+        name = f"{setting}.path" if section == "data" else setting
         if changed:
             problems.append(
-                f"cannot resume {folder}: {setting}.path: {', '.join(changed[:NAMED_FILES])}{more}; put the data back "
+                f"cannot resume {folder}: {name}: {', '.join(changed[:NAMED_FILES])}{more}; put the {section} back "
                 "as it was when the run began, or start another run folder."
             )
     return problems
+
+
+def _read_own(path: Path) -> dict[str, Any]:
+    """What a file says whose hash run.json holds. Raises FileNotFoundError, DamagedError."""
+    found = read_json(path)
+    try:
+        digest = read_json(path.with_name("run.json"))["hashes"][path.name]
+    except (FileNotFoundError, DamagedError, KeyError, TypeError):
+        return found  # by itself
+    if digest != content_hash(found):
+        raise DamagedError("it has other content than when it was written")
+    return found
 
 
 def _digest(fingerprints: dict[str, dict[str, str]]) -> str:
@@ -389,9 +444,14 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    """A hash of each file that training and evaluation read, by setting and path."""
+    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    return _data_fingerprints(config) | model_fingerprints(config.model)
+
+
+def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    roles = COLUMNS[config.task.name]
     return {
-        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]")
+        f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }

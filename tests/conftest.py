@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import forks
 import needs
 import pytest
+
+pytest_plugins = ["costs"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,8 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that no worker is left alone with one at the end (pytest -n 2 --no-loadscope-reorder)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left alone with one at the end (pytest -n 2 --no-loadscope-reorder).
+
+    What is of the campaign is left out of an ordinary run.
+    """
+    if not needs.ALL:
+        left_out = [item for item in items if item.get_closest_marker("campaign")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("campaign")]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -50,6 +62,24 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _proof() -> Iterator[Callable[..., Any]]:
+    """The process of a proof is forked from one that has never imported ftscale. Returns what starts one."""
+    import ftscale.models.prove
+
+    start = ftscale.models.prove.fresh_python
+    if not forks.real_starts():
+        ftscale.models.prove.fresh_python = forks.fresh_python
+    yield start
+    ftscale.models.prove.fresh_python = start
+
+
+@pytest.fixture(autouse=True)
+def _a_real_start(request: pytest.FixtureRequest, _proof: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("real_start"):
+        monkeypatch.setattr("ftscale.models.prove.fresh_python", _proof)
 
 
 @pytest.fixture(autouse=True, scope="module")

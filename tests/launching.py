@@ -1,4 +1,4 @@
-"""Starts a test's worker script in one or more real processes, as torchrun does; and undoes the end of a run."""
+"""Runs a test's worker script in one or more ranks, forked or started; and undoes the end of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forks
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -21,11 +23,10 @@ def launch(
     *,
     processes: int,
     work: Path,
-    timeout_s: int = 1800,
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run the jobs one after another in the same processes; fails with their output where one fails."""
-    done = try_to_launch(worker, jobs, processes=processes, work=work, timeout_s=timeout_s, environment=environment)
+    done = try_to_launch(worker, jobs, processes=processes, work=work, environment=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-8000:]
 
 
@@ -35,7 +36,6 @@ def try_to_launch(
     *,
     processes: int,
     work: Path,
-    timeout_s: int = 1800,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the jobs one after another in the same processes, however that ends."""
@@ -49,9 +49,11 @@ def try_to_launch(
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         **(environment or {}),
     }
+    if not forks.real_starts():
+        return forks.run_ranks(worker, [str(file)], processes=processes, environment=variables)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
     command = [sys.executable, *launcher, "--standalone", str(worker), str(file)]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout_s, cwd=ROOT)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=ROOT)
 
 
 def listed_jobs() -> Iterator[dict[str, Any]]:

@@ -49,19 +49,21 @@ class Event:
 
 @dataclass
 class Story:
-    """A run of two nodes with two processes each, and what happened to it so far."""
+    """A run of two nodes, and what happened to it so far."""
 
     cluster: Cluster
     job: Job
     events: dict[str, Event] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, cluster: Cluster, name: str, *, steps: int, launcher: str, **changes: Any) -> Story:
-        """Submit the run."""
+    def begin(
+        cls, cluster: Cluster, name: str, *, steps: int, launcher: str, processes: int = 2, **changes: Any
+    ) -> Story:
+        """Submit the run with so many processes a node."""
         model = {"name": str(cluster.own_model("paced", PACED)), "trust_remote_code": True}
         checkpoint = {"every": EVERY, "prove": "never"}
         run = cluster.run_file(name, steps=steps, model=model, checkpoint=checkpoint, **changes)
-        cluster.submit(run, "--nodes", 2, "--processes", 2, "--partition", "low", "--launcher", launcher)
+        cluster.submit(run, "--nodes", 2, "--processes", processes, "--partition", "low", "--launcher", launcher)
         return cls(cluster, Job(cluster.folder / name))
 
     @property
@@ -143,7 +145,7 @@ def _reach_the_time_limit(story: Story, event: Event) -> None:
     story.slowly.touch()
     wait_for(lambda: len(story.job.ends) >= event.start, "the end of the start", job=story.job)
     story.slowly.unlink()
-    slurm.call("scontrol", "update", f"JobId={story.job.id}", "TimeLimit=30")  # it keeps the shorter one
+    slurm.call("scontrol", "update", f"JobId={story.job.id}", "TimeLimit=120")  # it keeps the shorter one
 
 
 def _reach_it_in_an_evaluation(story: Story, event: Event) -> None:

@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import tiny
 
@@ -18,7 +18,7 @@ from ftscale.config.load import config_schema, differences, load_config
 
 SLURM = ("submit", "status", "logs", "cancel", "resubmit", "table")
 COMMANDS = ("train", "launch", "evaluate", "predict", "export", "check", "plan", "checkpoints", "schema", *SLURM)
-LONG = 24  # steps of a run that is stopped on its way
+LONG = 60  # steps of a run that is stopped on its way
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -209,7 +209,7 @@ def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
     [
         (["train"], signal.SIGTERM),
         (["launch", "--processes", "2"], signal.SIGTERM),
-        (["launch", "--processes", "2"], signal.SIGUSR1),
+        needs.in_campaign(["launch", "--processes", "2"], signal.SIGUSR1),
     ],
     ids=["train", "launch", "launch by SIGUSR1"],
 )
@@ -225,9 +225,10 @@ def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
         program = subprocess.Popen(
             words, env={**os.environ, **tiny.environment()}, stdout=log, stderr=log, cwd=tiny.ROOT
         )
-        wait_for_steps(program, folder, 3)
+        metrics = folder / "metrics.jsonl"
+        tiny.wait_until(lambda: metrics.is_file() and len(tiny.steps(folder)) >= 3, "steps", program=program)
         program.send_signal(number)
-        code = program.wait(timeout=120)
+        code = program.wait()
     told = (tmp_path / "log").read_text()
     assert code == 75, told
     assert "Traceback" not in told
@@ -244,14 +245,6 @@ def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     assert resumed["metrics"] == pytest.approx(uninterrupted["metrics"], rel=1e-4)
     finished = tiny.command("train", file, "--resume")
     assert (finished.code, f"is finished (completed, {LONG} steps); nothing to do" in finished.stderr) == (0, True)
-
-
-def wait_for_steps(program: subprocess.Popen, folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 200
-    while not (folder / "metrics.jsonl").is_file() or len(tiny.steps(folder)) < count:
-        assert program.poll() is None, "the run ended before it was signalled"
-        assert time.monotonic() < deadline, f"no {count} steps in time"
-        time.sleep(0.05)
 
 
 def losses(folder: Path) -> list[float]:

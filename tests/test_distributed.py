@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
-import threading
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from ftscale import distributed
 from ftscale.config import parse_config
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import STRATEGIES, Distributed, check_takeover, resolve_strategy
 from ftscale.errors import UserError
+from ftscale.resources import resource
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE")
 
@@ -71,6 +74,21 @@ def test_nvme_needs_libaio(monkeypatch, tmp_path):
         )
 
 
+@pytest.mark.parametrize(("max_grad_norm", "expected"), [(0.5, [0.7, -0.4]), (0.0, [-2.0, -4.0]), (9.0, [-2.0, -4.0])])
+def test_gradients_longer_than_the_limit_are_shortened_to_it(max_grad_norm: float, expected: list[float]):
+    """The gradient of 3 a + 4 b is 5 long: an SGD step of rate 1 from (1, 0) takes it whole, or a tenth of it."""
+    made = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=max_grad_norm)
+    module = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    made.prepare(module, torch.optim.SGD(module.parameters(), lr=1.0), unused_weights=False)
+    for part in ([1.0, 4.0], [2.0, 0.0]):  # two micro-batches, whose gradients add up
+        made.backward(made.module(torch.tensor([part])).sum(), last=part == [2.0, 0.0])
+    assert made.step() == 5.0
+    assert module.weight[0].tolist() == pytest.approx(expected, rel=1e-5)
+    made.close()
+
+
 def test_runs_that_share_an_offload_dir_swap_into_folders_of_their_own():
     from ftscale.run import _in_own_offload_dir
 
@@ -117,18 +135,52 @@ def test_a_checkpoint_that_cannot_be_taken_over_is_refused_with_what_can(made_by
         check_takeover("step-1", made_by=made_by, here=here)
 
 
-@pytest.mark.parametrize("age_s", [0.0, 2 * distributed.COMPILER_S])
-def test_a_compiler_is_waited_for_and_what_a_killed_one_left_is_removed(monkeypatch, tmp_path, age_s: float):
-    lock = tmp_path / "py311_cpu/deepspeed_shm_comm/lock"
-    lock.parent.mkdir(parents=True)
-    lock.touch()
-    os.utime(lock, (time.time() - age_s,) * 2)
+@pytest.fixture
+def compilers(monkeypatch, tmp_path) -> dict[str, Path]:
+    """The lock of each operator as while it is compiled; whoever waits for the third time finds it gone."""
+    locks = {name: tmp_path / f"py311_cpu/{name}/lock" for name in ("deepspeed_shm_comm", "cpu_adam", "async_io")}
+    for lock in locks.values():
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+    waits = iter([None, None, locks["cpu_adam"]])
+
+    def wait(seconds: float) -> None:
+        if compiled := next(waits):
+            compiled.unlink()
+
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    ended = []
-    waiting = threading.Thread(target=lambda: (distributed._wait_for_compilers(), ended.append(lock.exists())))
-    waiting.start()
-    waiting.join(timeout=3)
-    assert lock.exists() == waiting.is_alive() == (age_s == 0)  # one that compiles keeps its lock, and is waited for
-    lock.unlink(missing_ok=True)
-    waiting.join(timeout=30)
-    assert ended == [False]
+    monkeypatch.setattr(distributed.time, "sleep", wait)
+    return locks
+
+
+def test_a_compiler_of_what_is_needed_is_waited_for_and_no_other(compilers):
+    distributed._wait_for_compilers(["cpu_adam"])
+    assert {name: lock.exists() for name, lock in compilers.items()} == {
+        "deepspeed_shm_comm": True,
+        "cpu_adam": False,
+        "async_io": True,
+    }
+
+
+def test_what_a_killed_compiler_left_is_removed_without_a_wait(compilers, monkeypatch):
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: None)
+    old = time.time() - 2 * distributed.COMPILER_S
+    os.utime(compilers["cpu_adam"], (old, old))
+    distributed._wait_for_compilers(["cpu_adam"])
+    assert not compilers["cpu_adam"].exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "operators"),
+    [  # what DeepSpeed loads: tests/strategies/test_hanging.py
+        ("zero1", ["deepspeed_shm_comm"]),
+        ("zero3", ["deepspeed_shm_comm"]),
+        ("zero2_offload", ["deepspeed_shm_comm", "cpu_adam"]),
+        ("zero3_offload", ["deepspeed_shm_comm", "cpu_adam"]),
+        ("zero3_nvme", ["deepspeed_shm_comm", "cpu_adam", "async_io"]),
+    ],
+)
+def test_a_strategy_needs_its_own_operators_alone(strategy: str, operators: list[str]):
+    zero = json.loads(resource("ds_configs", f"{strategy}.json").read_text())["zero_optimization"]
+    assert distributed._operators(zero, cuda=False) == operators
+    assert distributed._operators(zero, cuda=True) == operators[1:]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from launching import forget_after
 from safetensors.torch import load_file
 from strategies import jobs
 
 from ftscale.config import parse_config
+from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
@@ -110,7 +110,6 @@ def test_8bit_adam_learns_as_well_as_adamw(captions: dict[str, Any], shared: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_pretraining_helps(shared: Path, tmp_path: Path):
     from ftscale.config import load_config
 
@@ -228,6 +227,23 @@ def test_higher_is_better_turns_the_choice_around(rising: dict[str, Any], tmp_pa
     assert result.best["step"] == max(values, key=values.get)
 
 
+def test_the_checkpoint_of_the_lowest_error_is_kept(shared: Path, tmp_path: Path):
+    config = jobs.regression(shared, tmp_path, labels={}, num_rows=16)
+    config["data"] |= {"eval": config["data"]["train"]}
+    config |= {"optimizer": {"name": "sgd", "lr": 0.5}, "train": {"max_steps": 4}}
+    result = run(config, tmp_path / "run", evaluation={"every": 1, "metric": "mae"})
+    rows = [line for line in jobs.lines(tmp_path / "run") if line["kind"] == "eval"]
+    errors = {line["step"]: line["mae"] for line in rows}
+    assert result.best["value"] == min(errors.values()) < max(errors.values())
+    assert errors[result.best["step"]] == min(errors.values())
+
+
+def test_the_metric_of_an_unknown_class_is_refused_with_the_nearest(shared: Path, tmp_path: Path):
+    config = jobs.reviews(shared, tmp_path)
+    with pytest.raises(UserError, match="evaluation.metric.*'f1/7'.*did you mean 'f1/"):
+        run(config, tmp_path / "run", evaluation={"every": 1, "metric": "f1/7"})
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -291,9 +307,8 @@ def test_workers_change_nothing(captions: dict[str, Any], shared: Path, tmp_path
 def test_a_loss_that_is_not_finite_ends_the_run_and_harms_no_checkpoint(shared: Path, tmp_path: Path):
     config = jobs.regression(shared, tmp_path, labels={18: 1e30}, checkpoint={"every": 1, "prove": "never"})
     (tmp_path / "run.json").write_text(json.dumps({**config, "run_folder": str(tmp_path / "run")}))
-    command = [sys.executable, "-m", "ftscale", "train", str(tmp_path / "run.json")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
-    assert done.returncode == 1
+    done = tiny.forked("train", tmp_path / "run.json")
+    assert done.code == 1
     assert "optimizer step 5: the loss is not finite; nothing of it was applied" in done.stderr
     [event] = [line for line in jobs.lines(tmp_path / "run") if line.get("event") == "bad_batch"]
     assert (event["step"], event["what"], event["action"]) == (5, "the loss is not finite", "stop")

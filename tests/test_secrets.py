@@ -130,3 +130,16 @@ def test_a_submitted_run_keeps_its_secrets_where_its_user_alone_reads(
     others = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path != run]
     assert others
     assert not any(PASSWORD in path.read_text() for path in others)
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_what_a_server_refuses_is_told_in_a_sentence_without_the_secret(
+    command: str, server: str, shared: Path, tmp_path: Path
+):
+    run = tiny.write_run(tmp_path, settings(shared, tmp_path, f"{server}an-old-t0k3n"))
+    outcome = tiny.command(command, run)
+    assert outcome.code == 2
+    lines = outcome.stderr.strip().splitlines()
+    assert "data.train[0].path: http://<secret>@127.0.0.1:" in lines[-2]
+    assert "refuses this name, password or token; correct the URL." in lines[-1]
+    assert not any(secret in outcome.stdout + outcome.stderr for secret in (PASSWORD, "an-old-t0k3n"))

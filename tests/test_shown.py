@@ -57,9 +57,8 @@ def test_control_characters_are_named_once_each():
     assert control_characters("runs/Straße 1") == ""
 
 
-def test_an_error_for_people_has_neither(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_for_people_has_neither(caplog: pytest.LogCaptureFixture):
     assert str(UserError("https://me:pw@host/a.csv: \x1b[2J")) == "https://<secret>@host/a.csv: \\x1b[2J"
-    monkeypatch.setattr(log, "propagate", True)
     with caplog.at_level(logging.INFO, "ftscale"):
         log.info("reading %s \x1b[2J", "https://host/a.csv?token=abc")
     assert caplog.messages == ["reading https://host/a.csv?token=<secret> \\x1b[2J"]

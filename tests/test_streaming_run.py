@@ -16,7 +16,7 @@ from strategies.jobs import Jobs
 from ftscale.config import parse_config
 from ftscale.run import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.slow
 
 STEPS, HALF = 14, 5
 ROWS = 40  # of each file: with steps of 8 rows the second epoch begins inside the run

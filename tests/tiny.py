@@ -8,15 +8,20 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import forks
+
 from ftscale.config.yaml_text import write_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+PATIENCE_S = 1800  # with what never comes; no slow machine meets it
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,25 @@ def command(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*arguments: object, cwd: Path = ROOT, timeout_s: int = 560) -> Outcome:
+def forked(*arguments: object, cwd: Path = ROOT, processes: int = 1) -> Outcome:
+    """`ftscale ARGUMENTS` in so many processes that are forked, not started (see forks.py)."""
+    if forks.real_starts():
+        launcher = ["torchrun", "--standalone", "--nproc_per_node", processes, "-m"] if processes > 1 else []
+        return process(*launcher, "ftscale", *arguments, cwd=cwd)
+    variables = {**os.environ, **environment()}
+    done = forks.run_module(
+        "ftscale", list(map(str, arguments)), environment=variables, folder=cwd, processes=processes
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def process(*arguments: object, cwd: Path = ROOT) -> Outcome:
     """A program of this environment (`ftscale`, `accelerate`, `torchrun`, `python`) in a process of its own."""
     done = subprocess.run(
         [str(word) for word in arguments],
         env={**os.environ, **environment()},
         capture_output=True,
         text=True,
-        timeout=timeout_s,
         cwd=cwd,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
@@ -86,6 +102,15 @@ def process(*arguments: object, cwd: Path = ROOT, timeout_s: int = 560) -> Outco
 def environment() -> dict[str, str]:
     """What test processes have besides the environment of the tests."""
     return {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, program: subprocess.Popen | None = None) -> None:
+    """Until it holds; a program that ends before fails at once."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert program is None or program.poll() is None, f"the run ended before {what}"
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.02)
 
 
 def steps(run_folder: Path) -> list[dict[str, Any]]:

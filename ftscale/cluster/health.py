@@ -19,9 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ftscale.checks import read_config
 from ftscale.config.load import config_digest
 from ftscale.errors import UserError
+from ftscale.precheck import read_config
 from ftscale.sealed import write_text
 
 CHECK_FOLDER = "check"

@@ -56,6 +56,10 @@ def _quantised(config: Config) -> bool:
     return config.model.quantization != "none"
 
 
+def _brings_no_head(config: Config) -> bool:
+    return config.task.name in HEADLESS_TASKS or bool(config.head.hidden_sizes) or config.model.init == "random"
+
+
 def _evaluates(config: Config) -> bool:
     return bool(config.evaluation.metric or config.evaluation.patience or config.evaluation.before)
 
@@ -237,10 +241,20 @@ TABLE: tuple[Row, ...] = (
         ("tests/config/test_refusals.py::test_a_language_model_has_no_classifier_to_replace",),
     ),
     Row(
+        "a kept head where there is none",
+        lambda config, _: config.head.keep and _brings_no_head(config),
+        "refused",
+        "head.keep = true keeps the classifier that a model brings along, and there is none: causal_lm and seq2seq "
+        "have none, head.hidden_sizes puts another one, model.init: random makes all anew; leave out head.keep.",
+        "schema: keep is for a pretrained classifier",
+        ("tests/config/test_refusals.py::test_a_head_that_is_made_anew_is_not_kept",),
+    ),
+    Row(
         "last_blocks scope without a number",
         lambda config, _: config.trainable.scope == "last_blocks" and config.trainable.last_blocks == 0,
         "refused",
-        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use scope: head.",
+        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or set "
+        "trainable.scope: head.",
         "schema: last_blocks is the number of blocks",
         ("tests/config/test_refusals.py::test_no_last_blocks_is_no_number_of_blocks",),
     ),

@@ -14,10 +14,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
+from ftscale.config.class_names import names_and_ids, only_names
 from ftscale.shown import control_characters
 
+Labels = Annotated[
+    tuple[str, ...] | None,
+    BeforeValidator(only_names, json_schema_input_type=list[str | int] | dict[str, str] | str | None),
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -56,26 +62,52 @@ class TextSettings(Section):
     """What happens to a longer sample; each is counted in the data report."""
 
 
-class TextClassificationSettings(TextSettings):
+class ClassNames(Section):
+    """Classes and their numbers."""
+
+    labels: Labels = None
+    """Class names in the order of their ids, or numbers that the files write to names, e.g. {0: repair}, or a text file
+    with a name a line (JSON: a list or a mapping); null = those of the training data, sorted."""
+    label_ids: tuple[int, ...] | None = None
+    """Numbers that stand for `labels` in the files, in their order; null = with `labels` that are no numbers
+    themselves 0, 1, 2, ..., else none."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("labels") is None or "label_ids" in data:
+            return data
+        try:
+            names, ids = names_and_ids(data["labels"])
+        except ValueError:  # told where the field itself is read
+            return data
+        return {**data, "labels": names, "label_ids": ids}
+
+    @model_validator(mode="after")
+    def _as_many_numbers(self) -> ClassNames:
+        if self.label_ids is not None and len(self.label_ids) != len(self.labels or ()):
+            raise ValueError(
+                f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels; make it null"
+            )
+        return self
+
+
+class TextClassificationSettings(TextSettings, ClassNames):
     """Classes, several classes at once, or a number for a text or a pair of texts (`text`, `text_pair`, `label`)."""
 
     name: Literal["text_classification"] = "text_classification"
     """The task."""
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"
     """One class a row, any number of classes a row (a list, or joined by `label_separator`), or a number."""
-    labels: tuple[str, ...] | None = None
-    """Class names in the order of their ids; null = those of the training data, sorted."""
     label_separator: str = ","
     """Splits the label column of a multi-label row that is not a list."""
 
 
-class TokenClassificationSettings(TextSettings):
+class TokenClassificationSettings(TextSettings, ClassNames):
     """A tag for each word (`words`, `tags`)."""
 
     name: Literal["token_classification"] = "token_classification"
     """The task."""
-    labels: tuple[str, ...] | None = None
-    """Tags in the order of their ids, as IOB2; null = those of the training data, sorted."""
     scheme: Literal["auto", "IOB1", "IOB2", "BIOES"] = "auto"
     """The tag scheme of the files (BIOES is also known as IOBES); auto = recognised. Trained and scored as IOB2."""
 
@@ -87,6 +119,9 @@ class GenerationSettings(Section):
     """Longest generated text in tokens."""
     num_beams: PositiveInt = 1
     """Beam width; 1 = greedy."""
+    options: dict[str, Any] = {}
+    """Fields of transformers' GenerationConfig that say which tokens may follow, over the model's own, e.g.
+    `{repetition_penalty: 1.0, min_length: 0, forced_bos_token_id: null}`."""
 
 
 class CausalLMSettings(TextSettings):
@@ -121,6 +156,11 @@ class Seq2SeqSettings(TextSettings):
     """Longest target in tokens; null = `max_length`."""
     source_prefix: str = ""
     """Put before each source, e.g. `translate German to English: ` for T5."""
+    source_language: str | None = None
+    """Code of the sources' language, where the tokenizer writes one (mBART, NLLB, M2M100), e.g. `deu_Latn`; null = as
+    the tokenizer's files say."""
+    target_language: str | None = None
+    """Code of the targets' language; generation begins with it. null = as the tokenizer's files say."""
     generate: GenerationSettings | None = GenerationSettings()
     """Generate in evaluation and score by sacreBLEU, chrF and ROUGE; null = loss and token accuracy only."""
 
@@ -140,13 +180,11 @@ class AugmentationSettings(Section):
     """Strength of each RandAugment operation, 1 to 29."""
 
 
-class ImageClassificationSettings(Section):
+class ImageClassificationSettings(ClassNames):
     """A class for an image (`image`: path or bytes, `label`)."""
 
     name: Literal["image_classification"] = "image_classification"
     """The task."""
-    labels: tuple[str, ...] | None = None
-    """Class names in the order of their ids; null = those of the training data, sorted."""
     image_size: PositiveInt | None = None
     """Height and width in pixels after preparation; null = the image processor's own."""
     augment: AugmentationSettings = AugmentationSettings()
@@ -193,8 +231,11 @@ class ModelConfig(Section):
 
 
 class HeadConfig(Section):
-    """A new classification head that is a multi-layer perceptron."""
+    """The classification head: the model's own, or a new one that is a multi-layer perceptron."""
 
+    keep: bool = False
+    """Keep the head that a model brings along although its classes have other names, or it comes from another task:
+    its rows are then those of `task.labels`; false = a new head. Equal names are kept in any case."""
     hidden_sizes: tuple[PositiveInt, ...] = ()
     """Widths of the hidden layers; empty = the model's own head."""
     activation: str = "gelu"
@@ -239,9 +280,11 @@ class SourceConfig(Section):
     format: str = "auto"
     """csv, tsv, jsonl, json, parquet, text, parallel, conll, image_folder, idx, hub; auto = by the file's name."""
     name: str | None = None
-    """The configuration of a hub data set; null = its default."""
-    split: str = "train"
-    """The split of a hub data set."""
+    """The configuration of a hub data set, or of a folder whose README.md names some; null = its default."""
+    split: str | None = None
+    """The split of a hub data set, or of a folder whose names tell its splits as those on the hub do
+    (data/train-00000-of-00001.parquet, train/, test.csv); all = every file of the folder; null = train on the hub, and
+    every file of a folder that holds no more than one."""
     columns: dict[str, str | int] = {}
     """What the task calls a column: the file's name of it, or its number from 0 where there is no header."""
     header: bool = True
@@ -257,6 +300,12 @@ class SourceConfig(Section):
     source is drawn, relative to the others."""
     limit: NonNegativeInt = 0
     """Use only the first rows, this many; 0 = all."""
+    missing_values: tuple[str, ...] = ()
+    """Texts that stand for a missing value in these files, e.g. [NaN, "N/A"]; null, NaN and an empty class
+    always do."""
+    drop: tuple[Literal["missing", "blank"], ...] = ()
+    """Rows that are left out and counted: missing = without a value that the task needs (refused otherwise), blank =
+    with a text of white space alone (kept with a warning otherwise)."""
 
 
 def _as_sources(value: Any) -> Any:
@@ -387,9 +436,9 @@ class EvaluationConfig(Section):
     micro_size: NonNegativeInt = 0
     """Most samples of one evaluation batch; 0 = as in training."""
     metric: str | None = None
-    """Metric that chooses the best checkpoint; null = the task's first."""
+    """Metric that chooses the best checkpoint, of two equal ones the one of the lower loss; null = the task's first."""
     higher_is_better: bool | None = None
-    """Direction of `metric`; null = lower is better for losses and errors, higher for all else."""
+    """Direction of `metric`; null = the metric's own: lower for loss, perplexity, mse and mae, higher for all else."""
     keep_best: bool = True
     """End with the weights of the best evaluation instead of the last step."""
     patience: NonNegativeInt = 0

@@ -6,10 +6,23 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ftscale.data.chat_spans import Message, Renderer, Span, end_of_turn, prompt_text, written_spans
+from ftscale.data.chat_spans import (
+    Message,
+    Renderer,
+    end_of_turn,
+    history_starts,
+    prompt_text,
+    turn_starts,
+    unseen_prompt,
+    written_spans,
+)
+from ftscale.data.formats.paths import nearest_path, relative_to
+from ftscale.data.left_out import count_left_out
+from ftscale.data.parts import Span, tokenize_parts
 from ftscale.errors import UserError, unknown_name
 
 Targets = Literal["assistant", "last", "all"]
@@ -32,14 +45,14 @@ def normalize(row: dict[str, Any]) -> list[Message]:
     The row has `messages` or `conversations` (turns with role and content, or with ShareGPT's from and value);
     or Alpaca's `instruction`, `input` (optional) and `output`; or `prompt` and `completion`, each a text or turns.
     What comes last (`output`, `completion`) may be missing. Raises UserError: a turn without role or text, an
-    unknown role.
+    unknown role, tool calls that are none.
     """
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
             return _turns(row[column], column, role=None)
     if row.get("instruction") is not None:
         return _alpaca(row)
-    messages = _turns(row["prompt"], "prompt", role="user")
+    messages = _turns(row.get("prompt"), "prompt", role="user")
     if row.get("completion") is not None:
         messages += _turns(row["completion"], "completion", role="assistant")
     return messages
@@ -50,12 +63,12 @@ def row_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     tools = row.get("tools")
     if not tools:
         return None
-    try:
-        parsed = json.loads(tools) if isinstance(tools, str) else tools
-    except ValueError as error:
-        raise UserError(f"tools = {_short(tools)} is not JSON: {error}; mend the row.") from error
+    parsed = _parsed(tools, "tools")
     if not isinstance(parsed, list) or not all(isinstance(tool, dict) for tool in parsed):
         raise UserError(f"tools = {_short(tools)} must be a list of functions, or JSON of one; mend the row.")
+    for tool in parsed:
+        if not isinstance(tool.get("function", {}), dict):
+            raise UserError(f"tools: the function of {_short(tool)} must be an object with name and parameters.")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed] or None
 
 
@@ -68,8 +81,31 @@ def read_template(setting: str | None) -> str | None:
     if path.suffix != ".jinja":
         raise UserError(unknown_name("task.chat_template", setting, packaged))
     if not path.is_file():
-        raise UserError(f"task.chat_template = {setting!r} is not a file; correct the path.")
+        raise UserError(
+            f"task.chat_template = {setting!r} is not a file; {nearest_path(setting)}{relative_to(setting)}"
+        )
     return path.read_text(encoding="utf-8")
+
+
+def template_name(text: str) -> str:
+    """A template in a few words: the name of a packaged one, or its beginning."""
+    packaged = {path.read_text(encoding="utf-8"): path.stem for path in sorted(TEMPLATES.glob("*.jinja"))}
+    return packaged.get(text) or _short(text)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation in tokens, and what its template did with it."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """Ids where the model learns, -100 elsewhere."""
+    said: int
+    """Characters of the model's turns that are to be learned, white space aside."""
+    left_out: int
+    """Of these, the ones that the template leaves out of the text."""
+    unseen_prompt: str
+    """What the template's generation prompt ends with and the text does not have, e.g. an opened tag; "" = nothing."""
 
 
 def encode_chat(
@@ -80,27 +116,52 @@ def encode_chat(
     template: str | None = None,
     tools: list[dict[str, Any]] | None = None,
 ) -> tuple[list[int], list[int]]:
+    """`input_ids` and `labels` of `encode_conversation`."""
+    found = encode_conversation(messages, tokenizer, targets=targets, template=template, tools=tools)
+    return found.input_ids, found.labels
+
+
+def encode_conversation(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    *,
+    targets: Targets,
+    template: str | None = None,
+    tools: list[dict[str, Any]] | None = None,
+) -> Conversation:
     """Token ids of a conversation, and labels: the id where the model learns, -100 elsewhere.
 
     Targets are what the model writes in its turns: from the generation prompt to the end-of-turn token, included.
     Turns without content are not. `targets`: all of these turns, the last one, or every token of the conversation.
-    `template`: Jinja text; None = the tokenizer's own.
+    The ids before a turn are those of its prompt (`encode_prompt`), whatever follows. `template`: Jinja text; None =
+    the tokenizer's own.
     Raises UserError: no template, or one of which the model's own part cannot be told.
     """
     render = _renderer(tokenizer, template, tools)
     text = render(messages)
-    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-    turns = turns[-1:] if targets == "last" else turns
-    turns = [turn for turn in turns if messages[turn]["content"].strip() or messages[turn].get("tool_calls")]
-    if turns and targets != "all" and GENERATION_MARK.search(render.template):
-        return _marked(messages, render, last=targets == "last")
-    ids, offsets = _tokenize(text, tokenizer)
+    spoken = _spoken(messages)
+    learned = [turn for turn in spoken if targets != "last" or turn == _own_turns(messages)[-1]]
+    marked = bool(learned) and targets != "all" and GENERATION_MARK.search(render.template) is not None
+    spans: list[Span] = []
+    if not marked and targets != "all":
+        spans = written_spans(text, messages, render, turns=learned)
+    starts = dict(zip(learned, (start for start, _ in spans), strict=False))
+    starts |= turn_starts(text, messages, render, turns=[turn for turn in spoken if turn not in starts])
+    cuts = sorted(set(starts.values()))
+    ids, offsets, counts = tokenize_parts(text, cuts, _fast(tokenizer))
     if targets == "all":
-        return ids, list(ids)
-    labels = [NO_TARGET] * len(ids)
-    for span in written_spans(text, messages, render, turns=turns):
-        _label(labels, ids, offsets, span, end_id=tokenizer.convert_tokens_to_ids(end_of_turn(render)))
-    return ids, labels
+        labels = list(ids)
+    elif marked:
+        labels = _marked_labels(ids, offsets, messages, render, last=targets == "last")
+    else:
+        labels = [NO_TARGET] * len(ids)
+        for span in spans:
+            _label(labels, ids, offsets, span, first=counts[cuts.index(span[0])], render=render)
+    texts = [text[start:stop] for start, stop in spans] or [text] * len(learned)
+    left_out = [count_left_out(messages[turn], written) for turn, written in zip(learned, texts, strict=True)]
+    last = next((turn for turn in reversed(learned) if turn in starts), None)
+    unseen = "" if last is None else unseen_prompt(text, messages, render, turn=last, start=starts[last])
+    return Conversation(ids, labels, sum(said for _, said in left_out), sum(missing for missing, _ in left_out), unseen)
 
 
 def encode_prompt(
@@ -112,8 +173,10 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids up to where the model writes its last turn, or its next one if the last turn is not its own."""
     history = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    text = prompt_text(history, _renderer(tokenizer, template, tools))
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    render = _renderer(tokenizer, template, tools)
+    text = prompt_text(history, render)
+    starts = set(history_starts(history, render, turns=_spoken(history)).values())
+    return tokenize_parts(text, sorted(start for start in starts if start <= len(text)), tokenizer)[0]
 
 
 def stop_ids(tokenizer: Any, *, template: str | None = None) -> list[int]:
@@ -141,34 +204,71 @@ def _message(turn: Any, column: str) -> Message:
     given = {name: value for name, value in turn.items() if value is not None} if isinstance(turn, dict) else {}
     role = given.pop("role", given.pop("from", None))
     content = given.pop("content", given.pop("value", "" if given.get("tool_calls") else None))
-    if role is None or not isinstance(content, str):
+    if role is None or content is None:
         raise UserError(
             f"{column}: the turn {_short(turn)} must have a role and a text (role and content, or from and value)."
         )
-    if role not in ROLES:
+    if not isinstance(content, str):
+        fix = "join its parts into one text" if isinstance(content, (list, tuple)) else "write it as a text"
+        raise UserError(
+            f"{column}: the turn {_short(turn)} must have a role and a text, and its content is of type "
+            f"{type(content).__name__}; {fix}."
+        )
+    if not isinstance(role, str) or role not in ROLES:
         raise UserError(unknown_name(f"{column}: role", role, ROLES))
-    if given.get("tool_calls"):
-        given["tool_calls"] = [_call(call) for call in given["tool_calls"]]
+    if "tool_calls" in given and (calls := _calls(given.pop("tool_calls"), column)) is not None:
+        given["tool_calls"] = calls
     return {"role": ROLES[role], "content": content, **given}
 
 
-def _call(call: dict[str, Any]) -> dict[str, Any]:
+def _calls(calls: Any, column: str) -> list[dict[str, Any]] | None:
+    """Tool calls, a list or JSON of one, each as its template takes it; None of a blank text."""
+    parsed = _parsed(calls, f"{column}: tool_calls")
+    if parsed is None:
+        return None
+    if not isinstance(parsed, (list, tuple)):
+        raise UserError(f"{column}: tool_calls = {_short(calls)} must be a list of calls; mend the row.")
+    return [_call(call, column) for call in parsed]
+
+
+def _call(call: Any, column: str) -> dict[str, Any]:
     """A tool call with its arguments as a mapping, which is what templates write as JSON."""
-    if "function" in call:
-        return {**call, "function": _call(call["function"])}
-    arguments = call.get("arguments")
-    return {**call, "arguments": json.loads(arguments)} if isinstance(arguments, str) else call
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise UserError(
+            f"{column}: the tool call {_short(call)} must be an object with the name of a function, or have one under "
+            "function; mend the row."
+        )
+    given = function.get("arguments")
+    arguments = _parsed(given, f"{column}: arguments of the tool call {function['name']!r}")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise UserError(
+            f"{column}: arguments of the tool call {function['name']!r} = {_short(given)} must be an object, or JSON "
+            "of one; mend the row."
+        )
+    read = {**function, "arguments": arguments or {}}
+    return read if function is call else {**call, "function": read}
+
+
+def _parsed(value: Any, name: str) -> Any:
+    """What a text holds as JSON, None where it is blank; any other value as it is. Raises UserError: broken JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} = {_short(value)} is not JSON: {error}; mend the row.") from error
 
 
 def _alpaca(row: dict[str, Any]) -> list[Message]:
-    user = {"role": "user", "content": row["instruction"]}
-    if row.get("input"):  # kept apart as well: the Alpaca template has a place for it
-        user = {
-            "role": "user",
-            "content": f"{row['instruction']}\n{row['input']}",
-            "instruction": row["instruction"],
-            "input": row["input"],
-        }
+    instruction, more = row["instruction"], row.get("input")
+    user = {"role": "user", "content": instruction}
+    if more is not None and not isinstance(more, str):
+        raise UserError(f"input = {_short(more)} must be a text; mend the row.")
+    if more:  # kept apart as well: the Alpaca template has a place for it
+        user = {"role": "user", "content": f"{instruction}\n{more}", "instruction": instruction, "input": more}
+    if not isinstance(instruction, str):
+        raise UserError(f"instruction = {_short(instruction)} must be a text; mend the row.")
     messages = [_message(user, "instruction")]
     if row.get("output") is not None:
         messages.append(_message({"role": "assistant", "content": row["output"]}, "output"))
@@ -196,28 +296,31 @@ def _renderer(tokenizer: Any, template: str | None, tools: list[dict[str, Any]] 
     return Renderer(tokenizer, template, json.dumps(tools))
 
 
-def _tokenize(text: str, tokenizer: Any) -> tuple[list[int], list[Span]]:
-    """Ids, and for each token the characters it stands for."""
+def _own_turns(messages: Sequence[Message]) -> list[int]:
+    """Numbers of the model's turns."""
+    return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _spoken(messages: Sequence[Message]) -> list[int]:
+    """Numbers of the model's turns that say or call something."""
+    own = _own_turns(messages)
+    return [turn for turn in own if messages[turn]["content"].strip() or messages[turn].get("tool_calls")]
+
+
+def _fast(tokenizer: Any) -> Any:
     if not tokenizer.is_fast:
         raise UserError("model.processor: chats need a tokenizer that has a tokenizer.json (a fast one); convert it.")
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets, previous = [], 0
-    for start, end in encoded["offset_mapping"]:
-        # some tokenizers (ByteLevel's trim_offsets) leave white space out of offsets: it belongs to the token after it
-        offsets.append((min(start, previous), end))
-        previous = max(previous, end)
-    return encoded["input_ids"], offsets
+    return tokenizer
 
 
-def _label(labels: list[int], ids: list[int], offsets: list[Span], span: Span, *, end_id: int) -> None:
-    """Make targets of the tokens that start within a span.
+def _label(labels: list[int], ids: list[int], offsets: list[Span], span: Span, *, first: int, render: Renderer) -> None:
+    """Make targets of the tokens of a span; `first`: the number of tokens before it, which are the prompt's.
 
-    A token that starts before it is the prompt's, since the model does not write it. One may reach beyond its end:
-    an end-of-turn token can swallow the white space after it.
+    One may reach beyond its end: an end-of-turn token can swallow the white space after it.
     """
-    inside = [place for place, (start, _) in enumerate(offsets) if span[0] <= start < span[1]]
+    inside = [place for place in range(first, len(ids)) if offsets[place][0] < span[1]]
     assert inside, "a span holds the end-of-turn token at least"
-    if ids[inside[-1]] != end_id:
+    if ids[inside[-1]] != render.tokenizer.convert_tokens_to_ids(end_of_turn(render)):
         raise UserError(
             "task.chat_template: the end-of-turn token is not one token in the text; set another template, or add the "
             "template's tokens to the tokenizer."
@@ -226,18 +329,13 @@ def _label(labels: list[int], ids: list[int], offsets: list[Span], span: Span, *
         labels[place] = ids[place]
 
 
-def _marked(messages: Sequence[Message], render: Renderer, *, last: bool) -> tuple[list[int], list[int]]:
-    """Ids and labels by the template's own {% generation %} marks."""
-    encoded = render.tokenizer.apply_chat_template(
-        list(messages),
-        tools=json.loads(render.tools),
-        chat_template=render.template,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"verbose": False},
-    )
-    ids, mask = encoded["input_ids"], encoded["assistant_masks"]
-    runs = [found.span() for found in re.finditer("1+", "".join(map(str, mask)))]
+def _marked_labels(
+    ids: list[int], offsets: list[Span], messages: Sequence[Message], render: Renderer, *, last: bool
+) -> list[int]:
+    """Labels by the template's own {% generation %} marks: of each token with a character between them."""
+    _, spans = render.marked(messages)
+    inside = [any(begin < stop and end > start for start, stop in spans) for begin, end in offsets]
+    runs = [found.span() for found in re.finditer("1+", "".join("1" if own else "0" for own in inside))]
     known = set(render.tokenizer.added_tokens_encoder.values()) | set(render.tokenizer.all_special_ids)
     labels = [NO_TARGET] * len(ids)
     for start, stop in runs[-1:] if last else runs:
@@ -248,4 +346,4 @@ def _marked(messages: Sequence[Message], render: Renderer, *, last: bool) -> tup
                 "would not learn to stop; move {% endgeneration %} behind it."
             )
         labels[start:stop] = ids[start:stop]
-    return ids, labels
+    return labels

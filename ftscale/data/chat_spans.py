@@ -8,18 +8,21 @@ stands between placeholders is the template's own text, and shows where a turn s
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ftscale.data.parts import Span
 from ftscale.errors import UserError
 
 Message = dict[str, Any]
-Span = tuple[int, int]
 
 PLACEHOLDER = "placeholder-{}-7f3a9c"
+HALF_A_WORD = re.compile(r"<?\w*$")
 PLACEHOLDERS = re.compile(r"placeholder-(\d+)-7f3a9c")
 
 
@@ -38,9 +41,7 @@ class Renderer:
 
         Raises UserError: the template refuses the conversation.
         """
-        from jinja2 import TemplateError
-
-        try:
+        with _told(messages):
             return self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=json.loads(self.tools),
@@ -48,12 +49,20 @@ class Renderer:
                 add_generation_prompt=prompt,
                 tokenize=False,
             )
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise UserError(
-                f"task.chat_template cannot render a conversation of {roles}: {error}; mend the row, or set "
-                "task.chat_template to another template."
-            ) from error
+
+    def marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The conversation as text, and what stands in it between the template's {% generation %} marks."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with _told(messages):
+            [text], [spans] = render_jinja_template(
+                [list(messages)],
+                tools=json.loads(self.tools),
+                chat_template=self.template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        return text, spans
 
 
 def written_spans(text: str, messages: Sequence[Message], render: Renderer, *, turns: Sequence[int]) -> list[Span]:
@@ -62,16 +71,46 @@ def written_spans(text: str, messages: Sequence[Message], render: Renderer, *, t
     `text`: `render(messages)`; `turns`: numbers of messages.
     Raises UserError where the template's renderings do not tell, or a turn has no end-of-turn token.
     """
-    layout = _layout(render, json.dumps([{**message, "content": None} for message in messages], sort_keys=True))
+    layout = _layout(render, _frames(messages))
     contents = _aligned(text, messages, layout)
     spans = []
     for turn in turns:
-        if contents is None or turn not in layout.leads:
-            start, end = _located(text, messages, render, layout, turn)
-        else:
-            start, end = contents[turn][0] - layout.leads[turn], contents[turn][1]
+        start, end = _bounds(text, messages, render, layout, contents, turn)
         spans.append((start, end + _stop(layout.tail(turn), render, turn)))
     return spans
+
+
+def turn_starts(text: str, messages: Sequence[Message], render: Renderer, *, turns: Sequence[int]) -> dict[int, int]:
+    """Where the model begins to write each of the turns of which the template's renderings tell it."""
+    starts: dict[int, int] = {}
+    if not turns:
+        return starts
+    with suppress(UserError):
+        layout = _layout(render, _frames(messages))
+        contents = _aligned(text, messages, layout)
+        for turn in turns:
+            with suppress(UserError):
+                starts[turn] = _bounds(text, messages, render, layout, contents, turn)[0]
+    return starts
+
+
+def unseen_prompt(text: str, messages: Sequence[Message], render: Renderer, *, turn: int, start: int) -> str:
+    """What the template's own generation prompt goes on with where the text of this turn does not; "" = it agrees.
+
+    `start`: where the model begins to write the turn in the text.
+    """
+    rest = ""
+    with suppress(UserError):
+        rest = _layout(render, _frames(messages)).opened.get(turn, "")
+    return "" if text.startswith(rest, start) else rest
+
+
+def history_starts(history: Sequence[Message], render: Renderer, *, turns: Sequence[int]) -> dict[int, int]:
+    """`turn_starts` in the conversation of `prompt_text`."""
+    whole = [*history, _placed({"role": "assistant"}, len(history))]
+    with suppress(UserError):
+        return turn_starts(render(whole), whole, render, turns=turns) if turns else {}
+    return {}
 
 
 def prompt_text(history: Sequence[Message], render: Renderer) -> str:
@@ -111,6 +150,8 @@ class Layout:
     """Number of the message whose content stands after each piece but the last."""
     leads: dict[int, int]
     """Characters before the content of an assistant turn that the model writes, e.g. a space."""
+    opened: dict[int, str]
+    """What the generation prompt of an assistant turn has beyond the text before that turn's content, e.g. a tag."""
 
     def tail(self, turn: int) -> str:
         """Text after a turn's content, up to the next content."""
@@ -131,12 +172,50 @@ def _layout(render: Renderer, frames: str) -> Layout:
     text = render(messages)
     parts = PLACEHOLDERS.split(text)
     order = tuple(map(int, parts[1::2]))
-    leads = {}
+    leads, opened = {}, {}
     for turn, message in enumerate(messages):
         if message["role"] == "assistant" and order.count(turn) == 1:
             before = text.partition(message["content"])[0]
-            leads[turn] = len(before) - _start(before, messages[:turn], render)
-    return Layout(tuple(parts[::2]), order, leads)
+            start = _start(before, messages[:turn], render)
+            leads[turn] = len(before) - start
+            opened[turn] = _opened(before[:start], messages[:turn], render)
+    return Layout(tuple(parts[::2]), order, leads, opened)
+
+
+def _frames(messages: Sequence[Message]) -> str:
+    """JSON of messages without their contents; keys in their own order, in which templates write them.
+
+    Raises UserError for a value that JSON does not have, which templates would replace by the name of its type.
+    """
+    try:
+        return json.dumps([{**message, "content": None} for message in messages])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"a message holds what JSON cannot ({error}); write it as a text, a number, a list or an object."
+        ) from error
+
+
+@contextmanager
+def _told(messages: Sequence[Message]) -> Iterator[None]:
+    """Turns whatever a template raises inside, for a conversation that it was not made for, into a UserError."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"task.chat_template cannot render a conversation of {roles}: {error}; mend the row, or set "
+            "task.chat_template to another template."
+        ) from error
 
 
 def _placed(message: Message, turn: int) -> Message:
@@ -145,13 +224,26 @@ def _placed(message: Message, turn: int) -> Message:
 
 def _start(before: str, history: Sequence[Message], render: Renderer) -> int:
     """Where the model begins to write. `before`: the text up to its turn's content."""
-    prompt = _attempt(history, render, prompt=True)
+    prompt, plain = _attempt(history, render, prompt=True), _attempt(history, render, prompt=False)
     if prompt is not None and before.startswith(prompt):
         header = before[len(prompt) :]
         # a template that knows no generation prompt may still write a header, which is then not the model's
-        if not header.strip() or prompt != _attempt(history, render, prompt=False):
+        if not header.strip() or prompt != plain:
             return len(prompt)
+    shared = os.path.commonprefix([before, prompt or ""])
+    shared = HALF_A_WORD.sub("", shared)
+    if plain is not None and len(shared) > len(plain) and before[len(shared) :].strip():
+        return len(shared)  # the prompt opens a tag, and the model's own reasoning stands there instead
     return len(before.rstrip(" "))  # a space belongs to the word after it
+
+
+def _opened(before: str, history: Sequence[Message], render: Renderer) -> str:
+    """What the generation prompt has beyond the text up to where the model begins to write, where they agree so far."""
+    prompt = _attempt(history, render, prompt=True)
+    if prompt is None or not prompt.startswith(before) or prompt == _attempt(history, render, prompt=False):
+        return ""
+    rest = prompt[len(before) :]
+    return rest if rest.strip() else ""
 
 
 def _attempt(messages: Sequence[Message], render: Renderer, *, prompt: bool) -> str | None:
@@ -191,6 +283,20 @@ def _aligned(text: str, messages: Sequence[Message], layout: Layout) -> dict[int
         contents[turn] = (cursor, cursor + len(form))
         cursor += len(form) + len(piece)
     return contents if cursor == len(text) else None
+
+
+def _bounds(
+    text: str,
+    messages: Sequence[Message],
+    render: Renderer,
+    layout: Layout,
+    contents: dict[int, Span] | None,
+    turn: int,
+) -> Span:
+    """Start of what the model writes and end of the content of one turn."""
+    if contents is None or turn not in layout.leads:
+        return _located(text, messages, render, layout, turn)
+    return contents[turn][0] - layout.leads[turn], contents[turn][1]
 
 
 def _located(text: str, messages: Sequence[Message], render: Renderer, layout: Layout, turn: int) -> Span:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
+import tempfile
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -14,17 +15,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import xxhash
+
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.files import partial_path, remove, remove_partials, without_link
+from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
 from ftscale.shown import without_secrets
 
-FORMAT = 2  # of the files below; a new number makes old caches unread
+FORMAT = 3  # of the files below; a new number makes old caches unread
+REPORT = "report.json"
+NOT_CONTENT = frozenset(("where", "image_path", "content"))  # of places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -43,6 +50,18 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    said: int = 0
+    """Characters of the model's turns of chats, white space aside."""
+    left_out: int = 0
+    """Of these, the ones that the chat template leaves out."""
+    unseen_prompt: str = ""
+    """What the template's generation prompt ends with where a chat does not, e.g. an opened tag; "" = nothing."""
+    blank: int = 0
+    """Rows with a text of white space alone that were kept."""
+    lost: int = 0
+    """Words of rows that were kept whole that have no token."""
+    in_tokens: bool = True
+    """Whether samples have a length in tokens; images have none."""
 
     @property
     def mean_length(self) -> float:
@@ -51,10 +70,31 @@ class SourceReport:
     def sentence(self) -> str:
         """One line for the log."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
+        line = f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, "
+        if not self.in_tokens:
+            return f"{line}dropped: {dropped}"
         return (
-            f"{self.path}: {self.read} rows read, {self.kept} kept, {self.truncated} truncated, dropped: {dropped}; "
-            f"longest {self.longest}, mean {self.mean_length:.1f} tokens, {self.targets} targets"
+            f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
+            f"{self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
         )
+
+
+def template_warnings(report: SourceReport, *, setting: str) -> list[str]:
+    """What a chat template did that is likely not meant, with the way out."""
+    warnings = []
+    if report.left_out:
+        warnings.append(
+            f"{setting}: the chat template leaves out {report.left_out} of {report.said} characters that the model's "
+            f"turns hold ({report.left_out / report.said:.1%}), as reasoning or tool calls: they are never learned. "
+            "Set task.chat_template to one that writes them, or take them out of the rows."
+        )
+    if report.unseen_prompt:
+        warnings.append(
+            f"{setting}: the template's generation prompt ends with {report.unseen_prompt!r}, which training does not "
+            "see: whoever asks the model with it gets what was never learned. Begin the model's turns with it, or set "
+            "task.chat_template to one whose prompt ends where the turns begin."
+        )
+    return warnings
 
 
 @dataclass
@@ -64,6 +104,11 @@ class Prepared:
     dataset: Any
     sources: list[SourceRows]
     reports: list[SourceReport]
+    content: str
+    """A hash of the samples, equal wherever equal rows were prepared alike."""
+    contents: np.ndarray
+    """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
+    are joined from several rows."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,7 +125,7 @@ def prepare_sources(
     labelled: bool = True,
     keep: Callable[[int, int], bool] | None = None,
 ) -> Prepared:
-    """Read and prepare sources, or take them from the cache.
+    """Read and prepare sources, or take them from the cache, whose content is verified.
 
     `prepare`: rows to samples, for rows of one source; `key`: everything that its result depends on besides the rows;
     `keep(source, row)`: which rows belong to this part of a split (part of `key`). Only one process of a machine
@@ -89,17 +134,25 @@ def prepare_sources(
     """
     from filelock import FileLock
 
-    fingerprints = [source_fingerprint(source, setting=f"data.{name}[{index}]") for index, source in enumerate(sources)]
+    fingerprints = [
+        source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
+    ]
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
     folder = cache_folder(data) / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
-        if not (folder / "report.json").is_file():
+        _check_owner(folder)
+        if (saved := _verified(folder)) is None:
             _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
-    prepared = _load(folder, sources)
+            saved = _verified(folder)
+    assert saved is not None, f"{folder} was written just now"
+    prepared = _load(folder, sources, saved)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
-    _check(prepared, name=name, data=data)
+        for warning in template_warnings(report, setting=f"data.{name}"):
+            log.warning("%s", warning)
+    if problems := part_problems(prepared.reports, name=name, data=data):
+        raise UserError(*problems)
     return prepared
 
 
@@ -115,6 +168,7 @@ def processor_key(processor: Any) -> str:
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = [type(processor).__name__, str(processor.chat_template), str(sorted(processor.get_vocab().items()))]
         parts += [json.dumps(processor.special_tokens_map, default=str, sort_keys=True)]
+        parts += [str((processor.model_max_length, processor.truncation_side, processor.split_special_tokens))]
         if processor.is_fast:
             parts.append(processor.backend_tokenizer.to_str())
     else:
@@ -122,8 +176,18 @@ def processor_key(processor: Any) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Roles, seed: int) -> list[set[int]]:
-    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked."""
+def split_rows(
+    sources: Sequence[SourceConfig],
+    *,
+    data: DataConfig,
+    roles: Roles,
+    seed: int,
+    is_used: Callable[[dict[str, Any]], bool] = lambda row: True,
+) -> list[set[int]]:
+    """The rows of each source that `data.eval_ratio` holds out, drawn with a seed, stratified where asked.
+
+    Drawn among those that `is_used` takes: others are left out anyway.
+    """
     from sklearn.model_selection import train_test_split
 
     held = []
@@ -136,18 +200,18 @@ def split_rows(sources: Sequence[SourceConfig], *, data: DataConfig, roles: Role
                     f"data.stratify = {data.stratify!r} is not a column the task reads; "
                     f"name one of {', '.join(sorted(name for name in rows[0] if not name.startswith('_')))}."
                 )
-            strata = [str(row[data.stratify]) for row in rows]
+            strata = [str(row[data.stratify]) for row in rows if is_used(row)]
         try:
             _, evaluation = train_test_split(
-                range(len(rows)),
+                [number for number, row in enumerate(rows) if is_used(row)],
                 test_size=data.eval_ratio,
                 stratify=strata,
                 random_state=derive_seed(seed, "split") % 2**32,
             )
         except ValueError as error:
             raise UserError(
-                f"data.eval_ratio = {data.eval_ratio} cannot split the {len(rows)} rows of {source.path}: {error} "
-                "Change the ratio, or name a file in data.eval."
+                f"data.eval_ratio = {data.eval_ratio} cannot split the {counted(len(rows), 'row')} of {source.path}: "
+                f"{error} Change the ratio, or name a file in data.eval."
             ) from error
         held.append(set(evaluation))
     return held
@@ -166,8 +230,8 @@ def _build(
 ) -> None:
     remove_partials(folder)
     partial = partial_path(folder)
-    partial.mkdir()
-    reports = []
+    partial.mkdir(mode=0o700)
+    reports, files, content = [], {}, xxhash.xxh3_128()
     for index, source in enumerate(sources):
         rows: Iterable[dict[str, Any]] = read_rows(
             source, roles=roles, setting=f"data.{name}[{index}]", labelled=labelled
@@ -176,11 +240,49 @@ def _build(
             rows = (row for number, row in enumerate(rows) if keep(index, number))
         report = SourceReport(without_secrets(source.path))
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
-        _write(partial / f"source-{index}.arrow", (sift(chunk, report) for chunk in chunks))
-        reports.append(report)
-    (partial / "report.json").write_text(json.dumps([asdict(report) for report in reports]))
+        path = partial / f"source-{index}.arrow"
+        _write(path, (sift(chunk, report) for chunk in chunks), content)
+        reports.append(asdict(report))
+        files[path.name] = hash_file(path)
+    about = {"sources": reports, "files": files, "content": content.hexdigest()}
+    (partial / REPORT).write_text(json.dumps({**about, "self": _hash_of(about)}))
     remove(folder)
     os.rename(partial, folder)
+
+
+def _verified(folder: Path) -> dict[str, Any] | None:
+    """The report of a prepared folder whose files are as they were written; None: there is none, or it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        report = json.loads((folder / REPORT).read_text())
+        intact = report.pop("self") == _hash_of(report)
+        intact = intact and all(hash_file(folder / name) == known for name, known in report["files"].items())
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        intact = False
+    if intact:
+        return report
+    log.warning("the prepared data in %s is damaged or was changed: it is prepared anew", folder)
+    return None
+
+
+def _hash_of(report: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(report, sort_keys=True).encode()).hexdigest()
+
+
+def _check_owner(folder: Path) -> None:
+    """Raise UserError where another user wrote the folder: a hash proves no origin."""
+    if folder.exists() and folder.stat().st_uid != _own_id(folder.parent):
+        raise UserError(
+            f"data.cache_dir: the prepared data in {folder} was written by another user, who may have changed it; "
+            "set data.cache_dir to a folder of your own."
+        )
+
+
+def _own_id(folder: Path) -> int:
+    """The number of this user on the folder's file system: a network's may have another one than this machine."""
+    with tempfile.TemporaryFile(dir=folder) as own:
+        return os.fstat(own.fileno()).st_uid
 
 
 def _prepared_chunks(
@@ -212,10 +314,17 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
     for sample in samples:
         note = sample.pop("note")
         report.read += 1
+        report.said += sample.pop("said", 0)
+        report.left_out += sample.pop("left_out", 0)
+        unseen = sample.pop("unseen_prompt", "")
+        report.unseen_prompt = report.unseen_prompt or unseen
         if note not in ("", "truncated"):
             report.dropped[note] = report.dropped.get(note, 0) + 1
             continue
         kept.append(sample)
+        report.blank += sample.pop("blank", False)
+        report.lost += sample.pop("lost", 0)
+        report.in_tokens = "input_ids" in sample
         report.truncated += note == "truncated"
         report.longest = max(report.longest, sample["length"])
         report.total_length += sample["length"]
@@ -224,7 +333,8 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
     return kept
 
 
-def _write(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> None:
+def _write(path: Path, chunks: Iterator[list[dict[str, Any]]], content: xxhash.xxh3_128) -> None:
+    """Samples as an Arrow stream; what is in them goes into the hash `content` too."""
     import pyarrow as pa
 
     writer = None
@@ -236,8 +346,17 @@ def _write(path: Path, chunks: Iterator[list[dict[str, Any]]]) -> None:
             table = pa.Table.from_pylist(chunk, schema=schema)
             writer = writer or (pa.ipc.new_stream(sink, schema), schema)
             writer[0].write_table(table)
+            for column in sorted(set(table.column_names) - NOT_CONTENT):
+                _add_column(content, column, table.column(column))
         if writer:
             writer[0].close()
+
+
+def _add_column(content: xxhash.xxh3_128, name: str, column: Any) -> None:
+    content.update(f"{name} {column.type} {len(column)}\0".encode())
+    for chunk in column.chunks:
+        for buffer in chunk.buffers():
+            content.update(buffer or b"")
 
 
 def _narrow(schema: Any) -> Any:
@@ -245,35 +364,47 @@ def _narrow(schema: Any) -> Any:
     import pyarrow as pa
 
     fields = [
-        pa.field(item.name, pa.list_(pa.int32())) if item.type == pa.list_(pa.int64()) else item for item in schema
+        pa.field(item.name, pa.list_(pa.int32()))
+        if item.type == pa.list_(pa.int64()) and item.name != "content"
+        else item
+        for item in schema
     ]
     return pa.schema(fields)
 
 
-def _load(folder: Path, sources: Sequence[SourceConfig]) -> Prepared:
+def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) -> Prepared:
     from datasets import Dataset, concatenate_datasets
 
-    reports = [SourceReport(**report) for report in json.loads((folder / "report.json").read_text())]
-    parts, spans, start = [], [], 0
+    reports = [SourceReport(**about) for about in saved["sources"]]
+    parts, contents, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
-            parts.append(Dataset.from_file(str(folder / f"source-{index}.arrow")))
+            part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
+            if "content" in part.column_names:
+                chunks = part.data.column("content").chunks
+                contents += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
+                part = part.remove_columns("content")
+            parts.append(part)
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
-    return Prepared(concatenate_datasets(parts) if parts else [], spans, reports)
+    whole = concatenate_datasets(parts) if parts else []
+    return Prepared(whole, spans, reports, saved["content"], np.concatenate(contents))
 
 
-def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:
+def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:
+    """What is wrong with what became of the rows of a part: too many without a target, or none left to use."""
     problems = []
-    for index, report in enumerate(prepared.reports):
+    for index, report in enumerate(reports):
         empty = report.dropped.get("no_target", 0)
         if name == "train" and report.read and empty / report.read > data.max_empty:
             problems.append(
-                f"data.{name}[{index}]: {empty} of {report.read} rows of {report.path} have no target left "
-                f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the "
+                f"data.{name}[{index}]: {empty} of {counted(report.read, 'row')} have no target left, more than "
+                f"data.max_empty = {data.max_empty:.1%} ({empty / report.read:.1%} of {report.path}); look at the "
                 "columns and task.max_length, or raise data.max_empty."
             )
-    if not len(prepared):
-        problems.append(f"data.{name}: no row is left to use; see the counts in the log lines above.")
-    if problems:
-        raise UserError(*problems)
+    if not any(report.kept for report in reports):
+        dropped = sum((Counter(report.dropped) for report in reports), Counter())
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
+        read = counted(sum(report.read for report in reports), "row")
+        problems.append(f"data.{name}: no row is left to use of {read}; dropped: {told}; look at the columns.")
+    return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -18,7 +18,11 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
+from ftscale.data.missing import with_none
+from ftscale.data.values import check_characters, without_made_nulls
 from ftscale.errors import UserError
+from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
+from ftscale.logs import log
 from ftscale.processes import begin_work
 from ftscale.shown import without_secrets
 
@@ -34,12 +38,18 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-"""The task's role names to values, and `_where`: where the row stands, e.g. `train.csv:17`."""
+"""The task's role names to values, None where one is missing, and
 
-HASHED_WHOLE_BYTES = 2**30
-"""Sources up to this size are known by their contents, larger ones by path, size and time of change."""
-SAMPLE_BYTES = 2**20
-READING_SETTINGS = ("columns", "header", "separator", "comment", "encoding", "limit", "name", "split")
+- `_where`: where the row stands, e.g. `data/train.csv:17`;
+- `_drop`: the kinds of rows that its source leaves out, where it names any (`SourceConfig.drop`).
+"""
+
+TYPED_FORMATS = ("parquet", "hub")
+"""Formats in which every object of a column has the keys of all."""
+READING_SETTINGS = (
+    *("columns", "header", "separator", "comment", "encoding", "limit", "name", "split"),
+    *("missing_values", "drop"),
+)
 STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
 """What file systems of fsspec tell of a file that changes with its content."""
 DEFAULT_SETTING = "data.train[0]"
@@ -84,7 +94,8 @@ def open_stream(
 
     roles: the task's alternatives of column names; the first that is there whole is given, and every column that
     `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
-    keep_columns: every column of the row stands under `_columns` too, by the file's own name for it.
+    keep_columns: every column of the row stands under `_columns` too, as pairs of the file's own name and the value
+    as it came; a column without a name is called by what it is to the task, or else by its number.
     An `image` that is a relative path is given relative to the folder of its file.
 
     Finding a position takes constant time in uncompressed CSV, TSV, JSON lines, text, CoNLL, parallel and IDX files
@@ -101,6 +112,8 @@ def open_stream(
     if source.limit and count >= source.limit:
         return
     for number, file in enumerate(files[start:], start):
+        if _is_empty(file):
+            continue
         place = position["place"] if position and number == start else None
         for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled, keep_columns=keep_columns):
             count += 1
@@ -119,12 +132,14 @@ def source_files(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> lis
     return [Path(path) for path in _all_paths(discover(source, setting=setting)) if not is_url(path)]
 
 
-def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> str:
+def source_fingerprint(
+    source: SourceConfig, *, setting: str = DEFAULT_SETTING, roles: Sequence[Sequence[str]] = ()
+) -> str:
     """A hash that changes with the rows: of the files' contents and of the settings by which they are read.
 
     A source over 1 GiB is known by the paths, sizes and times of change of its files; a remote one by what its
     file system tells of it; a hub data set by its name. Moving smaller files leaves the hash as it is, unless rows
-    hold paths of images.
+    hold paths of images. Where `roles` have images, those that rows name by a path count as files too.
     """
     files = discover(source, setting=setting)
     settings = source.model_dump(mode="json", include=set(READING_SETTINGS))
@@ -134,38 +149,54 @@ def source_fingerprint(source: SourceConfig, *, setting: str = DEFAULT_SETTING) 
         digest.update(path.encode())
     paths = _all_paths(files)
     local = [path for path in paths if not is_url(path)]
-    hash_whole = sum(os.path.getsize(path) for path in local) <= HASHED_WHOLE_BYTES
+    hash_whole = fit_to_hash_whole(local)
     root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     for path in paths:
         if is_url(path):
             _add_remote_file(digest, path)
         else:
             _add_file(digest, path, root=root, whole=hash_whole)
+    for path, fingerprint in _image_fingerprints(source, files, setting=setting, roles=roles).items():
+        digest.update(f"{path}\0{fingerprint}\0".encode())
     return digest.hexdigest()
 
 
-def file_fingerprints(source: SourceConfig, *, setting: str = DEFAULT_SETTING) -> dict[str, str]:
+def file_fingerprints(
+    source: SourceConfig, *, setting: str = DEFAULT_SETTING, roles: Sequence[Sequence[str]] = ()
+) -> dict[str, str]:
     """A hash of each file of a source, by its path, that changes with the file's content; none for the hub.
 
     Files of a source over 1 GiB are known by their sizes and by three MiB of each: at its start, middle and end.
+    Where `roles` have images, those that rows name by a path come too: over 1 GiB, by size and time of change.
     """
-    paths = _all_paths(discover(source, setting=setting))
-    whole = sum(os.path.getsize(path) for path in paths if not is_url(path)) <= HASHED_WHOLE_BYTES
-    return {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
+    files = discover(source, setting=setting)
+    paths = _all_paths(files)
+    whole = fit_to_hash_whole(path for path in paths if not is_url(path))
+    own = {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
+    return own | _image_fingerprints(source, files, setting=setting, roles=roles)
 
 
 def _file_fingerprint(path: str, *, whole: bool) -> str:
-    digest = xxhash.xxh3_128()
     if is_url(path):
+        digest = xxhash.xxh3_128()
         _add_remote_file(digest, path) if without_secrets(path) == path else _add_secret_file(digest, path)
         return digest.hexdigest()
-    size = os.path.getsize(path)
-    digest.update(str(size).encode())
-    with open(path, "rb") as stream:
-        for start in range(0, size, SAMPLE_BYTES) if whole else (0, size // 2, max(size - SAMPLE_BYTES, 0)):
-            stream.seek(start)
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    return hash_file(path) if whole else sampled_hash(path)
+
+
+def _image_fingerprints(
+    source: SourceConfig, files: Sequence[DataFile], *, setting: str, roles: Sequence[Sequence[str]]
+) -> dict[str, str]:
+    """A hash of each local image that rows name by its path; none where images lie in the rows or are the rows."""
+    if files[0].format in ("image_folder", "idx", "hub") or not any("image" in names for names in roles):
+        return {}
+    rows = read_rows(source, roles=(("image",),), setting=setting, labelled=False)
+    named = {row["image"] for row in rows if isinstance(row["image"], str)}
+    paths = sorted(path for path in named if os.path.isfile(path))  # one that is not there is told when it is opened
+    if fit_to_hash_whole(paths):
+        return {path: hash_file(path) for path in paths}
+    stats = {path: os.stat(path) for path in paths}
+    return {path: f"{stat.st_size}-{stat.st_mtime_ns}" for path, stat in stats.items()}
 
 
 def _all_paths(files: Sequence[DataFile]) -> list[str]:
@@ -217,10 +248,34 @@ def _file_rows(
     else:
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
+    missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
+        if is_url(file.path):
+            row["_where"] = without_secrets(row["_where"])
+        check_characters(row)
+        names = tuple(name for name in row if not name.startswith("_"))
+        for name in names:
+            row[name] = with_none(row[name], missing_values=missing_values)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
+        elif file.format in TYPED_FORMATS:
+            without_made_nulls(row, names, setting=file.setting, path=file.path)
+        if drop:
+            row["_drop"] = drop
         yield row, here
+
+
+def _is_empty(file: DataFile) -> bool:
+    """Whether a local file has no byte, which is said: it may be one that was never written."""
+    if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
+        return False
+    _say_empty(file.path)
+    return True
+
+
+@cache
+def _say_empty(path: str) -> None:
+    log.warning("%s is empty (0 bytes) and passed over; see whether it was written", path)
 
 
 def _table_rows(
@@ -232,11 +287,13 @@ def _table_rows(
     kept: tuple[str | int, ...],
 ) -> Iterator[tuple[Row, Place]]:
     read = (*wanted, *range(len(kept)))
+    roles = dict(zip(wanted, names, strict=True))  # what to call a column that has no name
+    called = [name if isinstance(name, str) else roles.get(name, str(name)) for name in kept]
     for values, where, here in load_format(file.format).records(file, place=place, wanted=read):
         row = dict(zip(names, values, strict=False))
         row["_where"] = where
         if kept:
-            row["_columns"] = dict(zip(map(str, kept), values[len(wanted) :], strict=True))
+            row["_columns"] = list(zip(called, values[len(wanted) :], strict=True))
         yield row, here
 
 
@@ -244,18 +301,31 @@ def _object_rows(
     file: DataFile, place: Place | None, choose: partial, *, keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
     keys_of: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # each set of keys is looked at once
-    for value, where, here in load_format(file.format).records(file, place=place, wanted=()):
+    records = load_format(file.format).records
+    usual: tuple[str, ...] = ()  # the roles of the file's first row
+    if place is not None and "missing" in file.source.drop:
+        first, where, _ = next(records(file, place=None, wanted=()))
+        usual, _ = choose(tuple(first), where=where)
+    for value, where, here in records(file, place=place, wanted=()):
         available = tuple(value)
         keys = keys_of.get(available)
         if keys is None:
             if len(keys_of) == 256:
                 keys_of.clear()
-            names, wanted = choose(available, where=where)
+            try:
+                names, wanted = choose(available, where=where)
+            except UserError:
+                if not (usual and "missing" in file.source.drop):
+                    raise
+                names, wanted = (), ()  # a key that is not there is a missing value, to be left out
             keys = keys_of[available] = [(name, available[column]) for name, column in zip(names, wanted, strict=True)]
+            usual = usual or names
         row = {name: value[key] for name, key in keys}
+        if "missing" in file.source.drop and row.keys() < set(usual):
+            row = {**dict.fromkeys(usual), **row}
         row["_where"] = where
         if keep_columns:
-            row["_columns"] = value
+            row["_columns"] = list(value.items())
         yield row, here
 
 
@@ -271,6 +341,8 @@ def _image(value: Any, folder: str) -> Any:
     """A path (or URL) or bytes, of what a file holds: either, or datasets' {"bytes": ..., "path": ...}."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
+    if value == "":
+        return None
     if isinstance(value, str) and not is_url(value):
         return os.path.join(folder, value)
     return value

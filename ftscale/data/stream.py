@@ -19,9 +19,10 @@ import numpy as np
 from ftscale.config.schema import BatchConfig, SourceConfig
 from ftscale.data.batching import divide
 from ftscale.data.loader import Collate, Step
-from ftscale.data.prepare import CHUNK, Prepare, Roles, SourceReport, sift
+from ftscale.data.prepare import CHUNK, Prepare, Roles, SourceReport, sift, template_warnings
 from ftscale.data.sources import open_stream
 from ftscale.errors import UserError
+from ftscale.logs import log
 from ftscale.seeding import derive_seed
 
 ENOUGH_ROWS = 1000  # of a stream, before its share of rows without targets is judged
@@ -87,6 +88,7 @@ class StreamSteps:
         self.report = SourceReport("stream")
         self._spare: dict[str, Any] | None = None
         self._places: dict[int, str] = {}
+        self._warned = False
 
     def where(self, row: int) -> str:
         """Where a row of this rank's part of the last step was read: file and line."""
@@ -158,6 +160,7 @@ class StreamSteps:
             kept = sift([sample], self.report)
             samples += [{**item, "row": first + number, "epoch": 0, "seed": self.seed} for item in kept]
         self._places = {sample["row"]: sample.pop("where") for sample in samples}
+        self._warn()
         lengths = np.array([sample["length"] for sample in samples], dtype=np.int64)
         own = {
             "micro": len(divide(lengths, batch=self.batch, flat=self.flat, world_size=1)[0]),
@@ -180,6 +183,13 @@ class StreamSteps:
             targets=sum(rank["targets"] for rank in ranks),
             tokens=sum(rank["tokens"] for rank in ranks),
         )
+
+    def _warn(self) -> None:
+        """Of the first chats from which a template leaves something out."""
+        if not self._warned and (warnings := template_warnings(self.report, setting="data.train")):
+            self._warned = True
+            for warning in warnings:
+                log.warning("%s", warning)
 
     def _check(self, read: list[int], empty: list[int]) -> None:
         if sum(read) >= ENOUGH_ROWS and sum(empty) / sum(read) > self.max_empty:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ftscale.errors import UserError
+from ftscale.logs import log
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Largest difference of a logit, as a share of the largest logit: kernels round differently, no more."""
@@ -44,6 +45,8 @@ class Proof:
     tolerance: float
     adapter_change: float | None
     """Largest change of a logit by the adapter, as a share of the largest logit; None = no adapter."""
+    padding_change: float | None = None
+    """Largest change of a logit of the shortest row by the longer ones beside it; None = nothing was padded."""
 
 
 def prove_saved(
@@ -69,15 +72,9 @@ def prove_saved(
         (work / "request.json").write_text(json.dumps(request))
         program = Path(__file__).with_name("reload.py").read_text()  # by -c: no folder of ours on its path
         environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
+        environment["HF_HUB_OFFLINE"] = "1"  # the base was loaded by this run: it is here
         environment["TORCHDYNAMO_DISABLE"] = "1"  # one batch is computed sooner than torch's compiler is imported
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(folder.resolve()), made],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-            start_new_session=True,  # a signal to the run's group asks the run, which waits for this
-        )
+        done = fresh_python(program, str(folder.resolve()), made, environment=environment)
         if done.returncode:
             raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
         outputs = torch.load(work / "outputs.pt", weights_only=True)
@@ -89,6 +86,7 @@ def prove_saved(
         largest_difference=_difference(outputs["logits"], logits),
         tolerance=QUANTIZED_TOLERANCE if quantized else TOLERANCES[name],
         adapter_change=change,
+        padding_change=_padding_change(outputs),
     )
     if proof.adapter_change == 0:
         raise UserError(
@@ -102,7 +100,40 @@ def prove_saved(
             f"{proof.largest_difference:.3g} of the largest, more than {proof.tolerance}. The checkpoints are good; "
             "resume to save it again."
         )
+    _check_padding(proof, outputs["pads"], folder)
     return proof
+
+
+def _padding_change(outputs: Mapping[str, Tensor]) -> float | None:
+    if "alone" not in outputs:
+        return None
+    change = (outputs["alone"] - outputs["beside"]).abs().max()
+    return float(change / outputs["logits"].abs().max().clamp(min=1e-6))
+
+
+def _check_padding(proof: Proof, pads: tuple[int | None, int | None] | None, folder: Path) -> None:
+    """A row must have the scores that it has alone; a few models (ConvBERT, Nystromformer) mix padding in by design."""
+    if proof.padding_change is None or proof.padding_change <= proof.tolerance:
+        return
+    text = (
+        f"the saved model in {folder} scores a row otherwise beside a longer one than alone: logits differ by "
+        f"{proof.padding_change:.3g} of the largest, more than {proof.tolerance}"
+    )
+    if pads is not None and pads[0] != pads[1]:
+        raise RuntimeError(f"{text}; its config has pad_token_id = {pads[0]}, its tokenizer pads with {pads[1]}.")
+    log.warning("%s; the model mixes padding into its scores, so compare predictions of equal batches alone", text)
+
+
+def fresh_python(program: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python process of its own, with this environment alone."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        start_new_session=True,  # a signal to the run's group asks the run, which waits for this
+    )
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -1,8 +1,8 @@
 """Loads a saved model as its next user would, with transformers and peft alone, and writes its outputs.
 
 Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
-`device`; WORK/inputs.pt the model's inputs. Writes WORK/outputs.pt: `logits`, and for an adapter `without`, the logits
-of the base alone.
+`device`; WORK/inputs.pt the model's inputs. Writes WORK/outputs.pt: `logits`; for an adapter `without`, the logits of
+the base alone; of padded rows `alone` and `beside`, the shortest one's scores without and with padding; and `pads`.
 """
 
 import atexit
@@ -33,11 +33,44 @@ def main(folder: Path, work: Path) -> None:
     }
     with torch.no_grad():
         outputs = {"logits": model(**inputs).logits.float().cpu()}
+        if "attention_mask" in inputs:
+            outputs |= row_alone(model, inputs, outputs["logits"])
         if adapter:
             with model.disable_adapter():
                 outputs["without"] = model(**inputs).logits.float().cpu()
+        outputs["pads"] = padding_ids(folder, model)
     assert "ftscale" not in sys.modules
     torch.save(outputs, work / "outputs.pt")
+
+
+def row_alone(model, inputs, logits):
+    """The scores of the shortest row by itself, and those it had beside longer ones; nothing where all are as long."""
+    mask = inputs["attention_mask"]
+    lengths = mask.sum(dim=1)
+    row, length = int(lengths.argmin()), int(lengths.min())
+    if length in (0, mask.shape[1]):
+        return {}
+    tokens = [name for name, value in inputs.items() if name != "labels" and value.shape[:2] == mask.shape]
+    own = {
+        name: value[row : row + 1, :length] if name in tokens else value[row : row + 1]
+        for name, value in inputs.items()
+    }
+    alone = model(**own).logits[0].float().cpu()
+    beside = logits[row]
+    if "labels" in inputs:  # of a decoder: the source is what was padded
+        written = (inputs["labels"][row] != -100).cpu()
+        alone, beside = alone[written], beside[written]
+    elif logits.ndim == 3:
+        beside = beside[: len(alone)]
+    return {"alone": alone, "beside": beside}
+
+
+def padding_ids(folder, model):
+    """The padding id by the model's config, and by the tokenizer."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return model.config.get_text_config().pad_token_id, tokenizer.pad_token_id
 
 
 def load_whole(folder, auto_class, dtype, device):

@@ -5,25 +5,31 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ftscale.errors import UserError, unknown_name
 from ftscale.files import partial_path, remove, remove_partials
+from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.probing import transformers_model
+from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.processes import unchanged_environment
 
@@ -31,6 +37,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_FILE = "adapter_config.json"
 BASE_CONFIG = "base_config"  # not config.json beside the adapter: transformers takes such a folder for a whole model
 BASE_MODEL = "base_model"
+GENERATION_CONFIG = "generation_config.json"
 
 
 def save_model(
@@ -39,23 +46,26 @@ def save_model(
     folder: str | Path,
     *,
     state_dict: dict[str, torch.Tensor] | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write the model and its processor so that transformers (and peft for an adapter) load them without ftscale.
 
     A whole model: config.json, safetensors. An adapter: adapter_config.json with the base model's name, safetensors,
     `base_config/` (labels and overrides of the base), and `base_model/` where the base has random weights.
-    `state_dict`: the weights, where the model's own are sharded; None = the model's own. The folder is complete or
-    as it was before: everything is written beside it first.
+    `state_dict`: the weights, where the model's own are sharded; None = the model's own. `end_ids`: the tokens that
+    end a generated text, for generation_config.json; none = as the model has it. The folder is complete or as it was
+    before: everything is written beside it first.
     """
     folder = Path(folder)
+    mend_generation_config(transformers_model(model))
     remove_partials(folder)
     partial = partial_path(folder)
     partial.mkdir(parents=True)
     if isinstance(model, PeftModel):
         _save_adapter(model, partial, final=folder, state_dict=state_dict)
     else:
-        model.save_pretrained(partial, state_dict=state_dict)
-        _finish_config(model.config, partial)
+        _save_whole(model, partial, state_dict=state_dict)
+    _write_generation(model, partial, end_ids=end_ids)
     if processor is not None:
         processor.save_pretrained(partial)
     for path in filter(Path.is_file, partial.rglob("*")):
@@ -102,13 +112,15 @@ def export_model(
 
     `merge`: fold the adapter into the base; into a quantised base by way of its dequantised weights. `dtype`: fp32,
     bf16, fp16; None = as saved. Gives `merged`, `dtype`, `largest_logit_change` (absolute) and `parameters`. Raises
-    UserError where there is no adapter to merge, the method has no merged form, or `out` is not empty.
+    UserError where there is no adapter to merge, the method has no merged form, `out` is not empty, or the logits moved
+    by more than rounding: then nothing is left in `out`.
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
     before = load_saved(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
     probe = _probe_inputs(before.config)
     expected = _logits(before, probe)
+    allowed = _allowed_change(before, probe, expected, merge=merge, dtype=dtype)
     processor = load_saved_processor(folder)
     if merge:
         del before
@@ -121,12 +133,40 @@ def export_model(
     parameters = sum(weight.numel() for weight in model.parameters())
     del model
     exported = load_saved(out, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    change = (_logits(exported, probe) - expected).abs().max().item()
+    if not change <= allowed:
+        remove(out)
+        raise UserError(
+            f"{'--merge' if merge else 'export'} is not possible with this model: its logits would differ by "
+            f"{change:.3g} from those that were trained, and rounding explains {allowed:.3g}; "
+            + ("leave out --merge." if merge else "leave out --dtype.")
+        )
     return {
         "merged": merge,
         "dtype": str(exported.dtype).removeprefix("torch."),
-        "largest_logit_change": (_logits(exported, probe) - expected).abs().max().item(),
+        "largest_logit_change": change,
         "parameters": parameters,
     }
+
+
+def _allowed_change(
+    model: PreTrainedModel | PeftModel,
+    probe: dict[str, torch.Tensor],
+    expected: torch.Tensor,
+    *,
+    merge: bool,
+    dtype: str | None,
+) -> float:
+    """The largest change of a logit that rounding explains: what kernels differ by, and four times what another dtype
+    does to the model as it is. A model that is to be merged or cast is left in that dtype."""
+    largest = expected.abs().max().item()
+    if model.config.to_dict().get("quantization_config") is not None:
+        return QUANTIZED_TOLERANCE * largest
+    allowed = TOLERANCES[str(DTYPES[dtype] if dtype else model.dtype).removeprefix("torch.")] * largest
+    if merge or dtype is not None:
+        rounded = _logits(model.to(DTYPES[dtype] if dtype is not None else torch.float32), probe)
+        allowed += 4 * (rounded - expected).abs().max().item()
+    return allowed
 
 
 # ---------------------------------------------------------------- saving
@@ -138,16 +178,60 @@ def _save_adapter(model: PeftModel, folder: Path, *, final: Path, state_dict: di
     if not base.name_or_path:  # random weights, which no name brings back
         _save_random_base(model, folder / BASE_MODEL)
         peft_config.base_model_name_or_path = str((final / BASE_MODEL).resolve())
-    model.save_pretrained(folder, state_dict=state_dict)
+    model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=_vocabulary_grew(base, peft_config))
     base.config.save_pretrained(folder / BASE_CONFIG)
     _finish_config(base.config, folder / BASE_CONFIG)
+
+
+def _vocabulary_grew(base: PreTrainedModel, peft_config: PeftConfig) -> bool:
+    """Whether the embeddings have rows that the base on disk has not, so that they must be saved with the adapter.
+
+    peft would ask the hub; the config that the base was loaded with lies here.
+    """
+    if not base.name_or_path:
+        return False  # a random base is saved whole, its embeddings with it
+    try:
+        on_disk = AutoConfig.from_pretrained(
+            base.name_or_path, revision=peft_config.revision, local_files_only=True
+        ).get_text_config()
+    except (OSError, ValueError):  # moved, or with code of its own: what is saved is never too little
+        return True
+    return base.config.get_text_config().vocab_size != on_disk.vocab_size
 
 
 def _save_random_base(model: PeftModel, folder: Path) -> None:
     assert all(weight.numel() for weight in model.parameters()), "a sharded random base cannot be saved"
     base = model.get_base_model() if model.active_peft_config.is_prompt_learning else copy.deepcopy(model).unload()
-    base.save_pretrained(folder)
-    _finish_config(base.config, folder)
+    _save_whole(base, folder, state_dict=None)
+    _write_generation(base, folder, end_ids=())
+
+
+def _save_whole(model: Any, folder: Path, *, state_dict: dict[str, torch.Tensor] | None) -> None:
+    """All but generation_config.json, which `_write_generation` writes.
+
+    transformers 5.23 refuses to save a changed one with settings of sampling and without sampling, as published ones
+    have it; ours has another padding id or end. An empty one stands in for it meanwhile.
+    """
+    if not model.can_generate():
+        model.save_pretrained(folder, state_dict=state_dict)
+    else:
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            model.save_pretrained(folder, state_dict=state_dict)
+        finally:
+            model.generation_config = own
+    _finish_config(model.config, folder)
+
+
+def _write_generation(model: PreTrainedModel | PeftModel, folder: Path, *, end_ids: Sequence[int]) -> None:
+    """generation_config.json, for an adapter too: its base's has the ends of the base."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.can_generate():
+        return
+    saved = json.loads(base.generation_config.to_json_string())
+    if end_ids:
+        saved["eos_token_id"] = list(end_ids) if len(end_ids) > 1 else end_ids[0]
+    (folder / GENERATION_CONFIG).write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
@@ -218,6 +302,8 @@ def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trus
 def _attach(base: PreTrainedModel, folder: Path) -> PeftModel:
     # adapters trained in 16 bits stay so, those in 32 bits are not rounded to the base's dtype
     in_float32 = _saved_in_float32(folder)
+    if (folder / GENERATION_CONFIG).is_file():
+        base.generation_config = GenerationConfig.from_pretrained(folder)
     with unchanged_environment():
         return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=in_float32).eval()
 
@@ -261,12 +347,34 @@ def _merge(folder: Path, *, auto_class: str, trust_remote_code: bool) -> PreTrai
     base = _load_base(folder, auto_class=auto_class, dtype=None, trust_remote_code=trust_remote_code)
     if base.config.to_dict().get("quantization_config") is not None:
         base = base.dequantize()  # the adapter learnt on these weights, not on those before quantisation
+    adapted = _attach(base, folder)
+    _untie(adapted)
     try:
-        merged = _attach(base, folder).merge_and_unload(safe_merge=True)
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (NotImplementedError, AttributeError, ValueError) as error:
         raise UserError(f"--merge is not possible with this adapter ({error}); leave out --merge.") from error
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def _untie(model: PeftModel) -> None:
+    """Give each module a weight of its own where several share one and an adapter adds to one of them.
+
+    Merged into the shared weight, what the adapter adds to the input embeddings would change the output head as well.
+    """
+    base = model.get_base_model()
+    adapted = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    sharing: dict[int, list[tuple[str, str]]] = {}
+    for name, module in base.named_modules():
+        for own_name, weight in module.named_parameters(recurse=False):
+            sharing.setdefault(id(weight), []).append((name, own_name))
+    for owners in sharing.values():
+        if len(owners) < 2 or not any(f"{name}.".startswith(adapted) for name, _ in owners):
+            continue
+        for name, own_name in owners[1:]:
+            module = base.get_submodule(name)
+            setattr(module, own_name, torch.nn.Parameter(module.get_parameter(own_name).detach().clone()))
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
 
 
 def _probe_inputs(model_config: PreTrainedConfig) -> dict[str, torch.Tensor]:

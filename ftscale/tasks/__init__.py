@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ftscale.config.schema import TextClassificationSettings
+
 if TYPE_CHECKING:
     from ftscale.config.schema import Section
     from ftscale.tasks.base import Task
@@ -34,6 +36,18 @@ COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {  # here, where they can be r
     "image_classification": (("image", "label"),),
 }
 """Alternatives of column names of each task, one of which a row must have whole."""
+
+
+def columns_of(settings: Section) -> tuple[tuple[str, ...], ...]:
+    """The alternatives of a task with these settings: several classes may also stand in a column each."""
+    name: str = settings.name  # type: ignore[attr-defined]
+    known = COLUMNS[name]
+    if not isinstance(settings, TextClassificationSettings) or settings.problem != "multi_label":
+        return known
+    labels = settings.labels or ()
+    if not labels or set(labels) & {role for alternative in known for role in alternative}:
+        return known
+    return (*known, *((*alternative[:-1], *labels) for alternative in known))
 
 
 def build_task(settings: Section) -> Task:

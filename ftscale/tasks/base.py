@@ -17,6 +17,8 @@ Sample = dict[str, Any]
 - `length`: int, its cost in tokens (1 for an image);
 - `targets`: int, what `count` will count for it;
 - `note`: "" (kept whole), "truncated", or the reason for which it is dropped ("too_long", "no_target", ...).
+
+A chat also has `said`, `left_out` and `unseen_prompt`, as `data.chat.Conversation`; they are counted and not kept.
 """
 
 KEPT = ("", "truncated")
@@ -54,6 +56,8 @@ class Task(Protocol):
     processor_class: Literal["tokenizer", "image_processor"]
     columns: tuple[tuple[str, ...], ...]
     """Alternatives of column names, one of which a row must have whole, e.g. (("text", "label"),)."""
+    optional: tuple[str, ...]
+    """Columns of these that a row may have without a value."""
     best_metric: tuple[str, bool]
     """The metric that chooses a checkpoint by default, and whether higher is better."""
 
@@ -81,8 +85,16 @@ class Task(Protocol):
     def evaluator(self) -> Evaluator:
         """A fresh evaluator."""
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
-        """`prediction` and `score` for each sample, ready for JSON."""
+    def metric_names(self) -> list[str]:
+        """What the evaluator may score, each class's own metrics included."""
+
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
+        """`prediction` and `score` for each sample, ready for JSON.
+
+        `every`: also `scores`, by class (for words, a list of them); tasks without classes have none.
+        """
 
 
 @dataclass

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ftscale.data.chat import encode_chat, encode_prompt, normalize, row_tools
+from ftscale.data.chat import encode_conversation, encode_prompt, normalize, row_tools
+from ftscale.data.missing import is_missing
+from ftscale.data.parts import special_frame, tokenize_parts
 from ftscale.errors import UserError
 from ftscale.tasks.base import Row
 from ftscale.tasks.collate import IGNORED
-from ftscale.tasks.rows import text_of, where
+from ftscale.tasks.rows import LEAVE_OUT, mend, text_of, where
 
 COLUMNS = ("messages", "conversations", "instruction", "prompt", "text")  # the first of these says what a row is
 
@@ -25,6 +27,8 @@ class EncodedRow:
     """Ids of the targets at their places, -100 elsewhere."""
     reference: str | None
     """The completion or last turn as text; None where the row has none of the model's."""
+    of_template: dict[str, Any] = field(default_factory=dict)
+    """Of a chat: what its template did with it, as a sample tells it (`data.prepare.SourceReport`)."""
 
 
 def encode_row(
@@ -35,6 +39,9 @@ def encode_row(
     Raises UserError, with the row's place: a column that is no text or no chat, an unusable template.
     """
     column = row_column(row)
+    absent = next((role for role in ("completion", "output") if role in row and is_missing(row[role])), None)
+    if absent is not None:
+        raise UserError(f"{where(row)}: {absent} = {row[absent]!r} must be a text; {mend(row[absent])}.")
     if column == "text":
         ids = encode_text(text_of(row, "text"), tokenizer)
         return EncodedRow(ids, list(ids), reference=None)
@@ -44,17 +51,19 @@ def encode_row(
         targets = "last"  # turns of the model in `prompt` are given, not to be learned
     with _naming(row):
         messages = normalize(row)
-        ids, labels = encode_chat(messages, tokenizer, targets=targets, template=template, tools=row_tools(row))
+        chat = encode_conversation(messages, tokenizer, targets=targets, template=template, tools=row_tools(row))
     last = messages[-1]
-    return EncodedRow(ids, labels, reference=last["content"] if last["role"] == "assistant" else None)
+    reference = last["content"] if last["role"] == "assistant" else None
+    told = {"said": chat.said, "left_out": chat.left_out, "unseen_prompt": chat.unseen_prompt}
+    return EncodedRow(chat.input_ids, chat.labels, reference, told)
 
 
 def encode_row_prompt(row: Row, tokenizer: Any, *, template: str | None) -> list[int]:
     """Tokens from which the model goes on: a text, a prompt, or a chat up to the model's last turn."""
     column = row_column(row)
-    if column == "text" or _is_completion(row, column):
-        return _tokens(text_of(row, column), tokenizer)
     with _naming(row):
+        if column == "text" or _is_completion(row, column):
+            return _begun(text_of(row, column), tokenizer)
         return encode_prompt(normalize(row), tokenizer, template=template, tools=row_tools(row))
 
 
@@ -65,31 +74,47 @@ def encode_text(text: str, tokenizer: Any) -> list[int]:
 
 def row_column(row: Row) -> str:
     """The column that says what a row is."""
-    found = next((column for column in COLUMNS if row.get(column) is not None), None)
+    found = next((column for column in COLUMNS if not is_missing(row.get(column))), None)
     if found is None:
-        raise UserError(f"{where(row)}: none of the columns {', '.join(COLUMNS)} has a value; mend or remove the row.")
+        raise UserError(
+            f"{where(row)}: none of the columns {', '.join(COLUMNS)} has a value; mend or remove the row, or "
+            f"{LEAVE_OUT}."
+        )
     return found
 
 
 def _encode_completion(row: Row, tokenizer: Any, *, every_token: bool) -> EncodedRow:
+    """Prompt and completion with the special tokens that their whole text has: before both, and behind both."""
     prompt, completion = text_of(row, "prompt"), text_of(row, "completion")
-    prompt_ids = _tokens(prompt, tokenizer)
-    ids = _tokens(prompt + completion, tokenizer)
-    if ids[: len(prompt_ids)] != prompt_ids:
-        # a token would span both: learn what follows the prompt as it is tokenised when there is no completion yet
-        ids = prompt_ids + _tokens(completion, tokenizer, special=False)
-    ids = _ended(ids, tokenizer)
-    labels = list(ids) if every_token else [IGNORED] * len(prompt_ids) + ids[len(prompt_ids) :]
+    with _naming(row):
+        before = _begun(prompt, tokenizer)
+    start, behind = special_frame(tokenizer)
+    joined = start + tokenize_parts(prompt + completion, [len(prompt)], tokenizer)[0]
+    ids = _ended(joined if joined[-1:] == behind[-1:] else joined + behind, tokenizer)
+    labels = list(ids) if every_token else [IGNORED] * len(before) + ids[len(before) :]
     return EncodedRow(ids, labels if completion else [IGNORED] * len(ids), reference=completion)
+
+
+def _begun(text: str, tokenizer: Any) -> list[int]:
+    """Tokens of a text that goes on: what a tokenizer puts behind a whole text, as an end token, is left out."""
+    start, _ = special_frame(tokenizer)
+    ids = tokenize_parts(text, (), tokenizer)[0]
+    if start and ids[:1] == start[-1:]:
+        token = tokenizer.convert_ids_to_tokens(start[-1])
+        raise UserError(
+            f"the text begins with {token!r}, which the tokenizer {type(tokenizer).__name__} of "
+            f"{tokenizer.name_or_path!r} puts before every text: take it out of the row."
+        )
+    return start + ids
 
 
 def _is_completion(row: Row, column: str) -> bool:
     return column == "prompt" and not isinstance(row["prompt"], (list, tuple))
 
 
-def _tokens(text: str, tokenizer: Any, *, special: bool = True) -> list[int]:
+def _tokens(text: str, tokenizer: Any) -> list[int]:
     # verbose: its warning about long texts; they are counted in the data report
-    return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return tokenizer(text, verbose=False)["input_ids"]
 
 
 def _ended(ids: list[int], tokenizer: Any) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.nn import functional
 
 from ftscale.config.schema import ImageClassificationSettings
@@ -22,8 +22,9 @@ from ftscale.tasks import COLUMNS
 from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
-from ftscale.tasks.labels import class_id, class_name, label_settings, sorted_names
-from ftscale.tasks.rows import where
+from ftscale.tasks.image_depth import largest_value, to_rgb
+from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
+from ftscale.tasks.rows import mend, where
 
 TOP = 5
 
@@ -40,11 +41,12 @@ class ImageClassification:
     auto_class = "AutoModelForImageClassification"
     processor_class = "image_processor"
     columns = COLUMNS["image_classification"]
+    optional = ()
     best_metric = ("accuracy", True)
 
     def __init__(self, settings: ImageClassificationSettings) -> None:
         self.settings = settings
-        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -94,18 +96,21 @@ class ImageClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def metric_names(self) -> list[str]:
+        number, few = len(self.labels), min(TOP, len(self.labels))
+        return list(self._score([(0.0, [(first + i) % number for i in range(few)], first) for first in range(number)]))
+
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The class and its probability."""
-        scores, ids = outputs["logits"].softmax(dim=-1).max(dim=-1)
-        return [
-            {"prediction": self.labels[number], "score": score}
-            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+        return best_classes(outputs["logits"], self.labels, every=every)
 
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)
         with _naming(path or where(row)):
             image = _open(path, data)
+            largest_value(image)
             image.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
             image.load()
         sample: Sample = {
@@ -143,7 +148,7 @@ def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int
 
 
 def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None) -> Batch:
-    images = [_decode(sample) for sample in samples]
+    images = [decode(sample, name=f"image of row {sample['row']}") for sample in samples]
     if augment is not None:
         images = [
             augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
@@ -156,10 +161,10 @@ def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment
     return batch
 
 
-def _decode(sample: Sample) -> Image.Image:
-    """The RGB image of a sample, upright as its camera noted."""
-    with _naming(sample["image_path"] or f"image of row {sample['row']}"):
-        return ImageOps.exif_transpose(_open(sample["image_path"], sample["image_bytes"])).convert("RGB")
+def decode(sample: Sample, *, name: str) -> Image.Image:
+    """The RGB image of a sample, upright as its camera noted. `name`: of an image without a path, in errors."""
+    with _naming(sample["image_path"] or name):
+        return to_rgb(_open(sample["image_path"], sample["image_bytes"]))
 
 
 def _location(row: Row) -> tuple[str, bytes]:
@@ -169,13 +174,15 @@ def _location(row: Row) -> tuple[str, bytes]:
         image = image.get("bytes") or image.get("path")
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        with _naming(where(row)):
+            largest_value(image)
+            image.save(buffer, "PNG")
         image = buffer.getvalue()
     if isinstance(image, (str, Path)) and str(image):
         return str(image), b""
     if isinstance(image, bytes) and image:
         return "", image
-    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; mend the row.")
+    raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; {mend(image)}.")
 
 
 def _open(path: str, data: bytes) -> Image.Image:

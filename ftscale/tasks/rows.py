@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from ftscale.data.census import content_of
+from ftscale.data.formats.select import LABEL_ROLES
+from ftscale.data.missing import is_missing
 from ftscale.errors import UserError
-from ftscale.tasks.base import Row
+from ftscale.tasks.base import KEPT, Row, Sample, Task
+from ftscale.tasks.written_lists import parse_list
+
+TEXTS = ("text", "text_pair", "source", "words")  # columns in which white space alone says nothing
+LEAVE_OUT = "set drop: [missing] of its source to leave such rows out"
 
 
 def where(row: Row) -> str:
@@ -19,9 +27,9 @@ def text_of(row: Row, column: str) -> str:
     value = row.get(column)
     if isinstance(value, str):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not is_missing(value):
         return str(value)
-    raise UserError(f"{where(row)}: {column} = {value!r} must be a text; mend the row, or name another column.")
+    raise UserError(f"{where(row)}: {column} = {value!r} must be a text; {mend(value)}.")
 
 
 def number_of(row: Row, column: str) -> float:
@@ -32,13 +40,82 @@ def number_of(row: Row, column: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where(row)}: {column} = {value!r} must be a number; mend the row, or name another column.")
+        raise UserError(f"{where(row)}: {column} = {value!r} must be a number; {mend(value)}.")
     return number
 
 
 def words_of(row: Row, column: str) -> list[str]:
-    """A column as a list of strings. Raises UserError where it is none."""
+    """A column as a list of strings, or as a text of one that Python wrote. Raises UserError where it is none."""
     value: Any = row.get(column)
+    if isinstance(value, str):
+        value = parse_list(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{where(row)}: {column} = {value!r} must be a list of strings, one a word; mend the row.")
+        raise UserError(
+            f"{where(row)}: {column} = {row.get(column)!r} must be a list of strings, one a word; mend the row."
+        )
     return list(value)
+
+
+def mend(value: Any) -> str:
+    """The fix for a value that a task cannot use."""
+    left_out = f", {LEAVE_OUT}," if is_missing(value) or value == "" else ","
+    return f"mend the row{left_out} or name another column"
+
+
+def prepare_rows(task: Task, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
+    """`task.prepare`, with a sample that has a note alone for each row that its source leaves out."""
+    reasons = [left_out(task, row, labelled=labelled) for row in rows]
+    if not any(reasons):
+        return task.prepare(rows, processor, labelled=labelled)
+    kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+    samples = task.prepare(kept, processor, labelled=labelled) if kept else []
+    noted = [_noted(reason) for reason in reasons if reason]
+    if len(samples) != len(kept):  # joined from several rows
+        return [*noted, *samples]
+    ready, aside = iter(samples), iter(noted)
+    return [next(aside if reason else ready) for reason in reasons]
+
+
+def left_out(task: Task, row: Row, *, labelled: bool = True) -> str:
+    """The note of a row that its source leaves out: missing or blank; "" where it is used."""
+    drop = row.get("_drop", ())
+    if "missing" in drop and any(_lacks(row, role) for role in _needed(task, row, labelled=labelled)):
+        return "missing"
+    return "blank" if "blank" in drop and is_blank(row) else ""
+
+
+def is_blank(row: Row) -> bool:
+    """Whether a text that the model reads is of white space alone, or a list of words has none."""
+    return any(_says_nothing(row[role]) for role in TEXTS if role in row)
+
+
+def facts_of(task: Task, row: Row, sample: Sample) -> Sample:
+    """What is counted of a prepared row: whether it is blank, words without a token, and hashes of its content."""
+    if sample["note"] not in KEPT:
+        return {}
+    facts: Sample = {"blank": is_blank(row), "content": content_of(row)}
+    if "places" in sample and sample["note"] == "":
+        facts["lost"] = sum(place < 0 for place in sample["places"])
+    return facts
+
+
+def _needed(task: Task, row: Row, *, labelled: bool) -> list[str]:
+    known = {role for alternative in task.columns for role in alternative} - set(task.optional)
+    return [role for role in row if role in known and (labelled or role not in LABEL_ROLES)]
+
+
+def _lacks(row: Row, role: str) -> bool:
+    value = row[role]
+    if isinstance(value, (list, tuple)) and role in ("words", "tags"):
+        return any(is_missing(item) for item in value)
+    return is_missing(value) or (role in LABEL_ROLES and isinstance(value, str) and not value.strip())
+
+
+def _says_nothing(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return not any(isinstance(item, str) and item.strip() for item in value)
+    return isinstance(value, str) and not value.strip()
+
+
+def _noted(reason: str) -> Sample:
+    return {"note": reason, "length": 0, "targets": 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,23 @@ from ftscale.config.schema import TextClassificationSettings
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores, MultiLabelScores
 from ftscale.metrics.regression import RegressionScores
-from ftscale.tasks import COLUMNS
+from ftscale.tasks import columns_of
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import collate_tokens, pad_id
 from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
-from ftscale.tasks.labels import class_id, class_name, class_names, label_settings, sorted_names
-from ftscale.tasks.rows import number_of, text_of
+from ftscale.tasks.labels import (
+    best_classes,
+    bit_of,
+    class_id,
+    class_items,
+    class_name,
+    class_numbers,
+    is_vector,
+    label_settings,
+    sorted_names,
+    vector_of,
+)
+from ftscale.tasks.rows import number_of, text_of, where
 
 BEST = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}
 
@@ -32,11 +43,12 @@ class TextClassification:
 
     auto_class = "AutoModelForSequenceClassification"
     processor_class = "tokenizer"
-    columns = COLUMNS["text_classification"]
 
     def __init__(self, settings: TextClassificationSettings) -> None:
         self.settings = settings
-        self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.columns = columns_of(settings)
+        self.optional = ("label",) if settings.problem == "multi_label" else ()  # a row may have none of the classes
+        self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -51,7 +63,7 @@ class TextClassification:
         """Class names. Raises UserError for rows without a class, and where there are fewer than two classes."""
         if self.settings.problem == "regression" or self.settings.labels is not None:
             return {}
-        labels = sorted_names(name for row in rows for name in self._names(row))
+        labels = sorted_names(self._several(rows) if self.settings.problem == "multi_label" else _single(rows))
         if len(labels) < (2 if self.settings.problem == "single_label" else 1):
             raise UserError(
                 f"data.train has the classes {list(labels)}: too few to learn from; look at the label column, or name "
@@ -67,7 +79,7 @@ class TextClassification:
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
         limit = length_limit(self.settings.max_length, processor)
         texts = [text_of(row, "text") for row in rows]
-        pairs = [text_of(row, "text_pair") for row in rows] if rows and "text_pair" in rows[0] else None
+        pairs = [text_of(row, "text_pair") for row in rows] if any("text_pair" in row for row in rows) else None
         encoded = encode(processor, texts, pairs=pairs, limit=limit)
         return [self._sample(row, item, limit, labelled) for row, item in zip(rows, encoded, strict=True)]
 
@@ -93,23 +105,42 @@ class TextClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(self._records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
+    def metric_names(self) -> list[str]:
+        if self.settings.problem == "regression":
+            return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
+        numbers = range(len(self.labels))
+        if self.settings.problem == "multi_label":
+            return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers])]))
+        return list(self._score([(0.0, number, number) for number in numbers]))
+
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
         """The class and its probability; the list of classes and of their probabilities; or the number, no score."""
         logits = outputs["logits"]
         if self.settings.problem == "regression":
             return [{"prediction": value, "score": None} for value in logits[:, 0].tolist()]
         if self.settings.problem == "multi_label":
-            return [self._chosen(row) for row in logits.sigmoid().tolist()]
-        scores, ids = logits.softmax(dim=-1).max(dim=-1)
-        return [
-            {"prediction": self.labels[number], "score": score}
-            for number, score in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+            return [self._chosen(row, every=every) for row in logits.sigmoid().tolist()]
+        return best_classes(logits, self.labels, every=every)
 
-    def _names(self, row: Row) -> list[str]:
-        if self.settings.problem == "multi_label":
-            return class_names(row, "label", separator=self.settings.label_separator)
-        return [class_name(row, "label")]
+    def _several(self, rows: Iterable[Row]) -> Iterator[str]:
+        """The classes of rows that may have several. Raises UserError where all of them are vectors of one length."""
+        lengths, last = set(), {}
+        for row in rows:
+            items = self._items(row)
+            if items:
+                lengths.add(len(items) if is_vector(items) else 0)
+                last = row
+            yield from items
+        if len(lengths) == 1 and 0 not in lengths:
+            raise UserError(
+                f"{where(last)}: label = {last['label']!r} is, as in all rows, a vector of {lengths.pop()} zeros and "
+                "ones; name their classes in task.labels, in this order."
+            )
+
+    def _items(self, row: Row) -> list[str]:
+        return class_items(row, "label", separator=self.settings.label_separator)
 
     def _sample(self, row: Row, encoded: Encoded, limit: int, labelled: bool) -> Sample:
         sample: Sample = {
@@ -125,8 +156,15 @@ class TextClassification:
     def _label(self, row: Row) -> int | float | list[int]:
         if self.settings.problem == "regression":
             return number_of(row, "label")
-        ids = [class_id(row, "label", name, labels=self.labels, ids=self.ids) for name in self._names(row)]
-        return sorted(set(ids)) if self.settings.problem == "multi_label" else ids[0]
+        if self.settings.problem == "single_label":
+            return class_id(row, "label", class_name(row, "label"), labels=self.labels, ids=self.ids)
+        if "label" not in row:  # a column a class
+            return [number for number, label in enumerate(self.labels) if bit_of(row, label)]
+        items = self._items(row)
+        vector = vector_of(row, "label", items, labels=self.labels)
+        if vector is not None:
+            return vector
+        return sorted({class_id(row, "label", item, labels=self.labels, ids=self.ids) for item in items})
 
     def _collate(self, samples: Sequence[Sample], *, fill: dict[str, int], layout: Layout) -> Batch:
         batch = collate_tokens(samples, fill=fill, layout=layout)
@@ -172,6 +210,11 @@ class TextClassification:
         metric = MultiLabelScores if self.settings.problem == "multi_label" else ClassificationScores
         return metric(self.labels)
 
-    def _chosen(self, probabilities: Sequence[float]) -> dict[str, Any]:
+    def _chosen(self, probabilities: Sequence[float], *, every: bool) -> dict[str, Any]:
         chosen = [(label, value) for label, value in zip(self.labels, probabilities, strict=True) if value > 0.5]
-        return {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
+        answer = {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
+        return {**answer, "scores": dict(zip(self.labels, probabilities, strict=True))} if every else answer
+
+
+def _single(rows: Iterable[Row]) -> Iterator[str]:
+    return (class_name(row, "label") for row in rows)

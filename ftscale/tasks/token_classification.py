@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ftscale.config.schema import TokenClassificationSettings
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.metrics.sequence_tags import EntityScores
 from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
@@ -19,6 +19,7 @@ from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
 from ftscale.tasks.labels import class_id, label_settings
 from ftscale.tasks.rows import where, words_of
 from ftscale.tasks.tag_schemes import OUTSIDE, complete_tags, recognise, to_iob2
+from ftscale.tasks.written_lists import parse_list
 
 LOST = -1  # place of a word that has no token: cut off, or made of nothing the tokenizer knows
 
@@ -34,11 +35,14 @@ class TokenClassification:
     auto_class = "AutoModelForTokenClassification"
     processor_class = "tokenizer"
     columns = COLUMNS["token_classification"]
+    optional = ()
     best_metric = ("f1", True)
 
     def __init__(self, settings: TokenClassificationSettings) -> None:
         self.settings = settings
         self.ids = {label: number for number, label in enumerate(settings.labels or ())}
+        self.numbered = dict(zip(settings.label_ids or (), settings.labels or (), strict=False))
+        """Tags by the numbers that stand for them in the files."""
         if settings.labels is not None and OUTSIDE not in self.ids:
             raise UserError(f"task.labels = {list(settings.labels)} must hold O, the tag of words outside entities.")
 
@@ -49,7 +53,7 @@ class TokenClassification:
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The tag scheme, and O, B- and I- of every type. Raises UserError for impossible tag sequences."""
-        tagged = [(where(row), words_of(row, "tags")) for row in rows]
+        tagged = [(where(row), self._tags(row)) for row in rows]
         scheme = recognise(tagged) if self.settings.scheme == "auto" else self.settings.scheme
         tags = {tag for place, sequence in tagged for tag in to_iob2(sequence, scheme=scheme, place=place)}
         return {"scheme": scheme, "labels": self.settings.labels or complete_tags(tags)}
@@ -90,7 +94,8 @@ class TokenClassification:
         """For each sample `tags`: ids, and `scores`: probabilities, one a word; with labels `losses` and `loss`."""
         logits = model(**model_inputs(batch)).logits.float()
         outputs: Outputs = {"tags": [], "scores": []}
-        best = logits.softmax(dim=-1).max(dim=-1)
+        outputs["probabilities"] = logits.softmax(dim=-1)
+        best = outputs["probabilities"].max(dim=-1)
         best_scores, best_tags = best.values.tolist(), best.indices.tolist()
         for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
             tags, scores = best_tags[row][span], best_scores[row][span]
@@ -109,14 +114,34 @@ class TokenClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
-    def predictions(self, outputs: Outputs, batch: Batch, processor: Any) -> list[dict[str, Any]]:
-        """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`."""
-        rows = []
+    def metric_names(self) -> list[str]:
+        return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
+
+    def predictions(
+        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
+    ) -> list[dict[str, Any]]:
+        """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`.
+
+        With `every`, `scores`: for each word its tags' probabilities, None for a word without a piece.
+        """
+        rows: list[dict[str, Any]] = []
         for ids, scores in zip(outputs["tags"], outputs["scores"], strict=True):
             tags = [self.labels[number] for number in ids]
             score = sum(scores) / len(scores) if scores else None
             rows.append({"prediction": tags, "entities": _entities(tags), "score": score})
+        if every:
+            for row, scores in zip(rows, self._word_scores(outputs, batch), strict=True):
+                row["scores"] = scores
         return rows
+
+    def _word_scores(self, outputs: Outputs, batch: Batch) -> Iterator[list[dict[str, float] | None]]:
+        """Of each sample, for each word the probability of each tag."""
+        for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
+            values = outputs["probabilities"][row][span].tolist()
+            yield [
+                dict(zip(self.labels, values[place], strict=True)) if place != LOST else None
+                for place in reference["places"]
+            ]
 
     def _sample(self, row: Row, encoded: Encoded, *, num_words: int, limit: int) -> Sample:
         places = [LOST] * num_words
@@ -132,9 +157,10 @@ class TokenClassification:
         }
 
     def _labelled(self, sample: Sample, row: Row, words: Sequence[str]) -> Sample:
-        tags = words_of(row, "tags")
+        tags = self._tags(row)
         if len(tags) != len(words):
-            raise UserError(f"{where(row)}: {len(words)} words have {len(tags)} tags; give each word one tag.")
+            found = f"{counted(len(words), 'word')} against {counted(len(tags), 'tag')}"
+            raise UserError(f"{where(row)}: {found}; give each word a tag.")
         assert self.settings.scheme != "auto", "the training rows tell the scheme: fit first"
         tags = to_iob2(tags, scheme=self.settings.scheme, place=where(row))
         ids = [class_id(row, "tags", tag, labels=self.labels, ids=self.ids) for tag in tags]
@@ -146,6 +172,25 @@ class TokenClassification:
         note = sample["note"] if targets or sample["note"] == "too_long" else "no_target"
         return {**sample, "labels": labels, "tags": ids, "targets": targets, "note": note}
 
+    def _tags(self, row: Row) -> list[str]:
+        """The tags of a row; numbers are those of `task.labels`."""
+        value = row.get("tags")
+        tags = parse_list(value) if isinstance(value, str) else value
+        if not isinstance(tags, (list, tuple)) or not any(_is_number(tag) for tag in tags):
+            return words_of(row, "tags")
+        if not self.numbered:
+            raise UserError(
+                f"{where(row)}: tags = {_short(tags)} are numbers; name the tags in their order in task.labels, e.g. "
+                "[O, B-PER, I-PER]."
+            )
+        unknown = next((tag for tag in tags if not _is_number(tag) or int(tag) not in self.numbered), None)
+        if unknown is not None:
+            raise UserError(
+                f"{where(row)}: tag {unknown!r} is none of the numbers {min(self.numbered)} to {max(self.numbered)} of "
+                "task.labels; mend the row, or name all tags."
+            )
+        return [self.numbered[int(tag)] for tag in tags]
+
     def _score(self, records: Sequence[tuple[float, int, Sequence[int], Sequence[int]]]) -> dict[str, float]:
         losses, targets, guesses, truth = zip(*records, strict=True)
         scores = EntityScores().compute(predictions=self._named(guesses), references=self._named(truth))
@@ -153,6 +198,18 @@ class TokenClassification:
 
     def _named(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         return [[self.labels[number] for number in row] for row in rows]
+
+
+def _is_number(tag: Any) -> bool:
+    """Whether a tag is a whole number, also as text."""
+    if isinstance(tag, str):
+        return tag.isdecimal()
+    return isinstance(tag, (int, float)) and not isinstance(tag, bool) and float(tag).is_integer()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _spaced(rows: Sequence[list[str]], tokenizer: Any) -> list[list[str]]:

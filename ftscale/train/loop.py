@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.logs import log
 from ftscale.models.attention import padded_attention
 from ftscale.tasks.base import Batch, Task
@@ -65,6 +65,8 @@ class Progress:
     """Of the last evaluation."""
     bad_evaluations: int = 0
     """Evaluations since the best one."""
+    metric_moved: bool = False
+    """The metric that chooses had two values or more so far."""
     evaluated: int = -1
     """The step of the last evaluation; -1 = none yet."""
     losses: list[float] = field(default_factory=list)
@@ -164,7 +166,7 @@ def _between_steps(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
         _save(loop, progress)
         loop.after_save()
     if _out_of_patience(loop, progress):
-        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
+        log.info("no better %s in %s: stopping", loop.best_metric[0], counted(loop.evaluation.patience, "evaluation"))
         loop.metrics.write("event", step, event="stopped_early")
         return "stopped_early"
     return "completed" if last else None
@@ -320,13 +322,14 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
-            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.1f GiB  %s left",
+            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f %s/s  %.1f GiB  %s left",
             progress.step,
             loop.num_steps,
             figures["loss"],
             figures["grad_norm"],
             figures["lr"],
             rate,
+            "tokens" if loop.task.processor_class == "tokenizer" else "images",
             memory / 2**30,
             duration(left),
         )
@@ -342,21 +345,40 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     assert loop.evaluate is not None
     metrics = loop.evaluate()
     name, higher = loop.best_metric
-    if name not in metrics:
+    if name not in metrics and "/" not in name:  # a single class may be in no row and no prediction
         raise UserError(unknown_name("evaluation.metric", name, metrics))
-    value, best = metrics[name], progress.best_metric
+    value, before = metrics.get(name, math.nan), progress.last_metrics.get(name, math.nan)
+    first = progress.evaluated < 0
+    progress.metric_moved |= not first and value != before and not (math.isnan(value) and math.isnan(before))
     progress.last_metrics, progress.evaluated = metrics, progress.step
-    improved = math.isfinite(value) and (best is None or (value > best if higher else value < best))
+    improved = _is_better(metrics, value, progress, higher=higher)
     if improved:
         progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
         progress.bad_evaluations = 0
     else:
         progress.bad_evaluations += 1
+    if not first and not progress.metric_moved:
+        log.warning(
+            "%s has been %s at every evaluation since the start: it tells no checkpoint from another, so that the "
+            "lower loss chooses; name another in evaluation.metric if it stays so",
+            name,
+            f"{value:.4g}",
+        )
     loop.metrics.write("eval", progress.step, **metrics)
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved
+
+
+def _is_better(metrics: dict[str, float], value: float, progress: Progress, *, higher: bool) -> bool:
+    """Whether this evaluation is the best so far; of two with one value of the metric, the one of the lower loss."""
+    best = progress.best_metric
+    if not math.isfinite(value) or best is None:
+        return math.isfinite(value)
+    if value == best:
+        return metrics["loss"] < progress.best_metrics["loss"]
+    return value > best if higher else value < best
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:

@@ -9,7 +9,6 @@ import pytest
 
 from ftscale.cluster.site import Site, load_site
 from ftscale.errors import UserError
-from ftscale.logs import log
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +68,7 @@ def test_a_value_that_would_be_several_lines_of_a_job_script_is_refused(line: st
         load_site()
 
 
-def test_the_log_says_which_files_were_read(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(log, "propagate", True)
+def test_the_log_says_which_files_were_read(caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO", "ftscale")
     write("~/.config/ftscale/cluster.yaml", "partition: gpu\n")
     write("cluster.yaml", "account: physics\n")
@@ -83,7 +81,6 @@ def test_the_log_says_which_files_were_read(caplog: pytest.LogCaptureFixture, mo
 def test_another_users_file_is_left_out_and_named(
     kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(log, "propagate", True)
     write("~/.config/ftscale/cluster.yaml", "partition: gpu\n")
     write("cluster.yaml" if kind == "file" else "theirs.yaml", "partition: big\nsetup: [touch PWN]\n")
     if kind != "file":

@@ -46,6 +46,7 @@ REFUSED = {
         {"batch": {"layout": "auto"}},
     ),
     "MLP head, no classification": ({"head": {"hidden_sizes": [8]}}, {"task": "text_classification"}),
+    "a kept head where there is none": ({"head": {"keep": True}}, {"task": "text_classification"}),
     "last_blocks scope without a number": (
         {"trainable": {"scope": "last_blocks"}},
         {"trainable": {"scope": "last_blocks", "last_blocks": 2}},

@@ -194,8 +194,9 @@ def test_several_mistakes_are_reported_together(run: Path):
         ),
         (
             "task.labels=[1, a]",
-            "task.labels.0 = 1 must be text; put it in quotes (Class names in the order of their "
-            "ids; null = those of the training data, sorted).",
+            "task.labels.0 = 1 must be text; put it in quotes (Class names in the order of their ids, or numbers that "
+            "the files write to names, e.g. {0: repair}, or a text file with a name a line (JSON: a list or a "
+            "mapping); null = those of the training data, sorted).",
         ),
         (
             "evaluation.before=maybe",

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    LlamaConfig,
+)
 
 from ftscale.config.schema import (
     AdapterConfig,
@@ -93,6 +98,14 @@ def test_a_learned_prompt_reaches_only_the_first_sample_of_a_flat_row():
 def test_a_language_model_has_no_classifier_to_replace():
     with pytest.raises(UserError, match="needs a linear classifier"):
         replace_head(llama(), HeadConfig(hidden_sizes=(8,)), seed=0)
+
+
+def test_a_head_that_is_made_anew_is_not_kept():
+    """transformers finds no classifier in what an MLP replaces, nor in a model that is made from its config."""
+    config = LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64, num_labels=2)
+    first, second = (AutoModelForSequenceClassification.from_config(config) for _ in range(2))
+    assert not torch.equal(first.score.weight, second.score.weight)
+    assert not hasattr(llama(), "score")
 
 
 def test_no_last_blocks_is_no_number_of_blocks():

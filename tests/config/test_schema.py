@@ -21,6 +21,7 @@ SECTIONS = {
 
 OWNERS = {  # what a section is called where its settings are read
     "TextSettings": {"task", "settings", "config"},
+    "ClassNames": {"task", "settings", "config"},
     "TextClassificationSettings": {"task", "settings", "config"},
     "TokenClassificationSettings": {"task", "settings", "config"},
     "CausalLMSettings": {"task", "settings", "config"},

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ftscale.data.chat import NO_TARGET, encode_chat, encode_prompt, normalize, read_template, row_tools, stop_ids
+from ftscale.data.chat import (
+    NO_TARGET,
+    encode_chat,
+    encode_conversation,
+    encode_prompt,
+    normalize,
+    read_template,
+    row_tools,
+    stop_ids,
+)
 from ftscale.errors import UserError
+from ftscale.tasks.causal_rows import encode_row, encode_row_prompt
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 CHAT = [
@@ -267,6 +280,26 @@ def test_tool_calls_are_learned_with_their_arguments_as_json(qwen2):
     assert '{"type": "function", "function": {"name": "add", "parameters": {}}}' in qwen2.decode(ids)
 
 
+def test_arguments_of_calls_keep_the_order_that_the_user_wrote(qwen2):
+    arguments = {"b": 1, "a": {"z": [1, {"y": 2, "x": None}], "c": "\u00fc"}}
+    for given in (arguments, json.dumps(arguments)):
+        messages = normalize(
+            {
+                "messages": [
+                    {"role": "user", "content": "Add."},
+                    {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": given}]},
+                    {"role": "tool", "content": "3"},
+                    {"role": "assistant", "content": "3."},
+                ]
+            }
+        )
+        assert learned(qwen2, messages) == [
+            '<tool_call>\n{"name": "add", "arguments": {"b": 1, "a": {"z": [1, {"y": 2, "x": null}], "c": "\u00fc"}}}\n'
+            "</tool_call><|im_end|>",
+            "3.<|im_end|>",
+        ]
+
+
 def test_each_real_tool_conversation_learns_the_models_turns_and_nothing_else(qwen2, shared):
     rows = json.loads((shared / "data/sft/llamafactory_demo/glaive_toolcall_en_demo.json").read_text())
     assert len(rows) == 300
@@ -280,6 +313,54 @@ def test_each_real_tool_conversation_learns_the_models_turns_and_nothing_else(qw
         prompt = encode_prompt(messages, qwen2, tools=row_tools(row))
         assert qwen2.decode(ids[len(prompt) :]) == wanted[-1] + "\n"
         assert ids[: len(prompt)] == prompt
+
+
+# ---------------------------------------------------------------- what a template leaves out
+
+# as DeepSeek-R1's: the reasoning is cut out of every turn, and the prompt opens it
+OPENS_THOUGHT = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}"
+    "{{- '<|im_start|>' + m.content.split('</think>')[-1] + '<|im_end|>' }}"
+    "{%- else %}{{- m.content }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|><think>\n' }}{%- endif %}"
+)
+KEEPS_THOUGHT = OPENS_THOUGHT.replace(".split('</think>')[-1]", "")
+
+
+def told(qwen2, turn: dict, template: str | None) -> tuple[int, int, str]:
+    messages = normalize({"messages": [CHAT[0], {"role": "assistant", **turn}]})
+    found = encode_conversation(messages, qwen2, targets="assistant", template=template)
+    return found.left_out, found.said, found.unseen_prompt
+
+
+def test_characters_that_the_template_cuts_out_are_counted_without_white_space(qwen2):
+    thought = {"content": "<think>\nreason R1\n</think>\n\nFour it is"}  # 7 + 8 + 8 of 32 + 2 + 2 characters
+    assert told(qwen2, thought, OPENS_THOUGHT) == (23, 31, "<think>\n")
+    assert told(qwen2, thought, KEEPS_THOUGHT) == (0, 31, "")
+    assert told(qwen2, {"content": "Four it is"}, OPENS_THOUGHT) == (0, 8, "<think>\n")
+    assert told(qwen2, {"content": " Four it is\n"}, read_template("llama3").replace("eot_id", "im_end")) == (0, 8, "")
+
+
+def test_reasoning_and_calls_that_the_template_does_not_know_are_counted(qwen2):
+    assert told(qwen2, {"content": "4", "reasoning_content": "two and two"}, read_template("chatml")) == (9, 10, "")
+    call = {"name": "add", "arguments": {"first": 2, "unit": 'k"m'}}  # add first unit k"m: 15 characters
+    assert told(qwen2, {"content": "", "tool_calls": [call]}, read_template("chatml")) == (15, 15, "")
+    assert told(qwen2, {"content": "So:", "tool_calls": [call]}, None) == (0, 18, "")
+    for name in ("reasoning", "thinking"):
+        knows = KEEPS_THOUGHT.replace(
+            "m.content + '<|im_end|>'", "(m.reasoning_content or '') + m.content + '<|im_end|>'"
+        )
+        assert told(qwen2, {"content": "4", name: "two and two"}, knows)[:2] == (0, 10)
+        chat = [CHAT[0], {"role": "assistant", "content": "4", name: "two and two"}]
+        assert learned(qwen2, chat, template=knows) == ["two and two4<|im_end|>"]
+
+
+def test_with_marks_what_is_outside_the_text_is_counted(qwen2):
+    marked = (
+        "{%- for m in messages %}{{- m.role }}{% generation %}{{- m.content.split('</think>')[-1] + '<|im_end|>' }}"
+        "{% endgeneration %}{%- endfor %}"
+    )
+    assert told(qwen2, {"content": "<think>a</think>b"}, marked)[:2] == (16, 17)
 
 
 # ---------------------------------------------------------------- prompts
@@ -371,15 +452,100 @@ def test_roles_of_sharegpt_tool_use():
     [
         ({"messages": [{"role": "assistan", "content": "x"}]}, "did you mean 'assistant'"),
         ({"messages": [{"role": "user"}]}, "must have a role and a text"),
-        ({"messages": [{"role": "user", "content": 3}]}, "must have a role and a text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages: the content 3 of a turn must be a text"),
         ({"conversations": "Hi"}, "must be a list of turns"),
         ({"messages": []}, "must be a list of turns"),
-        ({"instruction": "x", "output": 3}, "must have a role and a text"),
+        ({"instruction": "x", "output": 3}, "output: the content 3 of a turn must be a text"),
     ],
 )
 def test_rows_that_are_no_chat_are_refused(row, reason):
     with pytest.raises(UserError, match=reason):
         normalize(row)
+
+
+VALUES = [
+    None, True, False, 0, -1.5, 1e308, "", " ", "text", "{", "3", "null", '{"a": 1}', [], [0.0], [None], ["a"], [[]],
+    [{}], {}, {"a": None}, {"name": "f"}, {"role": "user", "content": "x"}, [{"role": "user", "content": "x"}],
+    [{"type": "text", "text": "x"}], {"function": 3}, [{"function": {"name": 3}}], [{"name": "f", "arguments": "{"}],
+    [{"name": "f", "arguments": ""}], [{"name": "f", "arguments": [1]}], "9" * 5000, "[" * 5000, "\x00", 10**400,
+]  # fmt: skip
+PLACES = ("messages", "conversations", "instruction", "input", "output", "prompt", "completion", "tools")
+FIELDS = ("role", "from", "content", "value", "tool_calls", "name", "reasoning_content", "tool_call_id", "weight")
+
+
+def rows_of_any_kind() -> Iterator[dict]:
+    """A good row of each form, with one field after another replaced by each value."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    good = [
+        {"messages": CHAT},
+        {"messages": [CHAT[0], called]},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]},
+        {"instruction": "Add", "input": "2 2", "output": "4"},
+        {"prompt": CHAT[:1], "completion": CHAT[1:2]},
+        {"prompt": "Hi", "completion": "Hello!"},
+    ]
+    for row, value in product(good, VALUES):
+        yield from ({**row, place: value} for place in PLACES)
+        for place, turns in row.items():
+            if isinstance(turns, list):
+                last = {field: {**turns[-1], field: value} for field in FIELDS}
+                yield from ({**row, place: [*turns[:-1], turn]} for turn in (*last.values(), value))
+    for value in VALUES:
+        for field in ("id", "type", "function"):
+            yield {"messages": [CHAT[0], {**called, "tool_calls": [{**call, field: value}]}]}
+        for field in ("name", "arguments"):
+            yield {"messages": [CHAT[0], {**called, "tool_calls": [{"function": {**call["function"], field: value}}]}]}
+        yield {"messages": CHAT, "tools": [{"name": "f", "parameters": value, "description": value}]}
+        yield {"messages": CHAT, "tools": [{"function": value}]}
+
+
+def test_each_field_of_a_chat_of_each_type_is_read_or_refused_with_its_row(qwen2):
+    def problems(row: dict) -> tuple[str, ...]:
+        try:
+            placed = {**row, "_where": "a.jsonl:7"}
+            found = encode_row(placed, qwen2, targets="assistant", template=None)
+            assert encode_row_prompt(placed, qwen2, template=None) or placed["prompt"] == ""
+        except UserError as error:
+            return error.problems
+        assert len(found.input_ids) == len(found.labels)
+        return ()
+
+    outcomes = [problems(row) for row in rows_of_any_kind()]
+    refused = [problem for found in outcomes for problem in found]
+    assert [problem for problem in refused if not problem.startswith("a.jsonl:7: ")] == []
+    assert len(refused) > 300
+    assert len(outcomes) - len(refused) > 300
+
+
+def test_calls_are_read_from_each_form_or_refused():
+    def arguments(given: object) -> object:
+        turn = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": given}}]}
+        [message] = normalize({"messages": [turn]})
+        return message["tool_calls"][0]["function"]["arguments"]
+
+    assert arguments("") == arguments(" ") == arguments(None) == arguments("{}") == arguments("null") == {}
+    assert arguments('{"b": 1, "a": null}') == {"b": 1, "a": None}
+    with pytest.raises(UserError, match="messages: arguments of the tool call 'f' = '{\"a' is not JSON"):
+        arguments('{"a')
+    with pytest.raises(UserError, match=r"arguments of the tool call 'f' = '\[1\]' must be an object"):
+        arguments("[1]")
+    whole = json.dumps([{"name": "f", "arguments": {}}])
+    [message] = normalize({"messages": [{"role": "assistant", "content": "x", "tool_calls": whole}]})
+    assert message["tool_calls"] == [{"name": "f", "arguments": {}}]
+    for calls in (3, [0.0], ["f"], [{"arguments": {}}], {"name": "f"}, True):
+        with pytest.raises(UserError, match="messages: (the tool call|tool_calls = )"):
+            normalize({"messages": [{"role": "assistant", "content": "x", "tool_calls": calls}]})
+
+
+def test_a_value_that_json_does_not_have_is_refused_and_not_written_as_the_name_of_its_type(qwen2):
+    call = {"name": "f", "arguments": {"when": datetime(2020, 1, 1)}}
+    row = {
+        "messages": [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "_where": "a.parquet row 1",
+    }
+    with pytest.raises(UserError, match="a.parquet row 1: a message holds what JSON cannot .*datetime"):
+        encode_row(row, qwen2, targets="assistant", template=None)
 
 
 def test_tools_that_are_no_list_are_refused():

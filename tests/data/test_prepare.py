@@ -4,11 +4,13 @@ import csv
 import multiprocessing
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ftscale.config.schema import DataConfig, SourceConfig
+from ftscale.data import prepare as prepare_module
 from ftscale.data.prepare import prepare_sources, split_rows
 from ftscale.errors import UserError
 from ftscale.files import partial_path
@@ -117,6 +119,76 @@ def test_nothing_is_written_through_links_in_a_cache(tmp_path):
     assert run([path], cache=tmp_path / "cache").dataset["input_ids"][:] == [[3], [3]]
     assert [(item.name, item.read_text()) for item in theirs.iterdir()] == [("notes", "mine")]
     assert not folder.is_symlink()
+
+
+def prepared_folder(cache: Path) -> Path:
+    [folder] = [entry for entry in cache.iterdir() if entry.is_dir()]
+    return folder
+
+
+def flip_each_byte(path: Path) -> Iterator[None]:
+    """The file with one byte changed, one after another, in steps through all of it."""
+    whole = path.read_bytes()
+    for place in {*range(0, len(whole), 97), len(whole) - 1}:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        yield
+    path.write_bytes(whole[: len(whole) // 2])
+    yield
+    path.write_bytes(b"")
+    yield
+    path.unlink()
+    yield
+
+
+@pytest.mark.parametrize("name", ["source-0.arrow", "report.json"])
+def test_a_damaged_cache_is_prepared_anew(tmp_path, name, caplog):
+    path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
+    run([path], cache=cache)
+    with caplog.at_level("WARNING", logger="ftscale"):
+        for _ in flip_each_byte(prepared_folder(cache) / name):
+            caplog.clear()
+            assert run([path], cache=cache).dataset["input_ids"][:] == [[3], [5]]
+            assert "is prepared anew" in caplog.text
+
+
+def test_rows_of_another_cache_are_not_taken_for_these(tmp_path):
+    path, cache, other = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache", tmp_path / "other"
+    run([path], cache=cache)
+    run([write(tmp_path / "b.csv", ["three", "one"])], cache=other)
+    shutil.copy(prepared_folder(other) / "source-0.arrow", prepared_folder(cache) / "source-0.arrow")
+    assert run([path], cache=cache).dataset["input_ids"][:] == [[3], [5]]
+
+
+def test_a_link_in_the_place_of_a_cache_leads_nowhere(tmp_path):
+    path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
+    run([path], cache=cache)
+    folder, victim = prepared_folder(cache), tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("x")
+    for link in (folder, folder.with_suffix(".partial")):
+        if link.exists():
+            shutil.rmtree(link)
+        link.symlink_to(victim)
+        assert len(run([path], cache=cache)) == 2
+        assert [item.name for item in victim.iterdir()] == ["precious"]
+
+
+def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
+    path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
+    run([path], cache=cache)
+    assert prepared_folder(cache).stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(prepare_module, "_own_id", lambda folder: os.getuid() + 1)
+    with pytest.raises(UserError, match="data.cache_dir.*another user.*a folder of your own"):
+        run([path], cache=cache)
+
+
+def test_equal_rows_have_one_content_hash_and_others_another(tmp_path):
+    path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
+    first = run([path], cache=tmp_path / "one")
+    assert run([path], cache=tmp_path / "two", prepare_workers=2).content == first.content
+    assert run([path], cache=tmp_path / "one").content == first.content
+    write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2499)] + ["other"])
+    assert run([path], cache=tmp_path / "one").content != first.content
 
 
 def test_too_many_rows_without_a_target_are_refused_unless_accepted(tmp_path):

@@ -22,9 +22,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from ftscale import hashing
 from ftscale.config.schema import SourceConfig
 from ftscale.data import sources
-from ftscale.data.sources import open_stream, read_rows, source_fingerprint
+from ftscale.data.sources import file_fingerprints, open_stream, read_rows, source_fingerprint
 from ftscale.errors import UserError
 
 ROLES = (("text", "label"),)
@@ -184,7 +185,7 @@ def test_an_empty_file_among_others_is_passed_over(tmp_path):
     (tmp_path / "1.csv").write_text("")
     (tmp_path / "2.csv").write_text("text,label\na,1\n")
     rows = list(read_rows(SourceConfig(path=f"{tmp_path}/*.csv"), roles=ROLES))
-    assert [row["_where"] for row in rows] == ["2.csv:2"]
+    assert [row["_where"] for row in rows] == [f"{tmp_path}/2.csv:2"]
 
 
 def test_remote_files_are_read_and_resumed(tmp_path):
@@ -237,6 +238,8 @@ def test_files_of_a_web_server_are_read_and_resumed(tmp_path, server, name):
     local = [row for row, _ in open_stream(SourceConfig(path=str(path)), roles=ROLES, position=None)]
     source = SourceConfig(path=f"{server}/{path.name}")
     items = list(open_stream(source, roles=ROLES, position=None))
+    for row in local:
+        row["_where"] = row["_where"].replace(str(tmp_path), server)
     assert [row for row, _ in items] == local
     assert list(open_stream(source, roles=ROLES, position=items[11][1])) == items[12:]
 
@@ -280,7 +283,7 @@ def test_the_fingerprint_changes_with_content_and_reading_and_with_nothing_else(
 def test_a_large_source_is_known_by_size_and_time_of_change(tmp_path, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(_csv())
-    monkeypatch.setattr(sources, "HASHED_WHOLE_BYTES", 10)
+    monkeypatch.setattr(hashing, "HASHED_WHOLE_BYTES", 10)
     os.utime(path, ns=(1, 1))
     first = source_fingerprint(SourceConfig(path=str(path)))
     os.utime(path, ns=(2, 1))
@@ -294,6 +297,27 @@ def test_the_fingerprint_of_images_changes_with_their_class(tmp_path):
     first = source_fingerprint(source)
     (tmp_path / "class2").rename(tmp_path / "class3")
     assert source_fingerprint(source) != first
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_images_that_rows_name_count_with_the_file_that_names_them(tmp_path, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(hashing, "HASHED_WHOLE_BYTES", 0)
+    (tmp_path / "pictures").mkdir()
+    first, other = tmp_path / "pictures/a.png", tmp_path / "pictures/b.png"
+    first.write_bytes(b"one")
+    other.write_bytes(b"two")
+    source = SourceConfig(path=_write(tmp_path / "a.csv", b"image,label\npictures/a.png,x\npictures/b.png,y\n"))
+    roles = (("image", "label"),)
+    before, files = source_fingerprint(source, roles=roles), file_fingerprints(source, roles=roles)
+    assert files.keys() == {source.path, str(first), str(other)}
+    other.write_bytes(b"2wo")
+    assert source_fingerprint(source, roles=roles) != before
+    after = file_fingerprints(source, roles=roles)
+    assert {path for path in files if files[path] != after[path]} == {str(other)}
+    other.write_bytes(b"two")
+    if not large:
+        assert source_fingerprint(source, roles=roles) == before
 
 
 def _plain_csv(path: str) -> int:

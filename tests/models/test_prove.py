@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from ftscale.models.load import load_model
 from ftscale.models.prove import Proof, prove_saved
 from ftscale.models.save import save_model
 
+STARTED = ("lora", "boft", "prefix_tuning", "ln_tuning")
+"""Methods whose proof is started as in a run: eight with the other tests of this file. All other proofs are forked."""
 IDS = torch.arange(5, 17)[None]
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
@@ -40,8 +43,13 @@ def stories(shared: Path, **settings: str) -> torch.nn.Module:
     return load_model(config, auto_class=CAUSAL, settings={}, dtype=torch.float32, seed=0)
 
 
+def methods() -> list[Any]:
+    real = pytest.mark.real_start
+    return [pytest.param(method, marks=real) if method in STARTED else method for method in METHODS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_an_adapter_of_every_method_is_proved(shared: Path, tmp_path: Path, method: str):
     config = AdapterConfig(method=method.split()[0], **METHODS[method])
     model = apply_adapter(stories(shared), config, task_type="CAUSAL_LM", num_steps=10, dtype=torch.float32)
@@ -52,6 +60,7 @@ def test_an_adapter_of_every_method_is_proved(shared: Path, tmp_path: Path, meth
     assert proof.adapter_change > 10 * proof.largest_difference
 
 
+@pytest.mark.real_start
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_an_adapter_on_a_quantised_base_is_proved(shared: Path, tmp_path: Path, kind: str):
     config = AdapterConfig(method="lora", r=4, init_lora_weights=False)
@@ -60,6 +69,7 @@ def test_an_adapter_on_a_quantised_base_is_proved(shared: Path, tmp_path: Path, 
     assert proof.largest_difference < proof.tolerance < proof.adapter_change
 
 
+@pytest.mark.real_start
 @pytest.mark.parametrize("method", ["none", "lora"])
 def test_a_classifier_with_a_head_of_several_layers_is_proved(minilm: Path, tmp_path: Path, method: str):
     settings = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}

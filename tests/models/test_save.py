@@ -1,18 +1,32 @@
 """What is saved loads again, answers the same, and loads without ftscale."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+)
 
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
 from ftscale.errors import UserError
+from ftscale.models import save
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import replace_head
 from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
 from ftscale.models.save import export_model, load_saved, load_saved_processor, save_model
 
 CAUSAL = "AutoModelForCausalLM"
+SEQ2SEQ = "AutoModelForSeq2SeqLM"
 CLASSIFIER = "AutoModelForSequenceClassification"
 IDS = torch.arange(5, 17)[None]
 
@@ -179,6 +193,69 @@ def test_merging_into_a_quantised_base_goes_through_its_dequantised_weights(shar
     assert report["largest_logit_change"] < 1e-2
 
 
+TIED = {  # a tied model, and where an adapter changes its embeddings or its head
+    "llama, both": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "llama, input": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "llama, output": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
+    "llama, whole": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+    "gpt2, input": ("gpt2", {"target_modules": ["c_attn", "wte"]}),
+    "t5, output": ("t5", {"target_modules": ["q", "lm_head"]}),
+}
+
+
+def tied_adapter(folder, name):
+    """An adapter on a tied base of this kind, both saved below the folder; its logits by peft alone."""
+    kind, options = TIED[name]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    configs = {
+        "llama": LlamaConfig(**sizes, vocab_size=64, tie_word_embeddings=True, initializer_range=0.3),
+        "gpt2": GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64, initializer_range=0.3),
+        "t5": T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, vocab_size=64),
+    }
+    auto, task_type = (SEQ2SEQ, "SEQ_2_SEQ_LM") if kind == "t5" else (CAUSAL, "CAUSAL_LM")
+    torch.manual_seed(0)
+    getattr(transformers, auto).from_config(configs[kind]).save_pretrained(folder / "base")
+    base = load_model(ModelConfig(name=str(folder / "base")), auto_class=auto, settings={}, dtype=torch.float32, seed=0)
+    lora = AdapterConfig(method="lora", r=4, init_lora_weights=False, **options)
+    model = apply_adapter(base, lora, task_type=task_type).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(1.5 if weight.requires_grad and "modules_to_save" in name else 1)
+    save_model(model, None, folder / "run")
+    return auto, PeftModel.from_pretrained(getattr(transformers, auto).from_pretrained(folder / "base"), folder / "run")
+
+
+def tied_logits(model):
+    decoder = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS, **decoder).logits
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_merging_unties_the_embeddings_that_an_adapter_changes(tmp_path, name):
+    auto, adapted = tied_adapter(tmp_path, name)
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+    merged = getattr(transformers, auto).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(tied_logits(merged), tied_logits(adapted), rtol=1e-4, atol=1e-3)
+    plain = getattr(transformers, auto).from_pretrained(tmp_path / "base")
+    assert (tied_logits(merged) - tied_logits(plain)).abs().max() > 0.1
+
+
+def test_no_export_is_left_whose_logits_moved_by_more_than_rounding(tmp_path, monkeypatch):
+    auto, _ = tied_adapter(tmp_path, "llama, both")
+    monkeypatch.setattr(save, "_untie", lambda model: None)
+    with pytest.raises(UserError, match="--merge is not possible with this model: its logits would differ by"):
+        export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_adapter_names_the_revision_of_its_base(shared, tmp_path):
+    config = ModelConfig(name=str(shared / "weights/stories260K"))
+    base = load_model(config, auto_class=CAUSAL, settings={}, dtype=torch.float32, seed=0)
+    save_model(apply_adapter(base, AdapterConfig(method="lora"), task_type="CAUSAL_LM", revision="v1"), None, tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).revision == "v1"
+
+
 def load_saved_on_full_base(shared, folder):
     base = AutoModelForCausalLM.from_pretrained(shared / "weights/stories260K")
     return PeftModel.from_pretrained(base, folder).eval()
@@ -227,3 +304,90 @@ def test_a_missing_base_model_names_the_place_to_mend(shared, tmp_path):
 def test_a_folder_without_a_model_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="holds neither config.json nor adapter_config.json"):
         load_saved(tmp_path, auto_class=CAUSAL)
+
+
+# ---------------------------------------------------------------- planted code, power cuts
+
+
+def plant(folder, *, auto, module, base, file="config.json"):
+    """Have a folder name code of its own for `auto`, derived from `base`: it makes folder/ran."""
+    # a model finds its class by the class of its config, so that must be the usual one
+    planted = f"Planted = {base}" if auto == "AutoConfig" else f"class Planted({base}):\n    pass"
+    (folder / f"{module}.py").write_text(
+        f"import os\n\nfrom transformers import {base}\n\n"
+        f"os.makedirs({str(folder / 'ran')!r}, exist_ok=True)\n\n\n{planted}\n"
+    )
+    named = f"{module}.Planted"
+    settings = json.loads((folder / file).read_text())
+    settings["auto_map"] = {auto: [None, named] if auto == "AutoTokenizer" else named}
+    (folder / file).write_text(json.dumps(settings))
+
+
+def test_code_planted_beside_a_saved_config_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path)
+    plant(tmp_path, auto="AutoConfig", module="saved_config", base="LlamaConfig")
+    load_saved(tmp_path, auto_class=CAUSAL)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_beside_a_saved_model_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "run")
+    plant(tmp_path / "run", auto=CAUSAL, module="saved_model", base="LlamaForCausalLM")
+    load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "run/ran").exists()
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL)
+    assert not (tmp_path / "run/ran").exists()
+
+
+def test_code_planted_beside_the_base_of_an_adapter_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "base")
+    save_model(stories(shared, method="lora"), None, tmp_path / "run")
+    plant(tmp_path / "base", auto=CAUSAL, module="saved_base", base="LlamaForCausalLM")
+    planted = (tmp_path / "base/config.json").read_text()
+    (tmp_path / "run/base_config/config.json").write_text(planted)
+    adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = str(tmp_path / "base")
+    (tmp_path / "run/adapter_config.json").write_text(json.dumps(adapter))
+    load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "base/ran").exists()
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    assert not (tmp_path / "base/ran").exists()
+
+
+def test_code_planted_beside_a_saved_tokenizer_is_not_run(shared, tmp_path):
+    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer.save_pretrained(tmp_path)
+    file = "tokenizer_config.json"
+    plant(tmp_path, auto="AutoTokenizer", module="saved_tokenizer", base="PreTrainedTokenizerFast", file=file)
+    assert load_saved_processor(tmp_path)("Once")["input_ids"] == tokenizer("Once")["input_ids"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_beside_a_saved_image_processor_is_not_run(shared, tmp_path):
+    config = ModelConfig(name="ignored", processor=str(shared / "weights/mobilenet_v1_0.25_224"))
+    load_processor(config, kind="image_processor").save_pretrained(tmp_path)
+    base, file = "MobileNetV1ImageProcessorPil", "preprocessor_config.json"
+    plant(tmp_path, auto="AutoImageProcessor", module="saved_images", base=base, file=file)
+    assert type(load_saved_processor(tmp_path)).__name__ == base
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_saved_model_is_on_the_disk_before_it_has_its_name(shared, tmp_path, monkeypatch):
+    synced, fsync, rename, missing = {}, os.fsync, os.rename, []
+
+    def noted(file):
+        fsync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+        if path.is_file():
+            synced[path] = path.read_bytes()
+
+    def checked(old, new):
+        files = [path for path in Path(old).rglob("*") if path.is_file()]
+        missing.append([path.name for path in files if synced.get(path) != path.read_bytes()])
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", checked)
+    save_model(stories(shared, method="lora"), None, tmp_path / "model")
+    assert missing == [[]]
+    assert {path.name for path in synced} >= {"adapter_model.safetensors", "adapter_config.json", "config.json"}

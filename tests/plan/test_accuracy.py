@@ -1,4 +1,4 @@
-"""Six combinations of benchmarks/plan_accuracy.py, measured and forecast anew: a regression fails here.
+"""Combinations of benchmarks/plan_accuracy.py, measured and forecast anew; two, and six in the campaign.
 
 On a processor without AVX512 in float32, and in two steps, whose memory is that of all later ones: there torch
 multiplies bfloat16 seventy times as slowly, an hour for this test.
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import needs
 import pytest
 import torch
 
@@ -20,22 +21,22 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import plan_accuracy  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
-SIX = (
-    "deep-small-full-adamw-128",
-    "deep-large-lora-adamw-512-checkpointing",
-    "deep-large-nf4-adamw_8bit-512",
-    "wide-large-full-adamw_8bit-128",
-    "deep-large-full-adamw-512-zero2-2",
-    "gpt-large-full-adamw-128",
-)
+NAMES = ["deep-large-lora-adamw-512-checkpointing", "wide-large-full-adamw_8bit-128"]
+if needs.ALL:
+    NAMES += [
+        "deep-small-full-adamw-128",
+        "deep-large-nf4-adamw_8bit-512",
+        "deep-large-full-adamw-512-zero2-2",
+        "gpt-large-full-adamw-128",
+    ]
 
 
-def test_forecasts_of_memory_hold_on_six_combinations(shared: Path):
+def test_forecasts_of_memory_hold(shared: Path):
     quick = {} if "AVX512" in torch.backends.cpu.get_cpu_capability() else {"precision": "fp32", "steps": 2}
     errors = {}
-    for name in SIX:
+    for name in NAMES:
         case = next(case for case in plan_accuracy.CASES if case.name == name)
         case = replace(case, **quick)
         record = {"measured": plan_accuracy.measure(case), "forecast": plan_accuracy.forecast(case)}

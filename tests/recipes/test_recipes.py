@@ -1,4 +1,7 @@
-"""Every shipped recipe parses, names the schema, and runs: a few steps offline, on small real models and data."""
+"""Every shipped recipe parses, names the schema, and runs: a few steps offline, on small real models and data.
+
+Those that are like another one run in the campaign.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import json
 import math
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import tiny
 
@@ -185,6 +189,9 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
 LAUNCHED = {"full_zero3": "zero3", "llama_qlora_zero2": "zero2"}
 """Recipes for several processes, and the strategy of each."""
 
+CAMPAIGN = ("ag_news", "banking77", "cifar10_frozen", "full_zero3", "help_desk", "sick_entailment", "sst2")
+"""Recipes that run in the campaign alone: another one has the same task, method and strategy."""
+
 MOST_LOSS = {
     "llama_qlora_zero2": 25.0,  # the little Llama has never seen a special token, and hardly a capital
     "sick_relatedness": 25.0,  # squares of up to 5
@@ -221,7 +228,11 @@ def at(shared: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Places(shared, minilm, tmp_path_factory.mktemp("recipes"))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in LAUNCHED])
+def run_here(names: Iterable[str]) -> list[Any]:
+    return [needs.in_campaign(name) if name in CAMPAIGN else name for name in names]
+
+
+@pytest.mark.parametrize("name", run_here(name for name in RECIPES if name not in LAUNCHED))
 def test_a_recipe_runs(name: str, at: Places, tmp_path: Path):
     outcome = tiny.command("train", RECIPES[name], *words(OVERRIDES[name](at), tmp_path))
     assert outcome.code == 0, outcome.stderr
@@ -229,10 +240,9 @@ def test_a_recipe_runs(name: str, at: Places, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAUNCHED)
+@pytest.mark.parametrize("name", run_here(LAUNCHED))
 def test_a_recipe_runs_under_its_strategy(name: str, at: Places, tmp_path: Path):
-    run = (RECIPES[name], *words(OVERRIDES[name](at), tmp_path))
-    outcome = tiny.process("ftscale", "launch", *run, "--processes", 2, "--strategy", LAUNCHED[name])
+    outcome = tiny.forked("train", RECIPES[name], *words(OVERRIDES[name](at), tmp_path), processes=2)
     assert outcome.code == 0, outcome.stderr[-4000:]
     check_run(tmp_path / "run", name, processes=2)
 

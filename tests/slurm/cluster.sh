@@ -106,14 +106,14 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=500
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
-# real clusters: 300 and 30
-SlurmdTimeout=6
-KillWait=${FTS_KILL_WAIT:-20}
-SlurmctldTimeout=10
-MessageTimeout=5
-TCPTimeout=2
-BatchStartTimeout=10
-UnkillableStepTimeout=30
+# real clusters: 300 and 30; what is not waited for to its end may be long, for slow machines
+SlurmdTimeout=${FTS_SLURMD_TIMEOUT:-30}
+KillWait=${FTS_KILL_WAIT:-120}
+SlurmctldTimeout=60
+MessageTimeout=30
+TCPTimeout=10
+BatchStartTimeout=120
+UnkillableStepTimeout=120
 MinJobAge=3600
 # another range for each cluster: on one machine they share the tree of cgroups
 FirstJobId=$((${NET##*.} * 100000 + $(date +%s) % 90000 + 1000))
@@ -131,7 +131,7 @@ EOT
     done
     cat >>"$CONF" <<EOT
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=off
-PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=requeue GraceTime=${FTS_GRACE:-20}
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=requeue GraceTime=${FTS_GRACE:-120}
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=off
 PartitionName=pair Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=5 PreemptMode=off
 PartitionName=closed Nodes=ALL AllowAccounts=physics State=UP PriorityTier=5 PreemptMode=off

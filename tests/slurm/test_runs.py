@@ -1,4 +1,7 @@
-"""Runs on a real cluster: both launch styles under every strategy, arrays, chains, bad nodes, and errors."""
+"""Runs on a real cluster: both launch styles under every strategy, arrays, chains, bad nodes, and errors.
+
+What trains is of the campaign; tests/slurm/test_faults.py has the run of the ordinary tests.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ftscale.cluster import slurm
 STEPS = 30
 EVERY = 5
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 BROKEN = """
 import os
@@ -53,6 +56,7 @@ def same(job: Job, alone: dict[int, float]) -> None:
     assert list(job.losses()) == list(alone)
 
 
+@pytest.mark.campaign
 def test_bad_nodes_are_named_and_left_out(cluster: Cluster, alone: dict[int, float]):
     cluster.site(scratch=str(cluster.scratch), min_free_gib=0.002)
     cluster.do("exec", "n1", "dd", "if=/dev/zero", f"of={cluster.scratch}/full", "bs=1M", "count=7")
@@ -79,6 +83,7 @@ def test_bad_nodes_are_named_and_left_out(cluster: Cluster, alone: dict[int, flo
     same(job, alone)
 
 
+@pytest.mark.campaign
 def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted(
     cluster: Cluster, alone: dict[int, float]
 ):
@@ -107,6 +112,7 @@ def test_a_python_error_in_one_rank_is_told_first_and_the_mended_run_resubmitted
     assert (finished.code, "is finished (completed)" in finished.stderr) == (2, True)
 
 
+@pytest.mark.campaign
 def test_a_chain_goes_on_without_requeue_ends_on_a_drained_node_and_stops_when_complete(
     cluster: Cluster, alone: dict[int, float]
 ):
@@ -127,12 +133,13 @@ def test_a_chain_goes_on_without_requeue_ends_on_a_drained_node_and_stops_when_c
     assert fields[0]["ExitCode"] == "75:0"
     assert {field["Requeue"] for field in fields} == {"0"}
     assert [end["reason"] for end in job.ends] == ["time limit, saved", "completed"]
-    said = following.communicate(timeout=60)[0]
+    said = following.communicate()[0]
     assert all(f"[job {name}.0] start on" in said for name in (first, second))
     assert f"[job {second}.0] completed" in said
     same(job, alone)
 
 
+@pytest.mark.campaign
 def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, alone: dict[int, float]):
     options = ("--elastic", "--partition", "pair", "--launcher", "srun")
     job = submit(cluster, "elastic", *options, distributed={"strategy": "zero3"})
@@ -147,6 +154,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, a
     same(job, alone)
 
 
+@pytest.mark.campaign
 def test_an_array_with_a_failing_member_and_its_table(cluster: Cluster):
     run = cluster.run_file("array", steps=6)
     rates = "1e-3,2e-3,3e-3,4e-3,5e-3,1e30"

@@ -42,6 +42,9 @@ class Jobs:
     def add(
         self, name: str, config: dict[str, Any], *, strategy: str, processes: int = 2, resume_from: int = 0
     ) -> None:
+        """List a run, unless one of that name is listed."""
+        if name in self.folders:
+            return
         self.folders[name] = self.work / name
         distributed = {"strategy": strategy}
         if strategy == "zero3_nvme":

@@ -11,22 +11,27 @@ from strategies import jobs
 
 WORKER = Path(__file__).with_name("hanging_worker.py")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # DeepSpeed may compile first, minutes
+pytestmark = pytest.mark.slow
+PATIENCE_S = 20  # of a collective of two ranks that are forked together
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
 def test_the_others_wait_no_longer_than_they_are_told(strategy: str, tmp_path: Path):
-    job = {"strategy": strategy, "timeout_s": 5, "out": str(tmp_path / "waited")}
+    job = {"strategy": strategy, "timeout_s": PATIENCE_S, "out": str(tmp_path / "gave_up")}
     done = launching.try_to_launch(WORKER, [job], processes=2, work=tmp_path)
     assert done.returncode == 1
-    assert float((tmp_path / "waited").read_text()) < 60  # DeepSpeed by itself: 1,800
+    assert (tmp_path / "gave_up").read_text() == "rank 0, step 1", done.stderr  # while the other one still hung
 
 
-@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3", "zero2_offload"])
 def test_a_rank_that_cannot_write_leaves_no_other_one_waiting(strategy: str, tmp_path: Path):
     job = {"strategy": strategy, "timeout_s": 60, "out": str(tmp_path / "failed"), "folder": str(tmp_path / "save")}
     launching.launch(WORKER, [job], processes=2, work=tmp_path)
-    assert json.loads((tmp_path / "failed").read_text()) == [True, False]
+    found = json.loads((tmp_path / "failed").read_text())
+    assert found["failed_on"] == [True, False]
+    # what DeepSpeed has compiled for this strategy is what its ranks wait for (tests/test_distributed.py)
+    offloads = strategy == "zero2_offload"
+    assert found["operators"] == ["cpu_adam"] * offloads + ["deepspeed_shm_comm"]
 
 
 def test_ranks_that_see_a_folder_at_different_moments_do_the_same(shared: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from strategies.jobs import HALF, Jobs
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.nvme, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.nvme]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import launching
+import needs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,14 +17,13 @@ from strategies.jobs import MAX_GRAD_NORM
 
 from ftscale.train.manifest import complete_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("world_worker.py")
 WORLDS = (1, 2, 4, 3)
-EVERY, STEPS = (
-    2,
-    8,
-)  # each link goes on from the checkpoint two steps after the one before; there are 7.5 steps an epoch
+EVERY, STEPS = 2, 8  # each link goes on from the checkpoint two steps after the one before; 7.5 steps are an epoch
+STAGES = ("zero2", *("zero1", "zero3") * needs.ALL)
+"""Of chains that keep their strategy; the chain named stages has all three."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
     return {
         "ddp": Chain(full, ["single", "ddp", "ddp", "ddp"]),
         "stream": Chain(stream, ["single", "ddp", "ddp", "ddp"]),
-        **{strategy: Chain(full, [strategy] * 4) for strategy in ("zero1", "zero2", "zero3")},
-        "stages": Chain(full, ["zero3", "zero1", "zero3", "zero2"], first="zero3"),
+        **{strategy: Chain(full, [strategy] * 4) for strategy in STAGES},
+        "stages": Chain(full, ["zero3", "zero1", "zero3", "zero2"]),
         "offload": Chain(full, ["zero2_offload", "zero3_offload"]),
         "bf16": Chain(bf16, ["zero3", "zero2", "zero3"]),
         "lora": Chain(lora, ["zero2", "zero2", "zero3"]),
@@ -97,7 +97,7 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
 
 
 EXACT = [
-    *((chain, world) for chain in ("ddp", "zero1", "zero2", "zero3", "stages") for world in WORLDS[1:]),
+    *((chain, world) for chain in ("ddp", *STAGES, "stages") for world in WORLDS[1:]),
     ("stream", 2),
     ("stream", 4),
     ("stream", 3),
@@ -133,7 +133,7 @@ def test_every_step_sees_the_rows_of_the_run_that_one_process_makes(done: Path, 
     assert len({tuple(row) for step in one for row in step}) > 50
 
 
-@pytest.mark.parametrize("chain", ["zero1", "zero2", "zero3", "stages"])
+@pytest.mark.parametrize("chain", [*STAGES, "stages"])
 def test_each_link_began_from_a_checkpoint_of_another_number(done: Path, chain: str):
     made = [(item.step, item.manifest["world_size"]) for item in complete_checkpoints(done / f"{chain}-3/checkpoints")]
     assert made == [(2, 1), (4, 2), (6, 4), (8, 3)]
@@ -142,7 +142,7 @@ def test_each_link_began_from_a_checkpoint_of_another_number(done: Path, chain: 
 
 @pytest.mark.parametrize(
     ("chain", "world"),
-    [(chain, world) for chain in ("bf16", "lora") for world in (2, 4)] + [("zero2", 3), ("zero3", 3)],
+    [(chain, world) for chain in ("bf16", "lora") for world in (2, 4)] + [(chain, 3) for chain in STAGES],
 )
 def test_float32_weights_are_taken_over_bit_by_bit(done: Path, chain: str, world: int):
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint

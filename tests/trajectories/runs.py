@@ -67,9 +67,9 @@ TASKS = {"causal_lm": causal_lm, "text_classification": text_classification}
 OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 1e-3}}
 
 
-def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path, timeout_s: int = 1200) -> None:
-    """Run the jobs one after another in the same processes; each is also resumed from its middle."""
-    launching.launch(Path(__file__).with_name("worker.py"), jobs, processes=processes, work=work, timeout_s=timeout_s)
+def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path) -> None:
+    """Run the jobs one after another in the same processes; those that say `resumes` once more from their middle."""
+    launching.launch(Path(__file__).with_name("worker.py"), jobs, processes=processes, work=work)
 
 
 def trajectory(run_folder: Path) -> Trajectory:

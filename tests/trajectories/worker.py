@@ -1,4 +1,4 @@
-"""One rank of `runs.launch`: trains each job, and once more from the checkpoint in its middle."""
+"""One rank of `runs.launch`: trains each job, and some once more from the checkpoint in their middle."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ HALF = 10
 def main() -> None:
     torch.set_num_threads(1)
     for job in listed_jobs():
-        whole = Path(job["run_folder"])
-        half = whole.with_name(whole.name + "-resumed")
-        train(parse_config(job, source="job"))
-        if launched_rank() == 0:
-            forget_after(whole, half, step=HALF)
-        train(parse_config({**job, "run_folder": str(half)}, source="job"), resume=True)
+        config = job["config"]
+        train(parse_config(config, source="job"))
+        if job["resumes"]:
+            whole = Path(config["run_folder"])
+            half = whole.with_name(whole.name + "-resumed")
+            if launched_rank() == 0:
+                forget_after(whole, half, step=HALF)
+            train(parse_config({**config, "run_folder": str(half)}, source="job"), resume=True)
 
 
 main()

@@ -10,15 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
 
 import fsspec
 
 from ftscale.config.schema import SourceConfig
+from ftscale.data.formats.content import foreign_content
 from ftscale.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 """Suffix to fsspec's name of the compression."""
+
+TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
+"""Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
+HEAD_BYTES = 2**16
 
 Place = dict[str, Any]
 """JSON-able place in a file just after a record; each format has its own keys."""
@@ -47,11 +51,6 @@ class DataFile:
     def path(self) -> str:
         return self.paths[0]
 
-    @property
-    def name(self) -> str:
-        """For people; of a URL without its query, which may hold secrets."""
-        return os.path.basename(urlsplit(self.path).path if is_url(self.path) else self.path)
-
     def error(self, what: str, *, line: int = 0, path: str | None = None) -> UserError:
         """A mistake in this file; `what` goes on from the file's name and ends with the fix. `line` 0 = none."""
         at = f"{path or self.path}:{line}" if line else f"{path or self.path}"
@@ -76,8 +75,8 @@ def is_url(path: str) -> bool:
 
 
 def compression_of(path: str) -> str | None:
-    """fsspec's name of a file's compression by its suffix; None = not compressed."""
-    return COMPRESSIONS.get(os.path.splitext(path)[1])
+    """fsspec's name of a file's compression by its suffix, in either case; None = not compressed."""
+    return COMPRESSIONS.get(os.path.splitext(path)[1].lower())
 
 
 @contextmanager
@@ -90,13 +89,31 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
         opened = fsspec.open(path, "rb", compression=None if compression == "zstd" else compression).open()
     except PermissionError as error:
         raise file.error("may not be read by this user; change its permissions.", path=path) from error
+    except FileNotFoundError as error:
+        if not is_url(path):
+            raise
+        refused = "cannot be read: its server is not there, has no such file, or refuses this name, password or token"
+        raise file.error(f"{refused}; correct the URL.", path=path) from error
     with opened as stream:
         if compression == "zstd":
-            yield _zstd(stream)
+            stream = _zstd(stream)
         elif compression is None and is_url(path):  # fsspec's remote files take a whole block for each line
-            yield io.BufferedReader(stream, buffer_size=2**20)
-        else:
-            yield stream
+            stream = io.BufferedReader(stream, buffer_size=2**20)
+        if file.format in TEXT_FORMATS:
+            with told_as_damage(file, path=path):
+                head = first_bytes(stream)
+            if what := foreign_content(head, setting=file.setting):
+                raise file.error(what, path=path)
+        yield stream
+
+
+def first_bytes(stream: BinaryIO) -> bytes:
+    """The beginning of a stream that stands at its start, where it stays."""
+    if isinstance(stream, io.BufferedReader):  # a remote one may not go back
+        return stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+    head = stream.read(HEAD_BYTES)
+    stream.seek(0)
+    return head
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 
 FIELD_LIMIT = 64 * 2**20
 """Characters of one field; csv's own limit of 128 Ki is met by real documents, none at all by a lost quote."""
@@ -29,7 +29,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     if known is None:
         return
     width = len(known)
-    name = file.name
+    name = file.path
     with open_lines(file, place=place) as lines:
         rows = _fields(file, lines)
         if place is None and file.source.header:
@@ -50,6 +50,10 @@ def _fields(file: DataFile, lines: Lines) -> Iterator[tuple[list[str], int]]:
                 yield fields, start
             start = lines.line + 1
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise file.error(
+                "has a carriage return inside a field that is not quoted; quote the field, or take it out.", line=start
+            ) from error
         raise file.error(
             f"is not {file.format.upper()} ({error}); double the quotes inside a quoted field and close each, or set "
             f"{file.setting}.format: tsv where quotes are part of the text.",
@@ -74,8 +78,8 @@ def _reader(file: DataFile, lines: Lines) -> Iterator[list[str]]:
 def _wrong_width(file: DataFile, *, line: int, found: int, expected: int) -> UserError:
     by = "header" if file.source.header else "first line"
     return file.error(
-        f"has {found} fields where the {by} has {expected}; mend the line, quote fields that hold the separator "
-        f"{_separator(file)!r}, or set {file.setting}.separator.",
+        f"has {counted(found, 'field')} where the {by} has {expected}; mend the line, quote fields that hold the "
+        f"separator {_separator(file)!r}, or set {file.setting}.separator.",
         line=line,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +16,9 @@ from ftscale.data.formats import MODULES
 from ftscale.data.formats.base import DataFile, compression_of, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
+from ftscale.data.formats.paths import files_below, nearest_path, relative_to
+from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
+from ftscale.data.formats.used import check_settings
 from ftscale.errors import UserError, unknown_name
 from ftscale.shown import SECRET
 
@@ -47,9 +49,15 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
     form = source.format
     if form not in MODULES and form != "auto":
         raise UserError(unknown_name(f"{setting}.format", form, (*MODULES, "auto")))
-    if form == "auto":
-        form = detect_format(source.path, setting=setting)
-    groups = _path_groups(source.path, form, setting)
+    path = os.path.expanduser(source.path)
+    if form == "hub" or (form == "auto" and not _pair(path) and _is_hub_id(path)):
+        form = "hub"
+        groups: list[tuple[str, ...]] = [(source.path,)]
+    else:
+        files = _files_of_split(source, path, setting) if os.path.isdir(path) else None
+        form = _format(path, files, setting) if form == "auto" else form
+        groups = _path_groups(path, form, setting, files=files, is_split=source.split not in (None, EVERY))
+    check_settings(source, form, setting=setting, is_folder=os.path.isdir(path))
     return tuple(DataFile(paths=paths, format=form, source=source, setting=setting) for paths in groups)
 
 
@@ -64,37 +72,56 @@ def detect_format(path: str | Path, *, setting: str = "data.train[0]") -> str:
     Raises UserError for a missing file, an unknown suffix, or files of several formats.
     """
     path = os.path.expanduser(path)
-    if _pair(path):
-        return "parallel"
-    if _is_hub_id(path):
-        return "hub"
-    return _common_format(path, _files(path, setting), setting)
+    return "hub" if not _pair(path) and _is_hub_id(path) else _format(path, None, setting)
+
+
+def _format(path: str, files: list[str] | None, setting: str) -> str:
+    """`files`: of the folder; None = to be found."""
+    return "parallel" if _pair(path) else _common_format(path, files or _files(path, setting), setting)
 
 
 def missing(path: str, *, setting: str, what: str = "does not exist") -> UserError:
     """The message for a path that names nothing, with the nearest name that does exist there."""
-    known, unknown = Path(path).parent, Path(path).name
-    while not known.is_dir() and known != known.parent:
-        known, unknown = known.parent, known.name
-    names = sorted(entry.name for entry in known.iterdir()) if known.is_dir() else []
-    close = get_close_matches(unknown, names, n=1, cutoff=0.5)
-    fix = f"did you mean '{known / close[0]}'?" if close else f"{str(known)!r} has {_listed(names)}."
-    return UserError(f"{setting}.path = {path!r} {what}; {fix}")
+    return UserError(f"{setting}.path = {path!r} {what}; {nearest_path(path)}{relative_to(path)}")
 
 
-def _path_groups(path: str, form: str, setting: str) -> list[tuple[str, ...]]:
-    """Paths that are read together: one, or two for parallel files."""
-    if form == "hub":
-        return [(path,)]
-    path = os.path.expanduser(path)
+def _files_of_split(source: SourceConfig, folder: str, setting: str) -> list[str]:
+    """The files of a folder, or of the split of it that is asked for. Raises UserError where one is to be chosen."""
+    files = _files(folder, setting)
+    splits = splits_of(folder, files, name=source.name, setting=setting)
+    if source.split == EVERY:
+        return files
+    if source.split is None:
+        if len(splits) > 1:
+            raise UserError(
+                f"{setting}.path = {source.path!r} holds the splits {', '.join(splits)}; set {setting}.split: "
+                f"{split_for(setting, splits)}, or all for every file."
+            )
+        return next(iter(splits.values())) if source.name else files
+    split = same_split(source.split, splits)
+    if split is None and source.split == "train" and not splits:
+        return files  # as `datasets` calls files without the name of a split
+    if split is None:
+        of = f"has the splits {', '.join(splits)}; set one" if splits else "has no splits by its names; leave it out"
+        raise UserError(f"{setting}.split = {source.split!r} is no split of {source.path!r}, which {of}.")
+    return splits[split]
+
+
+def _path_groups(
+    path: str, form: str, setting: str, *, files: list[str] | None, is_split: bool
+) -> list[tuple[str, ...]]:
+    """Paths that are read together: one, or two for parallel files.
+
+    `files`: of the folder, where the path is one; `is_split`: they are only part of it.
+    """
     if form == "parallel":
         return [_parallel_paths(path, setting)]
     if form == "image_folder":
-        return [(_folder_of_images(path, setting),)]
-    files = _files(path, setting)
-    if os.path.isdir(path):  # others lie there too: a readme, the labels of IDX images
-        files = [file for file in files if _format_of_name(file) == form] or files
-    return [(file,) for file in files]
+        return [(folder,) for folder in _folders_of_images(path, setting, files=files if is_split else None)]
+    if files is None:
+        return [(file,) for file in _files(path, setting)]
+    # others lie there too: a readme, the labels of IDX images
+    return [(file,) for file in [file for file in files if _format_of_name(file) == form] or files]
 
 
 def _files(path: str, setting: str) -> list[str]:
@@ -104,11 +131,10 @@ def _files(path: str, setting: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
-        inside = (file for file in Path(path).rglob("*") if file.is_file())
-        found = sorted(file for file in inside if not _is_hidden(file.relative_to(path)))
+        found = files_below(path, hidden=(".", "_"))
         if not found:
             raise UserError(f"{setting}.path = {path!r} is an empty folder; put the data files there, or name another.")
-        return [str(file) for file in found]
+        return [os.path.join(path, file) for file in found]
     if not glob.has_magic(path):
         raise missing(path, setting=setting)
     matches = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
@@ -126,10 +152,6 @@ def _remote_files(path: str, setting: str) -> list[str]:
     if not matches:
         raise UserError(f"{setting}.path = {path!r} matches no remote file; correct it.")
     return [filesystem.unstrip_protocol(match) for match in sorted(matches)]
-
-
-def _is_hidden(inside: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in inside.parts)
 
 
 def _common_format(path: str, files: list[str], setting: str) -> str:
@@ -189,7 +211,8 @@ def _parallel_paths(path: str, setting: str) -> tuple[str, str]:
     return pair
 
 
-def _folder_of_images(path: str, setting: str) -> str:
+def _folders_of_images(path: str, setting: str, *, files: list[str] | None) -> list[str]:
+    """The folder of class folders: the path, or those of its split, where the split's `files` are given."""
     if not os.path.isdir(path):
         if not os.path.exists(path):
             raise missing(path, setting=setting)
@@ -200,7 +223,21 @@ def _folder_of_images(path: str, setting: str) -> str:
     if not images(path):
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise UserError(f"{setting}.path = {path!r} has no image in its class folders; it may hold {suffixes}.")
-    return path
+    if files is None:
+        return [path]
+    return _split_folders(path, [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)], setting)
+
+
+def _split_folders(path: str, files: list[str], setting: str) -> list[str]:
+    """The folders of a split that hold these images and no others."""
+    folders = sorted({found for file in files if (found := folder_of_split(file, path))})
+    inside = [os.path.join(folder, image) for folder in folders for image in images(folder)]
+    if sorted(inside) != sorted(files):
+        raise UserError(
+            f"{setting}.split: the images of the split do not lie in a folder of their own below {path!r}; put them "
+            "there, or name a CSV file of image paths."
+        )
+    return folders
 
 
 def _is_hub_id(path: str) -> bool:
@@ -211,9 +248,3 @@ def _is_hub_id(path: str) -> bool:
     if owner:
         return not os.path.isdir(owner)
     return not get_close_matches(name, os.listdir(), n=1, cutoff=0.7)
-
-
-def _listed(names: Iterable[str], *, most: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(repr(name) for name in names[:most]) or "nothing") + more

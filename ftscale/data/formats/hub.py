@@ -31,7 +31,7 @@ def _load(file: DataFile) -> Any:
 
     source = file.source
     try:
-        rows = datasets.load_dataset(source.path, name=source.name, split=source.split, streaming=True)
+        rows = datasets.load_dataset(source.path, name=source.name, split=source.split or "train", streaming=True)
     except (FileNotFoundError, ValueError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         raise file.error(
             f"is neither a file here nor a data set that could be loaded from the hub ({error}); correct "

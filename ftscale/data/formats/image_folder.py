@@ -6,19 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ftscale.data.formats.base import DataFile, Place, Record
+from ftscale.data.formats.paths import files_below
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def images(folder: str) -> list[str]:
     """Every image under a folder, as sorted paths relative to it with /; hidden files and folders are left out."""
-    found: list[str] = []
-    for place, folders, names in os.walk(folder, followlinks=True):  # class folders are often links
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(place, folder)
-        kept = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        found += kept if inside == "." else [f"{inside}/{name}" for name in kept]
-    return sorted(found)
+    return [file for file in files_below(folder, hidden=(".",)) if file.lower().endswith(SUFFIXES)]
 
 
 def columns(file: DataFile) -> tuple[str, ...]:
@@ -31,4 +26,4 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     start = place["record"] if place else 0
     for number, image in enumerate(images(file.path)[start:], start + 1):
         values = (image, image.partition("/")[0])
-        yield [values[column] for column in wanted], image, {"record": number}
+        yield [values[column] for column in wanted], os.path.join(file.path, image), {"record": number}

@@ -15,7 +15,7 @@ def columns(file: DataFile) -> None:
 
 def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
     """One record a line, as a dict; blank lines are passed over."""
-    name = file.name
+    name = file.path
     with open_lines(file, place=place) as lines:
         for text in lines:
             if text.isspace():

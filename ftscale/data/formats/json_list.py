@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
-from ftscale.data.formats.lines import not_decodable
+from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
+from ftscale.data.formats.lines import check_encoding, not_decodable
 
 
 def columns(file: DataFile) -> None:
@@ -20,7 +20,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     for number, value in enumerate(_objects(file)[start:], start + 1):
         if type(value) is not dict:
             raise file.error(f"row {number} is of type {type(value).__name__}, must be an object {{...}}; mend it.")
-        yield value, f"{file.name} row {number}", {"record": number}
+        yield value, f"{file.path} row {number}", {"record": number}
 
 
 def _objects(file: DataFile) -> list[Any]:
@@ -38,6 +38,7 @@ def _objects(file: DataFile) -> list[Any]:
 def _parse(file: DataFile) -> Any:
     with open_bytes(file) as stream, told_as_damage(file):
         content = stream.read()
+    check_encoding(file, content[:HEAD_BYTES], file.path)
     if not content.strip():
         return []
     try:

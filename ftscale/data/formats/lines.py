@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import BinaryIO
 
-from ftscale.data.formats.base import DataFile, Place, compression_of, open_bytes, told_as_damage
+from ftscale.data.formats.base import DataFile, Place, compression_of, first_bytes, open_bytes, told_as_damage
+from ftscale.data.formats.content import has_bare_returns, wide_encoding
 from ftscale.errors import UserError
 
 
@@ -23,7 +24,11 @@ def open_lines(file: DataFile, *, place: Place | None = None, path: str | None =
     """
     path = path or file.path
     with open_bytes(file, path=path) as stream:
-        yield Lines(file, stream, path=path, place=place)
+        lines = Lines(file, stream, path=path, place=place)
+        if lines.is_ascii_based:
+            with told_as_damage(file, path=path):
+                _check_text(file, first_bytes(stream), path)
+        yield lines
 
 
 class Lines:
@@ -36,13 +41,14 @@ class Lines:
         """Bytes taken, of the lines where the file can be entered at a byte."""
         self._file, self._path, self._stream = file, path, stream
         self._encoding = _known_encoding(file)
-        self._by_bytes = "\n".encode(self._encoding) == b"\n"
-        self.place = self._offset_place if self._by_bytes and compression_of(path) is None else self._line_place
+        self.is_ascii_based = is_ascii_based(self._encoding)
+        """Whether a line ends with the byte of `\\n`, so that each can be decoded by itself."""
+        self.place = self._offset_place if self.is_ascii_based and compression_of(path) is None else self._line_place
         """A function: the place after the lines taken."""
 
     def __iter__(self) -> Iterator[str]:
         with told_as_damage(self._file, path=self._path):
-            yield from self._decoded_one_by_one() if self._by_bytes else self._decoded_as_a_stream()
+            yield from self._decoded_one_by_one() if self.is_ascii_based else self._decoded_as_a_stream()
 
     def _offset_place(self) -> Place:
         return {"line": self.line, "offset": self.offset}
@@ -77,6 +83,31 @@ class Lines:
 
     def _not_decodable(self, error: UnicodeError, *, line: int) -> UserError:
         return not_decodable(self._file, error, line=line, path=self._path)
+
+
+def check_encoding(file: DataFile, head: bytes, path: str) -> None:
+    """Raise UserError for the first bytes of a text in UTF-16 or UTF-32 where the setting is another encoding."""
+    found = wide_encoding(head)
+    if found and is_ascii_based(_known_encoding(file)):
+        raise UserError(
+            f"{file.setting}.encoding = {file.source.encoding!r} is not that of {path}, which is {found.upper()}; set "
+            f"{file.setting}.encoding: {found}."
+        )
+
+
+def is_ascii_based(encoding: str) -> bool:
+    """Whether a line end is one byte, as in all encodings but UTF-16 and its like."""
+    return "\n".encode(encoding) == b"\n"
+
+
+def _check_text(file: DataFile, head: bytes, path: str) -> None:
+    check_encoding(file, head, path)
+    if has_bare_returns(head):
+        raise file.error(
+            "has lines that end in a carriage return alone, as old Macs wrote them; rewrite it with tr '\\r' '\\n' "
+            "< OLD > NEW.",
+            path=path,
+        )
 
 
 def not_decodable(file: DataFile, error: UnicodeError, *, line: int, path: str | None = None) -> UserError:

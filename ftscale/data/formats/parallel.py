@@ -19,7 +19,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
 
     A place is `{"source": place, "target": place}`, one for each file.
     """
-    name = file.name
+    name = file.path
     first, second = file.paths
     starts = place or {"source": None, "target": None}
     with (

@@ -28,17 +28,21 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
             before = sum(sizes[:group])
             skip = start if group == first_group else 0
             for record, values in enumerate(_group_rows(table, group, wanted, skip), skip + 1):
-                yield values, f"{file.name} row {before + record}", {"group": group, "record": record}
+                yield values, f"{file.path} row {before + record}", {"group": group, "record": record}
 
 
 def _group_rows(
     table: pyarrow.parquet.ParquetFile, group: int, wanted: Sequence[int], skip: int
 ) -> Iterator[tuple[object, ...]]:
-    names = [table.schema_arrow.names[column] for column in wanted]
-    for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=names):
+    names = table.schema_arrow.names
+    asked: list[str] | None = list(dict.fromkeys(names[column] for column in wanted))
+    read = [column for name in asked or () for column, other in enumerate(names) if other == name]
+    if any("." in names[column] for column in wanted):  # pyarrow takes `a.b` for the field b of a struct a too
+        asked, read = None, list(range(len(names)))
+    for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=asked):
         kept = batch.slice(skip)
         skip = max(0, skip - batch.num_rows)
-        yield from zip(*(kept.column(name).to_pylist() for name in names), strict=True)
+        yield from zip(*(kept.column(read.index(column)).to_pylist() for column in wanted), strict=True)
 
 
 @contextmanager

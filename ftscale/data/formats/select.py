@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from ftscale.data.formats.base import DataFile
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 
 LABEL_ROLES = frozenset(("label", "tags", "completion", "target", "output"))
 """Roles that rows to predict on need not have."""
@@ -60,6 +60,38 @@ def select(
     return tuple(kept), tuple(found[role] for role in kept)
 
 
+def role_problems(
+    columns: Mapping[str, str | int], *, roles: Sequence[Sequence[str]], setting: str, also: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with the names on the left side of a source's `columns`: those the task never reads.
+
+    roles: the task's alternatives; `also`: columns that something else reads, as `data.stratify` does.
+    """
+    known = list(dict.fromkeys(role for alternative in roles for role in alternative))
+    unknown = [role for role in columns if role not in known and role not in also]
+    free = [role for role in known if role not in columns]
+    problems = [
+        f"{setting}.columns.{role} is no column of the task, which reads {', '.join(known)}; {_meant(role, free)}"
+        for role in unknown
+    ]
+    mapped = {role for role in columns if role in known}
+    if not unknown and mapped and not any(mapped <= set(alternative) for alternative in roles):
+        problems.append(
+            f"{setting}.columns maps {', '.join(role for role in columns if role in known)}, which the task never "
+            f"reads together (it reads {_alternatives(roles)}); leave out what it shall not read."
+        )
+    return problems
+
+
+def _meant(role: str, free: Sequence[str]) -> str:
+    close = get_close_matches(role, free, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else "write one of them, or leave it out."
+
+
+def _alternatives(roles: Sequence[Sequence[str]]) -> str:
+    return " or ".join(" + ".join(alternative) for alternative in roles)
+
+
 def _mapping(file: DataFile, available: tuple[str | int, ...]) -> Mapping[str, str | int]:
     if file.format != "conll":
         return file.source.columns
@@ -103,13 +135,13 @@ def _no_columns(
     roles: Sequence[Sequence[str]],
     where: str,
 ) -> UserError:
-    needs = " or ".join(" + ".join(alternative) for alternative in roles)
     example = ", ".join(f"{role}: {_suggestion(free, role, place)}" for place, role in enumerate(missing))
     fix = f"set {file.setting}.columns={{{example}}}."
     if missing == ["label"] and file.format in NO_LABEL:
         fix = NO_LABEL[file.format]
     elif len(available) == 1 and any(mark in str(available[0]) for mark in ",;|\t"):
         fix = f"set {file.setting}.separator if these are several columns."
+    needs = _alternatives(roles)
     return UserError(
         f"{file.setting}.columns: {where} has no column for {', '.join(map(repr, missing))} (the task needs {needs}); "
         f"it has {_shown(available)}; {fix}"
@@ -131,5 +163,5 @@ def _nearest(available: tuple[str | int, ...], name: str) -> str | None:
 
 def _shown(available: tuple[str | int, ...]) -> str:
     if available and all(isinstance(column, int) for column in available):
-        return f"{len(available)} columns without names"
+        return f"{counted(len(available), 'column')} without names"
     return f"the columns {', '.join(map(repr, available))}" if available else "no columns"

@@ -15,7 +15,7 @@ def columns(file: DataFile) -> tuple[str]:
 
 def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
     """One record a line without its end; blank lines are passed over, for there is nothing in them to learn."""
-    name = file.name
+    name = file.path
     copies = range(len(wanted))
     with open_lines(file, place=place) as lines:
         for line in lines:

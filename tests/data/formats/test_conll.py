@@ -21,8 +21,8 @@ def test_words_stand_first_tags_last_and_documents_comments_and_blank_lines_divi
     path = tmp_path / "a.conll"
     path.write_text(CONTENT)
     assert read(path, ROLES, comment="#") == [
-        {"words": ["EU", "rejects"], "tags": ["I-ORG", "O"], "_where": "a.conll:4"},
-        {"words": ["Peter", "10\u00a0000"], "tags": ["I-PER", "O"], "_where": "a.conll:8"},
+        {"words": ["EU", "rejects"], "tags": ["I-ORG", "O"], "_where": f"{path}:4"},
+        {"words": ["Peter", "10\u00a0000"], "tags": ["I-PER", "O"], "_where": f"{path}:8"},
     ]
 
 
@@ -43,8 +43,8 @@ def test_words_alone_will_do_where_no_tags_are_needed(tmp_path, read, refused):
     path = tmp_path / "a.conll"
     path.write_text("EU\nrejects\n\nPeter\n")
     assert read(path, ROLES, labelled=False) == [
-        {"words": ["EU", "rejects"], "_where": "a.conll:1"},
-        {"words": ["Peter"], "_where": "a.conll:4"},
+        {"words": ["EU", "rejects"], "_where": f"{path}:1"},
+        {"words": ["Peter"], "_where": f"{path}:4"},
     ]
     assert "has no column for 'tags'" in refused(path, ROLES)
 

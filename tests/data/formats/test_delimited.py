@@ -7,9 +7,9 @@ def test_csv_keeps_quoted_separators_quotes_and_line_breaks_and_counts_file_line
     path = tmp_path / "a.csv"
     path.write_bytes(b'text,label\r\n"one, ""two""",x\r\n"three\r\nfour",y\r\n\r\nfive,z\r\n\r\n')
     assert read(path) == [
-        {"text": 'one, "two"', "label": "x", "_where": "a.csv:2"},
-        {"text": "three\r\nfour", "label": "y", "_where": "a.csv:3"},
-        {"text": "five", "label": "z", "_where": "a.csv:6"},
+        {"text": 'one, "two"', "label": "x", "_where": f"{path}:2"},
+        {"text": "three\r\nfour", "label": "y", "_where": f"{path}:3"},
+        {"text": "five", "label": "z", "_where": f"{path}:6"},
     ]
 
 
@@ -24,21 +24,21 @@ def test_headerless_files_are_mapped_by_number_from_either_end(tmp_path, read):
     path.write_text("7,good film,1\n8,bad film,0\n")
     rows = read(path, header=False, columns={"text": 1, "label": -1})
     assert [(row["text"], row["label"], row["_where"]) for row in rows] == [
-        ("good film", "1", "a.csv:1"),
-        ("bad film", "0", "a.csv:2"),
+        ("good film", "1", f"{path}:1"),
+        ("bad film", "0", f"{path}:2"),
     ]
 
 
 def test_another_separator_can_be_set(tmp_path, read):
     path = tmp_path / "a.csv"
     path.write_text('text;label\n"a;b";1\n')
-    assert read(path, separator=";") == [{"text": "a;b", "label": "1", "_where": "a.csv:2"}]
+    assert read(path, separator=";") == [{"text": "a;b", "label": "1", "_where": f"{path}:2"}]
 
 
 def test_a_row_with_too_few_or_too_many_fields_is_named_with_both_numbers(tmp_path, refused):
     path = tmp_path / "a.csv"
     path.write_text("text,label\nfine,1\nshort\n")
-    assert f"{path}:3 has 1 fields where the header has 2" in refused(path)
+    assert f"{path}:3 has 1 field where the header has 2" in refused(path)
     path.write_text("text,label\nwell, well,1\n")
     assert f"{path}:2 has 3 fields where the header has 2" in refused(path)
     path.write_text("a,1\nb,1,2\n")
@@ -80,7 +80,7 @@ def test_real_files_have_the_published_numbers_of_rows(shared, read):
     assert banking[0] == {
         "text": "I am still waiting on my card?",
         "label": "card_arrival",
-        "_where": "train.csv:2",
+        "_where": f"{data}/text_classification/banking77/train.csv:2",
     }
     news = read(data / "text_classification/ag_news_7k/train.csv", header=False, columns={"text": 0, "label": 1})
     assert (len(news), {row["label"] for row in news}) == (5000, {"0", "1", "2", "3"})
@@ -98,5 +98,5 @@ def test_real_files_have_the_published_numbers_of_rows(shared, read):
     assert movies[10] == {
         "title": "American President, The (1995)",
         "genres": "Comedy|Drama|Romance",
-        "_where": "movies.csv:12",
+        "_where": f"{data}/recommendation/ml-latest-small/movies.csv:12",
     }

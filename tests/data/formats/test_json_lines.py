@@ -9,8 +9,8 @@ def test_values_keep_their_types_and_blank_lines_are_passed_over(tmp_path, read)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": 1, "more": null}\n\n{"label": ["x", "y"], "text": "b\\nc"}\r\n\n')
     assert read(path) == [
-        {"text": "a", "label": 1, "_where": "a.jsonl:1"},
-        {"text": "b\nc", "label": ["x", "y"], "_where": "a.jsonl:3"},
+        {"text": "a", "label": 1, "_where": f"{path}:1"},
+        {"text": "b\nc", "label": ["x", "y"], "_where": f"{path}:3"},
     ]
 
 

@@ -12,8 +12,8 @@ def test_a_list_of_objects_is_read_alone_or_under_data(tmp_path, read, content):
     path = tmp_path / "a.json"
     path.write_text(content)
     assert read(path) == [
-        {"text": "a", "label": 1, "_where": "a.json row 1"},
-        {"text": "b", "label": 0, "_where": "a.json row 2"},
+        {"text": "a", "label": 1, "_where": f"{path} row 1"},
+        {"text": "b", "label": 0, "_where": f"{path} row 2"},
     ]
 
 

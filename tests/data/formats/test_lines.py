@@ -22,8 +22,8 @@ def test_the_encoding_can_be_set(tmp_path, read, encoding):
     path = tmp_path / "a.csv"
     path.write_bytes(CONTENT.encode(encoding))
     assert [(row["text"], row["_where"]) for row in read(path, encoding=encoding)] == [
-        ("\u00e9t\u00e9", "a.csv:2"),
-        ("na\u00efve", "a.csv:3"),
+        ("\u00e9t\u00e9", f"{path}:2"),
+        ("na\u00efve", f"{path}:3"),
     ]
 
 
@@ -62,7 +62,7 @@ def test_compressed_files_are_read_and_damaged_ones_refused_by_name(tmp_path, re
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(lines.encode()))
     rows = read(path)
-    assert (len(rows), rows[-1]["text"], rows[-1]["_where"]) == (2000, "row 1999", f"a.jsonl{suffix}:2000")
+    assert (len(rows), rows[-1]["text"], rows[-1]["_where"]) == (2000, "row 1999", f"{path}:2000")
     path.write_bytes(compress(lines.encode())[:-200])  # cut off
     assert f"{path} is damaged" in refused(path)
     path.write_bytes(b"this was never compressed, whatever the name says")

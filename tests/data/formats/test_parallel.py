@@ -17,8 +17,8 @@ def test_two_files_are_named_by_a_comma_or_by_braces(tmp_path, read, written):
     (tmp_path / "a.de").write_text("eins\n\nzwei, drei\n\n")
     (tmp_path / "a.en").write_text("one\r\n\r\ntwo, three\r\n")
     assert read(written.format(folder=tmp_path), ROLES) == [
-        {"source": "eins", "target": "one", "_where": "a.de:1"},
-        {"source": "zwei, drei", "target": "two, three", "_where": "a.de:3"},
+        {"source": "eins", "target": "one", "_where": f"{tmp_path}/a.de:1"},
+        {"source": "zwei, drei", "target": "two, three", "_where": f"{tmp_path}/a.de:3"},
     ]
 
 

@@ -11,9 +11,9 @@ def test_rows_have_python_values_and_their_number_in_the_file(tmp_path, read):
     table = pyarrow.table({"n": [1, 2, 3], "messages": [["a"], ["b", "c"], None], "unread": [b"", b"", b""]})
     pyarrow.parquet.write_table(table, path, row_group_size=2)
     assert read(path, ("messages", "n")) == [
-        {"messages": ["a"], "n": 1, "_where": "a.parquet row 1"},
-        {"messages": ["b", "c"], "n": 2, "_where": "a.parquet row 2"},
-        {"messages": None, "n": 3, "_where": "a.parquet row 3"},
+        {"messages": ["a"], "n": 1, "_where": f"{path} row 1"},
+        {"messages": ["b", "c"], "n": 2, "_where": f"{path} row 2"},
+        {"messages": None, "n": 3, "_where": f"{path} row 3"},
     ]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.data.formats.select import role_problems
+
 PAIR, SINGLE = ("text", "text_pair", "label"), ("text", "label")
 
 
@@ -15,8 +17,8 @@ def _csv(folder, content: str) -> str:
 
 def test_the_first_alternative_that_is_there_whole_is_given_and_the_rest_dropped(tmp_path, read):
     path = _csv(tmp_path, "id,label,text,text_pair\n1,x,a,b\n")
-    assert read(path, PAIR, SINGLE) == [{"text": "a", "text_pair": "b", "label": "x", "_where": "a.csv:2"}]
-    assert read(path, SINGLE, PAIR) == [{"text": "a", "label": "x", "_where": "a.csv:2"}]
+    assert read(path, PAIR, SINGLE) == [{"text": "a", "text_pair": "b", "label": "x", "_where": f"{path}:2"}]
+    assert read(path, SINGLE, PAIR) == [{"text": "a", "label": "x", "_where": f"{path}:2"}]
 
 
 def test_mapped_columns_are_kept_beside_those_of_the_task(tmp_path, read):
@@ -27,7 +29,7 @@ def test_mapped_columns_are_kept_beside_those_of_the_task(tmp_path, read):
 def test_an_alternative_that_uses_the_mapping_goes_before_one_that_does_not(tmp_path, read):
     path = _csv(tmp_path, "text,q,a\nwhole,why,so\n")
     rows = read(path, ("text",), ("prompt", "completion"), columns={"prompt": "q", "completion": "a"})
-    assert rows == [{"prompt": "why", "completion": "so", "_where": "a.csv:2"}]
+    assert rows == [{"prompt": "why", "completion": "so", "_where": f"{path}:2"}]
 
 
 def test_a_mapped_column_wins_over_one_that_has_the_name_of_the_role(tmp_path, read):
@@ -38,7 +40,7 @@ def test_a_mapped_column_wins_over_one_that_has_the_name_of_the_role(tmp_path, r
 def test_labels_may_be_absent_where_none_are_needed_even_mapped_ones(tmp_path, read):
     path = _csv(tmp_path, "text\na\n")
     rows = read(path, PAIR, SINGLE, labelled=False, columns={"label": "category"})
-    assert rows == [{"text": "a", "_where": "a.csv:2"}]
+    assert rows == [{"text": "a", "_where": f"{path}:2"}]
     path = _csv(tmp_path, "text,label\na,1\n")
     assert read(path, labelled=False)[0]["label"] == "1"
 
@@ -65,3 +67,38 @@ def test_a_number_names_no_column_of_json(tmp_path, refused):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a", "label": 1}\n')
     assert "data.train[0].columns.text = 0 must be a name" in refused(path, columns={"text": 0})
+
+
+@pytest.mark.parametrize(
+    ("columns", "roles", "says"),
+    [
+        (
+            {"text": "a", "text_b": "b"},
+            (PAIR, SINGLE),
+            "columns.text_b is no column of the task, which reads text, text_pair, label; did you mean text_pair?",
+        ),
+        (
+            {"lbel": "l"},
+            (SINGLE,),
+            "columns.lbel is no column of the task, which reads text, label; did you mean label?",
+        ),
+        (
+            {"tokens": "w"},
+            (("words", "tags"),),
+            "columns.tokens is no column of the task, which reads words, tags;",
+        ),
+        (
+            {"prompt": "q", "text": "t"},
+            (("prompt", "completion"), ("text",)),
+            "columns maps prompt, text, which the task never reads together (it reads prompt + completion or text)",
+        ),
+    ],
+)
+def test_names_that_the_task_never_reads_are_refused_with_the_nearest(columns, roles, says):
+    [problem] = role_problems(columns, roles=roles, setting="data.train[0]")
+    assert problem.startswith(f"data.train[0].{says}")
+
+
+def test_columns_that_the_task_or_another_setting_reads_are_no_problem():
+    assert role_problems({"text": 0, "text_pair": 1, "label": 2}, roles=(PAIR, SINGLE), setting="x") == []
+    assert role_problems({"group": "id"}, roles=(SINGLE,), setting="x", also=["group"]) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -21,7 +24,10 @@ from ftscale.config.schema import (
     ScheduleConfig,
 )
 from ftscale.errors import UserError, unknown_name
-from ftscale.tasks import COLUMNS
+from ftscale.tasks import COLUMNS, columns_of
+
+if TYPE_CHECKING:
+    from ftscale.tasks.base import Task
 
 PEFT_TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -51,9 +57,10 @@ def check_config(config: Config) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
     Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
-    processor, which checking loads anyway.
+    processor, which checking loads anyway, fitted to the model.
     """
     from ftscale.models.load import load_model_config, load_processor
+    from ftscale.precheck.fit import fit_problems
     from ftscale.tasks import build_task
 
     task = build_task(config.task)
@@ -62,17 +69,64 @@ def check_config(config: Config) -> Any:
         *_optimizer_problems(config.optimizer),
         *steps_problems(config, num_steps=None),
         *_tracker_problems(config.train.trackers),
-        *_problems(partial(load_model_config, config.model, settings={})),
     ]
-    processor = None
+    model_config = processor = None
+    found = True
     try:
-        processor = load_processor(config.model, kind=task.processor_class)
+        model_config = load_model_config(config.model, settings={})
+        problems += _direction_problems(config, model_config)
     except UserError as error:
         problems += error.problems
+        found = _is_found(config)
+    if found or config.model.processor:  # a model that is not there has no tokenizer either: one mistake
+        try:
+            processor = load_processor(config.model, kind=task.processor_class)
+        except UserError as error:
+            problems += error.problems
+    if model_config is not None and processor is not None:
+        problems += fit_problems(config, task, model_config, processor)
     problems += source_problems(config.data, roles=task.columns)
     if problems:
-        raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer
+        raise UserError(*dict.fromkeys(problems))
     return processor
+
+
+def machine_problems(config: Config) -> list[str]:
+    """What this machine cannot do for a run: half precision without a GPU, folders that it may not write."""
+    import torch
+
+    from ftscale.data.prepare import cache_folder
+
+    problems = []
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        problems.append("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
+    problems += folder_problems("run_folder", Path(config.run_folder))
+    problems += folder_problems("data.cache_dir", cache_folder(config.data))
+    if config.distributed.offload_dir and config.distributed.strategy == "zero3_nvme":
+        problems += folder_problems("distributed.offload_dir", Path(config.distributed.offload_dir))
+    return problems
+
+
+def folder_problems(setting: str, folder: Path) -> list[str]:
+    """Why nothing can be written into a folder, which need not be there yet; it is tried in the nearest that is."""
+    try:
+        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        for name in folder.absolute().relative_to(place.absolute()).parts:
+            if len(os.fsencode(name)) > os.pathconf(place, "PC_NAME_MAX"):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place):
+            return []
+    except OSError as error:
+        return [
+            f"{setting} = {str(folder)!r} cannot be written ({error.strerror}); change the permissions, or set "
+            f"{setting} to another folder."
+        ]
+
+
+def metric_problems(config: Config, task: Task) -> list[str]:
+    """`evaluation.metric` where the task has no such metric. `task`: with its labels."""
+    name, known = config.evaluation.metric, task.metric_names()
+    return [] if name is None or name in known else [unknown_name("evaluation.metric", name, known)]
 
 
 def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
@@ -85,7 +139,7 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=COLUMNS[config.task.name])]
+    return config, [*check_combination(config), *source_problems(config.data, roles=columns_of(config.task))]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
@@ -93,6 +147,8 @@ def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
     task = settings.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     if not isinstance(name, str) or name not in COLUMNS:
+        return []
+    if isinstance(task, dict) and task.get("problem") == "multi_label":  # may read a column a class
         return []
     try:
         return source_problems(DataConfig.model_validate(settings.get("data")), roles=COLUMNS[name])
@@ -152,6 +208,31 @@ def _section_problems(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _is_found(config: Config) -> bool:
+    """Whether there is a model at all, whatever is wrong with its settings."""
+    from ftscale.models.load import load_model_config
+
+    plain = ModelConfig(
+        name=config.model.name, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    )
+    return not _problems(partial(load_model_config, plain, settings={}))
+
+
+def _direction_problems(config: Config, model_config: Any) -> list[str]:
+    """An encoder that is to write: each of its tokens sees the one that it is to predict."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    settings = model_config.to_dict()
+    writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
+    if config.task.name != "causal_lm" or model_config.model_type not in ENCODERS or writes:
+        return []
+    return [
+        f"task.name = causal_lm needs a model that reads from left to right, and model.name = {config.model.name!r} is "
+        f"an encoder ({model_config.model_type}): each token sees the one that it is to predict; name a decoder, or "
+        "another task."
+    ]
+
+
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.distributed import resolve_strategy
     from ftscale.launched import check_launch
@@ -190,11 +271,21 @@ def _tracker_problems(names: Sequence[str]) -> list[str]:
 
 def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list[str]:
     """Files that are not there, lack columns of the task, or have no row; imports nothing heavy."""
+    from ftscale.data.formats.select import role_problems
     from ftscale.data.sources import read_rows
 
     def first_row(part: str, index: int) -> None:
-        source = getattr(data, part)[index]
-        next(read_rows(source, roles=roles, setting=f"data.{part}[{index}]"))
+        source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
+        also = [data.stratify] if data.stratify else []
+        problems = role_problems(source.columns, roles=roles, setting=setting, also=also)
+        if part != "train" and source.weight != 1:
+            problems.append(
+                f"{setting}.weight = {source.weight:g} is not used: each row is scored once; leave it out, or set "
+                "data.train[0].weight."
+            )
+        if problems:
+            raise UserError(*problems)
+        next(read_rows(source, roles=roles, setting=setting))
 
     return [
         problem

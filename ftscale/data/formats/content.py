@@ -1,0 +1,68 @@
+"""What a file that should hold text holds instead, by its first bytes."""
+
+from __future__ import annotations
+
+UNPACK = "unpack it, and name the file inside"
+CONTENTS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "gzip data", "give its name the end .gz (train.csv.gz)"),
+    (b"\xfd7zXZ\x00", "xz data", "give its name the end .xz (train.csv.xz)"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "give its name the end .zst (train.csv.zst)"),
+    (b"PAR1\x15", "a Parquet file", "set {setting}.format: parquet"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
+    (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", "save it as CSV in UTF-8"),
+    (b"ARROW1\x00\x00", "an Arrow file", "write it as Parquet"),
+    (b"SQLite format 3\x00", "an SQLite database", "export its table as CSV"),
+    (b"%PDF-", "a PDF", "export its text"),
+    (b"\x93NUMPY", "a NumPy array", "write it as Parquet or JSON lines"),
+    (b"\x80\x02", "a Python pickle", "write it as Parquet or JSON lines"),
+    (b"\x80\x03", "a Python pickle", "write it as Parquet or JSON lines"),
+    (b"\x80\x04", "a Python pickle", "write it as Parquet or JSON lines"),
+    (b"\x80\x05", "a Python pickle", "write it as Parquet or JSON lines"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write it as Parquet or JSON lines"),
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
+)
+"""First bytes, what they are the first bytes of, and what to do with it."""
+
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+WORKBOOK = (b"[Content_Types].xml", b"xl/", b"_rels/.rels", b"docProps/")  # the first names inside an .xlsx file
+TAR_MARK = slice(257, 262)
+MARKS_OF_UTF = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+def foreign_content(head: bytes, *, setting: str) -> str | None:
+    """What the file is instead of text, and what to do; None where nothing speaks against text."""
+    for first, what, fix in CONTENTS:
+        if head.startswith(first):
+            return f"is {what}, whatever its name says; {fix.format(setting=setting)}."
+    if head[4:10] == b"1AY&SY":
+        return "is bzip2 data, whatever its name says; give its name the end .bz2 (train.csv.bz2)."
+    if head.startswith(ZIP):
+        if any(name in head[:128] for name in WORKBOOK):
+            return "is an Excel workbook, whatever its name says; save it as CSV in UTF-8."
+        return f"is a zip archive, whatever its name says; {UNPACK}."
+    if head[TAR_MARK] == b"ustar":
+        return f"is a tar archive, whatever its name says; {UNPACK}."
+    return None
+
+
+def has_bare_returns(head: bytes) -> bool:
+    """Whether lines end in a carriage return alone, as on the Macintosh of old."""
+    return b"\r" in head.strip(b"\r\n") and b"\n" not in head
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """The name of the UTF-16 or UTF-32 that a text is in, by its mark or its zeros; None where it has neither."""
+    for mark, name in MARKS_OF_UTF:
+        if head.startswith(mark):
+            return name
+    start = head[:256]  # of a text of Western letters every second byte is zero
+    for name, zeros, others in (("utf-16-le", start[1::2], start[::2]), ("utf-16-be", start[::2], start[1::2])):
+        if len(zeros) >= 4 and zeros.count(0) > 0.8 * len(zeros) and not others.count(0):
+            return name
+    return None

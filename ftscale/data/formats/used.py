@@ -1,0 +1,39 @@
+"""Which settings of a source each format uses; another one that is set is refused."""
+
+from __future__ import annotations
+
+from ftscale.config.schema import SourceConfig
+from ftscale.data.formats.base import TEXT_FORMATS
+from ftscale.errors import UserError
+
+DELIMITED = ("csv", "tsv")
+USERS: dict[str, tuple[str, ...]] = {
+    "name": ("hub",),
+    "split": ("hub",),
+    "header": DELIMITED,
+    "separator": (*DELIMITED, "conll"),
+    "comment": ("conll",),
+    "encoding": TEXT_FORMATS,
+}
+"""The formats that use a setting; all use the others."""
+OF_FOLDERS = ("name", "split")  # a folder's files may be those of a data set of the hub
+
+
+def check_settings(source: SourceConfig, form: str, *, setting: str, is_folder: bool) -> None:
+    """Raise UserError for each setting, other than its default, that nothing reads for a format."""
+    problems = [
+        f"{setting}.{name} = {value!r} is not used for {source.path!r}, whose format is {form}; leave it out"
+        f"{_instead(name, source, setting)}."
+        for name, formats in USERS.items()
+        if (value := source.model_dump()[name]) != SourceConfig.model_fields[name].default
+        and form not in formats
+        and not (is_folder and name in OF_FOLDERS)
+    ]
+    if problems:
+        raise UserError(*problems)
+
+
+def _instead(name: str, source: SourceConfig, setting: str) -> str:
+    if name == "split" and source.path:
+        return ", and name the split's file as the path"
+    return f", or set {setting}.format" if name in ("header", "separator") else ""

@@ -1,0 +1,85 @@
+"""Values of rows as they are read: what is no text is refused, and what only a column's type put there is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from ftscale.errors import UserError
+from ftscale.logs import log
+
+SHOWN_CHARACTERS = 40
+
+
+def check_characters(row: dict[str, Any]) -> None:
+    """Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\\ud83d` in JSON).
+
+    Of what the task reads: `_columns`, which prediction gives back, may hold anything.
+    """
+    for name, value in row.items():
+        if type(value) is str and value.isascii():  # most are, and each row of a data set comes by here
+            continue
+        if not name.startswith("_"):
+            _check_texts(value, name, row["_where"])
+
+
+def without_made_nulls(row: dict[str, Any], names: tuple[str, ...], *, setting: str, path: str) -> None:
+    """Leave out the nulls of objects inside columns, which a typed file has for each key that some other row has.
+
+    A null that the user wrote looks the same there: where one is left out of a tool call or a tool, it is said once.
+    """
+    for name in names:
+        if isinstance(row[name], (dict, list)):
+            found: list[str] = []
+            depth = 1 if name == "tools" else 0  # of a turn, a null and nothing are the same in every format
+            row[name] = _without_nulls(row[name], found, depth=depth)
+            if found:
+                _say(setting, path, name)
+
+
+def _check_texts(value: Any, name: str, where: str) -> None:
+    for text in _texts(value):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(error.start - SHOWN_CHARACTERS, 0) : error.start + SHOWN_CHARACTERS])
+            raise UserError(
+                f"{ascii(where)[1:-1]}: {name} holds {ascii(text[error.start])} at character {error.start + 1}, which "
+                f"is half of a pair and no character ({shown}); mend or remove the row."
+            ) from error
+
+
+@lru_cache(maxsize=1024)  # once for each column
+def _say(setting: str, path: str, name: str) -> None:
+    log.warning(
+        "%s.path: %s: nulls inside the objects of %s are left out: a typed file has one for each key that another row "
+        "has; to keep those that are meant, write arguments and tools as JSON text",
+        setting,
+        path,
+        name,
+    )
+
+
+def _without_nulls(value: Any, found: list[str], *, depth: int) -> Any:
+    """`depth`: 0 among turns, where nothing is noted of a null; deeper, the key of each goes into `found`."""
+    if isinstance(value, list):
+        return [_without_nulls(item, found, depth=depth) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if depth:
+        found += [key for key, inner in value.items() if inner is None]
+    kept = {key: inner for key, inner in value.items() if inner is not None}
+    return {key: _without_nulls(inner, found, depth=depth + 1) for key, inner in kept.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)

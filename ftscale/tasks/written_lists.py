@@ -1,0 +1,52 @@
+"""Lists that a program wrote as text: Python's and JSON's `['a', 'b']`, NumPy's `['a' 'b']` and `[1. 0.]`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+OPEN, CLOSE = "[({", "])}"
+ARRAY = re.compile(r"(?:array|frozenset|set)\((.*?)(?:, dtype=[\w'<>]+)?\)", re.DOTALL)
+QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
+QUOTED_BY_NUMPY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})+\s*\]")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBERS_BY_NUMPY = re.compile(rf"\[\s*{NUMBER}(?:\s+{NUMBER})*\s*\]")
+
+
+def parse_list(text: str) -> list[Any] | None:
+    """The items of a list (or tuple, or set, in sorted order) that a text writes; None where it writes none."""
+    text = text.strip()
+    if found := ARRAY.fullmatch(text):
+        text = found[1].strip()
+    if not text or text[0] not in OPEN or text[-1] not in CLOSE:
+        return None
+    if QUOTED_BY_NUMPY.fullmatch(text):  # to Python, neighbours are one string
+        return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
+    if NUMBERS_BY_NUMPY.fullmatch(text):
+        return [float(item) for item in re.findall(NUMBER, text)]
+    for read in (ast.literal_eval, json.loads):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, (set, frozenset)):
+            return sorted(value, key=repr)
+        return list(value) if isinstance(value, (list, tuple)) else None
+    return None
+
+
+def items_in(value: Any) -> list[Any]:
+    """The items of a list, or of a text that writes one; of anything else none."""
+    found = parse_list(value) if isinstance(value, str) else value
+    return list(found) if isinstance(found, (list, tuple)) else []
+
+
+def is_cut_list(text: str) -> bool:
+    """Whether a text begins or ends like a list that is none, so that its first or last name would have a bracket."""
+    text = text.strip()
+    first, last = text.partition(",")[0], text.rpartition(",")[2]
+    return (text[:1] in tuple(OPEN) and not any(mark in first for mark in CLOSE)) and (
+        text[-1:] in tuple(CLOSE) and not any(mark in last for mark in OPEN)
+    )
