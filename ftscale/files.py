@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def own_id(folder: Path) -> int:
+    """The number of this user on the folder's file system: a network's may have another one than this machine."""
+    with tempfile.TemporaryFile(dir=folder) as own:
+        return os.fstat(own.fileno()).st_uid
 
 
 def _open(path: str, flags: int, mode: int = 0o666) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +25,7 @@ from ftscale.data.order import GlobalOrder
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed, leaving_no_trace
 from ftscale.errors import UserError, counted
+from ftscale.files import own_id
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.launched import launched_rank
@@ -121,7 +121,7 @@ def _in_own_offload_dir(config: Config) -> DistributedConfig:
     run_folder = Path(config.run_folder).resolve()
     name = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
     own = Path(settings.offload_dir) / name
-    if own.is_symlink() or (own.exists() and own.stat().st_uid != os.getuid()):
+    if own.is_symlink() or (own.exists() and own.stat().st_uid != own_id(own.parent)):
         raise UserError(
             f"distributed.offload_dir = {settings.offload_dir}: {name} is a link or another user's; remove it, or name "
             "another folder."

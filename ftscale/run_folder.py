@@ -27,7 +27,7 @@ from ftscale.config.schema import CausalLMSettings
 from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
-from ftscale.files import remove, remove_partials, without_link
+from ftscale.files import own_id, remove, remove_partials, without_link
 from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
 from ftscale.sealed import DamagedError, content_hash, read_json, write_json
@@ -121,7 +121,7 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_folder = {folder} is a file; name a folder.")
-    if strange := [folder / name for name in WRITTEN if _is_strange_link(folder / name)]:
+    if strange := [folder / name for name in (*WRITTEN, "slurm") if _is_strange_link(folder / name)]:
         raise UserError(
             f"run_folder = {folder}: {strange[0].name} is a link that another user has made; remove it, or name "
             "another folder."
@@ -223,7 +223,7 @@ def _check_clearable(folder: Path) -> None:
 
 def _is_strange_link(path: Path) -> bool:
     """Whether it is a link that is neither this user's nor root's."""
-    return path.is_symlink() and path.lstat().st_uid not in (os.getuid(), 0)
+    return path.is_symlink() and path.lstat().st_uid not in (0, own_id(path.parent))
 
 
 def run_id(folder: Path) -> str | None:

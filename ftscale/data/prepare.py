@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,7 +21,7 @@ from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError, counted
-from ftscale.files import partial_path, remove, remove_partials, without_link
+from ftscale.files import own_id, partial_path, remove, remove_partials, without_link
 from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
@@ -272,17 +271,11 @@ def _hash_of(report: dict[str, Any]) -> str:
 
 def _check_owner(folder: Path) -> None:
     """Raise UserError where another user wrote the folder: a hash proves no origin."""
-    if folder.exists() and folder.stat().st_uid != _own_id(folder.parent):
+    if folder.exists() and folder.stat().st_uid != own_id(folder.parent):
         raise UserError(
             f"data.cache_dir: the prepared data in {folder} was written by another user, who may have changed it; "
             "set data.cache_dir to a folder of your own."
         )
-
-
-def _own_id(folder: Path) -> int:
-    """The number of this user on the folder's file system: a network's may have another one than this machine."""
-    with tempfile.TemporaryFile(dir=folder) as own:
-        return os.fstat(own.fileno()).st_uid
 
 
 def _prepared_chunks(

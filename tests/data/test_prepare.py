@@ -177,7 +177,7 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
     path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
     run([path], cache=cache)
     assert prepared_folder(cache).stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(prepare_module, "_own_id", lambda folder: os.getuid() + 1)
+    monkeypatch.setattr(prepare_module, "own_id", lambda folder: os.getuid() + 1)
     with pytest.raises(UserError, match="data.cache_dir.*another user.*a folder of your own"):
         run([path], cache=cache)
 
