@@ -137,7 +137,7 @@ def prepare_sources(
         source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
     ]
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
-    folder = cache_folder(data) / digest
+    folder = cache_folder(data).resolve() / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
         _check_owner(folder)
