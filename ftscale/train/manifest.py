@@ -14,9 +14,9 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ftscale.distributed import STRATEGIES
-from ftscale.files import remove, without_link
+from ftscale.files import open_new, remove, without_link
 from ftscale.logs import log
-from ftscale.sealed import DamagedError, sealed, sync, unsealed, write_text
+from ftscale.sealed import DamagedError, sealed, sync, unsealed
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete"
@@ -208,8 +208,10 @@ def _problem(manifest: dict[str, Any], folder: Path) -> str:
 
 def seal(folder: Path, final: Path, manifest: Mapping[str, Any], files: Files) -> None:
     """Write the manifest last, and give the folder its final name; durable when this returns."""
-    sync(item for item in folder.rglob("*") if item.is_dir())
-    write_text(folder / MANIFEST, json.dumps(sealed({**manifest, "files": files}), indent=1))
+    path = folder / MANIFEST
+    with open_new(path) as file:
+        file.write(json.dumps(sealed({**manifest, "files": files}), indent=1))
+    sync([path, *(item for item in folder.rglob("*") if item.is_dir()), folder])
     remove(final)  # a checkpoint of this step that was not complete
     os.rename(folder, final)
     sync([final.parent])
