@@ -14,7 +14,8 @@ import typer
 
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, unknown_name
 from ftscale.launched import launched_processes, launched_rank
-from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault
+from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
+from ftscale.shown import shown
 
 app = typer.Typer(
     add_completion=False,
@@ -94,6 +95,7 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
 def checkpoints(run_folder: RunFolder) -> None:
     """List the checkpoints of a run: step, complete or why not, size, number of processes, metric."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from ftscale.run_folder import run_id
@@ -105,12 +107,12 @@ def checkpoints(run_folder: RunFolder) -> None:
     table = Table("step", "state", "size", "processes", "metric", box=None)
     for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):
         if (found := item.checkpoint) is None:
-            table.add_row(item.folder.name, f"incomplete: {item.reason}", "", "", "")
+            table.add_row(item.folder.name, escape(shown(f"incomplete: {item.reason}")), "", "", "")
             continue
         metric, about = found.manifest["metric"], found.manifest
-        shown = "" if metric is None else f"{metric:.4f}"
+        value = "" if metric is None else f"{metric:.4f}"
         size = f"{found.size_bytes / 2**20:.1f} MiB"
-        table.add_row(str(found.step), "complete", size, f"{about['world_size']} ({about['strategy']})", shown)
+        table.add_row(str(found.step), "complete", size, f"{about['world_size']} ({about['strategy']})", value)
     Console().print(table)
 
 
@@ -190,7 +192,7 @@ def export(
     from ftscale.inference import export_run
 
     for line in export_run(run_folder, out, merge=merge, dtype=dtype):
-        print(line)
+        print(shown(line))
 
 
 @app.command(epilog="Example: ftscale check run.yaml --nodes 2 --gpus-per-node 4")
@@ -333,6 +335,7 @@ def submit(
         resume=resume,
         plan=plan,
     )
+    setup_logging()
     submission = submit_run(run, overrides or (), request, dry_run=dry_run)
     print(submission.script if dry_run else submission.told)
 
@@ -342,7 +345,7 @@ def status(run_folder: RunFolder) -> None:
     """Tell how a submitted run is doing: its job, its step, and why it was started again."""
     from ftscale.cluster.watch import status_lines
 
-    print("\n".join(status_lines(run_folder)))
+    print(shown("\n".join(status_lines(run_folder))))
 
 
 @app.command(epilog="Example: ftscale logs -f runs/mine")
@@ -356,10 +359,10 @@ def logs(
     from ftscale.cluster.watch import log_file
 
     if not follow:
-        print(log_file(run_folder, rank=rank).read_text(encoding="utf-8", errors="replace"), end="")
+        print(shown(log_file(run_folder, rank=rank).read_text(encoding="utf-8", errors="replace")), end="")
         return
     for text in follow_log(run_folder, rank=rank):
-        print(text, end="", flush=True)
+        print(shown(text), end="", flush=True)
 
 
 @app.command(epilog="Example: ftscale cancel runs/mine")
@@ -370,7 +373,7 @@ def cancel(
     """End a run's jobs after a checkpoint."""
     from ftscale.cluster.watch import cancel as cancel_run
 
-    print("\n".join(cancel_run(run_folder, now=now)))
+    print(shown("\n".join(cancel_run(run_folder, now=now))))
 
 
 @app.command(epilog="Example: ftscale resubmit runs/mine time=48:00:00")
@@ -389,7 +392,7 @@ def table(run_folders: Annotated[list[Path], typer.Argument(metavar="RUN_FOLDERS
     """Print the results of several runs, with mean and deviation over seeds."""
     from ftscale.cluster.table import as_text, result_table
 
-    print(as_text(result_table(run_folders)))
+    print(shown(as_text(result_table(run_folders))))
 
 
 @app.command(hidden=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.errors import UserError, counted, unknown_name
+from ftscale.files import remove
 from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
 from ftscale.processes import found_environment, restore_environment
@@ -354,7 +355,7 @@ class Distributed:
         """The folder itself where its shards are ours, else a folder beside it with such, gone afterwards."""
         scratch = folder.with_name(".resharded")
         if self.is_main:
-            shutil.rmtree(scratch, ignore_errors=True)  # of a resume that was killed
+            remove(scratch)  # of a resume that was killed
         if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage):
             yield folder
             return

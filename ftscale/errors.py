@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ftscale.shown import shown
+
 EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
@@ -14,13 +16,13 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run me again
 class UserError(Exception):
     """A mistake that the user can mend: each problem names the setting, its value, the rule and the fix.
 
-    `problems`: one sentence or more, reported together.
+    `problems`: one sentence or more, reported together, as `shown` gives them.
     """
 
     def __init__(self, *problems: str) -> None:
         assert problems
-        self.problems = problems
-        super().__init__("\n".join(problems))
+        self.problems = tuple(map(shown, problems))
+        super().__init__("\n".join(self.problems))
 
     def __reduce__(self):  # so that it crosses process boundaries whole
         return (type(self), self.problems)

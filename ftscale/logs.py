@@ -18,11 +18,14 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 
 from ftscale.errors import EXIT_FAULT, EXIT_USER_ERROR, UserError
+from ftscale.files import open_new, open_to_append, partial_path
 from ftscale.launched import launched_rank
 from ftscale.sealed import DamagedError, line_of, read_json
+from ftscale.shown import shown
 
 log = logging.getLogger("ftscale")
 
@@ -30,8 +33,25 @@ LOGS = "logs"
 FAILURE = "failure.json"
 """In `logs/`, the error that ended the newest start: rank, host, time, exit_code, peer_lost, error."""
 
+
+def _as_shown(record: logging.LogRecord) -> bool:
+    """A filter that hides secrets and control characters in the line of a record."""
+    record.msg, record.args = shown(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_as_shown)  # for handlers of the user's own, too
 _kept = logging.handlers.MemoryHandler(capacity=0)  # holds lines as long as it has no file to pass them to
 _failures: Path | None = None
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is no link."""
+
+    def _open(self) -> TextIOWrapper:
+        file = open_to_append(Path(self.baseFilename))
+        assert isinstance(file, TextIOWrapper)
+        return file
 
 
 def setup_logging(*, rank: int = 0, level: str = "INFO") -> None:
@@ -53,7 +73,7 @@ def open_log(run_folder: Path, *, rank: int) -> None:
     _failures = folder / FAILURE
     if rank == 0:
         _failures.unlink(missing_ok=True)
-    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    file = _LogFile(folder / f"rank-{rank:05d}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _kept.setTarget(file)
     assert file.stream is not None
@@ -96,7 +116,7 @@ def report_fault(error: BaseException, *, exit_code: int) -> None:
 
     Every rank's own log has its traceback.
     """
-    who, text = _who(launched_rank()), "".join(traceback.format_exception(error))
+    who, text = _who(launched_rank()), shown("".join(traceback.format_exception(error)))
     _write_traceback(error)
     lost, first = _is_peer_lost(error), note_failure(error, exit_code=exit_code)
     if _failures is not None and (lost or not first):
@@ -108,7 +128,7 @@ def report_fault(error: BaseException, *, exit_code: int) -> None:
 def _write_traceback(error: BaseException) -> None:
     """Into this rank's own log."""
     if isinstance(_kept.target, logging.Handler):
-        text = "".join(traceback.format_exception(error))
+        text = shown("".join(traceback.format_exception(error)))
         _kept.target.handle(log.makeRecord("ftscale", logging.ERROR, "", 0, "%s", (text,), None))
 
 
@@ -123,10 +143,11 @@ def note_failure(error: BaseException, *, exit_code: int) -> bool:
         "time": time.time(),
         "exit_code": exit_code,
         "peer_lost": lost,
-        "error": f"{type(error).__name__}: {error}",
+        "error": shown(f"{type(error).__name__}: {error}"),
     }
-    partial = _failures.with_name(f".{FAILURE}.{launched_rank()}")
-    partial.write_text(line_of(about))
+    partial = partial_path(_failures)
+    with open_new(partial) as file:
+        file.write(line_of(about))
     try:
         os.link(partial, _failures)  # fails where there is one: the first stays
     except FileExistsError:

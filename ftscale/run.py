@@ -17,14 +17,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.agreement import check_agreement, derived
 from ftscale.config import Config
-from ftscale.config.load import config_digest
+from ftscale.config.load import config_digest, public
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed, leaving_no_trace
-from ftscale.errors import counted
+from ftscale.errors import UserError, counted
+from ftscale.files import own_id
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.launched import launched_rank
@@ -34,6 +35,7 @@ from ftscale.precheck import PEFT_TASK_TYPES
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
+    at_real_folder,
     check_run_folder,
     clear_run_folder,
     finished_result,
@@ -72,7 +74,8 @@ def train(
 
 
 def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
-    rank, folder = launched_rank(), Path(config.run_folder)
+    rank, config = launched_rank(), at_real_folder(config)
+    folder = Path(config.run_folder)
     setup_logging(rank=rank)
     if not stop_request.listens:
         log.info("training in a thread: signals are not noticed, and end the process as they did before")
@@ -108,13 +111,22 @@ def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume:
 
 
 def _in_own_offload_dir(config: Config) -> DistributedConfig:
-    """Runs may share `offload_dir`: each swaps into a folder of its own there, the same one when it is resumed."""
+    """Runs may share `offload_dir`: each swaps into a folder of its own there, the same one when it is resumed.
+
+    Raises UserError where somebody else has put a folder or a link there.
+    """
     settings = config.distributed
     if settings.offload_dir is None:
         return settings
     run_folder = Path(config.run_folder).resolve()
-    own = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
-    return settings.model_copy(update={"offload_dir": str(Path(settings.offload_dir) / own)})
+    name = f"{run_folder.name}-{hashlib.sha256(str(run_folder).encode()).hexdigest()[:12]}"
+    own = Path(settings.offload_dir) / name
+    if own.is_symlink() or (own.exists() and own.stat().st_uid != own_id(own.parent)):
+        raise UserError(
+            f"distributed.offload_dir = {settings.offload_dir}: {name} is a link or another user's; remove it, or name "
+            "another folder."
+        )
+    return settings.model_copy(update={"offload_dir": str(own)})
 
 
 def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
@@ -250,7 +262,7 @@ def build_loop(
             distributed,
             identity={
                 "config_digest": config_digest(config),
-                "config": config.model_dump(mode="json"),
+                "config": public(config).model_dump(mode="json"),
                 "versions": versions(),
             },
             keep=config.checkpoint.keep,

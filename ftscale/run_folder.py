@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -23,14 +22,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
-from ftscale.config.load import differences
+from ftscale.config.load import differences, public
 from ftscale.config.schema import CausalLMSettings
 from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
+from ftscale.files import own_id, remove, remove_partials, without_link
 from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
 from ftscale.sealed import DamagedError, content_hash, read_json, write_json
+from ftscale.shown import shown
 from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
@@ -50,6 +51,8 @@ WRITTEN = (
     "logs",
 )
 """What a run writes into its folder."""
+FOLDERS = ("checkpoints", "model", "trackers", "logs")
+"""Those of them that are folders; some of them may be links to another disk."""
 
 FREE_TO_CHANGE = (
     "run_folder",
@@ -97,6 +100,18 @@ class Result:
     """Folder of the saved model; "" while there is none."""
 
 
+def at_real_folder(config: Config) -> Config:
+    """The configuration with the folder that `run_folder` leads to: links are followed once, here.
+
+    Raises UserError for a link that leads to itself.
+    """
+    given = os.path.abspath(config.run_folder)
+    real = os.path.realpath(given)
+    if os.path.islink(real):
+        raise UserError(f"run_folder = {config.run_folder} is a link that leads to itself; name another folder.")
+    return config if real == given else config.model_copy(update={"run_folder": real})
+
+
 def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
     """Refuse to write over an earlier run, to go on with another one, or with none.
 
@@ -106,11 +121,17 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_folder = {folder} is a file; name a folder.")
+    if strange := [folder / name for name in (*WRITTEN, "slurm") if _is_strange_link(folder / name)]:
+        raise UserError(
+            f"run_folder = {folder}: {strange[0].name} is a link that another user has made; remove it, or name "
+            "another folder."
+        )
     if not holds_run(folder):
         if resume:
             raise UserError(_nothing_to_resume(folder))
         return
     if overwrite:
+        _check_clearable(folder)
         return
     if not resume:
         raise UserError(
@@ -130,8 +151,9 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has begun in the folder."""
-    return any((folder / name).exists() for name in WRITTEN)
+    """Whether a run has begun in the folder; an empty folder in it, as a link to another disk may lead to, is none."""
+    paths = [folder / name for name in WRITTEN]
+    return any(path.exists() and not (path.is_dir() and not any(path.iterdir())) for path in paths)
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
@@ -148,9 +170,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    lock = FileLock(folder / f".{LOCK}")
+    lock = FileLock(without_link(folder / f".{LOCK}"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -170,16 +193,37 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        if [item.name for item in folder.iterdir()] == [f".{LOCK}"]:  # nothing was begun
-            shutil.rmtree(folder)
+        if is_new and [item.name for item in folder.iterdir()] == [f".{LOCK}"]:  # nothing was begun
+            remove(folder)
         lock.release()
 
 
 def clear_run_folder(folder: Path) -> None:
-    """Delete what an earlier run wrote, and nothing else; what tells which run it was goes last."""
-    for name in reversed(WRITTEN):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Delete what an earlier run wrote, and nothing else; what tells which run it was goes last.
+
+    Of a link the link alone. Raises UserError where something cannot be deleted; nothing is deleted then.
+    """
+    _check_clearable(folder)
+    for path in (folder / name for name in reversed(WRITTEN)):
+        if path.is_symlink():
+            log.info("%s is a link: what it leads to (%s) stays as it is", path, path.resolve())
+        remove(path)
+        remove_partials(path)
+
+
+def _check_clearable(folder: Path) -> None:
+    own = (folder / name for name in WRITTEN if not (folder / name).is_symlink())
+    places = (folder, *(Path(place) for path in own for place, _, _ in os.walk(path)))
+    if kept := [place for place in places if not os.access(place, os.W_OK | os.X_OK)]:
+        raise UserError(
+            f"run_folder = {folder}: nothing can be deleted in {kept[0]}, which this user may not write; change its "
+            "permissions, or name another folder."
+        )
+
+
+def _is_strange_link(path: Path) -> bool:
+    """Whether it is a link that is neither this user's nor root's."""
+    return path.is_symlink() and path.lstat().st_uid not in (0, own_id(path.parent))
 
 
 def run_id(folder: Path) -> str | None:
@@ -210,6 +254,11 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     checkpoints say of it: run_id and data_digest.
     """
     folder = Path(config.run_folder)
+    for name in (*WRITTEN, LOCK):
+        remove_partials(folder / name)
+    for path in (folder / name for name in FOLDERS):
+        if path.is_symlink() and not path.exists():  # to a scratch disk that was cleared
+            path.resolve().mkdir(parents=True)
     identity = run_id(folder) or uuid.uuid4().hex
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
@@ -224,7 +273,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "device": _device_name(),
         **run,
         "git": _git_commit(),
-        "command": sys.argv,
+        "command": [shown(argument) for argument in sys.argv],
         "started": _now(),
         "hashes": {"data.json": content_hash(fingerprints)},
     }
@@ -298,7 +347,7 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 def _differences(before: Config, config: Config) -> list[str]:
     before, config = _with_template_text(before), _with_template_text(config)
-    lines = differences(before, _comparable(config, before))
+    lines = differences(public(before), public(_comparable(config, before)))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 

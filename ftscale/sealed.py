@@ -11,6 +11,8 @@ from typing import Any
 
 import xxhash
 
+from ftscale.files import open_new, partial_path
+
 HASH = "hash"
 """The key whose value is the hash of all the others (XXH3, 64 bits, hexadecimal)."""
 
@@ -83,12 +85,19 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return found, damaged
 
 
-def write_text(path: Path, text: str) -> None:
-    """A file complete or not at all, and on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync([partial])
-    os.replace(partial, path)
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """A file complete or not at all, and on the disk when this returns; a link in its place is replaced.
+
+    `mode`: its permissions before the umask.
+    """
+    partial = partial_path(path)
+    try:
+        with open_new(partial, mode=mode) as file:
+            file.write(text)
+        sync([partial])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync([path.parent])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from strategies import jobs
 import ftscale.run
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.errors import UserError
-from ftscale.run import train
+from ftscale.files import remove
+from ftscale.run import _in_own_offload_dir, train
 from ftscale.run_folder import Result, check_run_folder, clear_run_folder, finished_result
 from ftscale.sealed import sealed
 from ftscale.train.manifest import Checkpoint, read_checkpoint
@@ -240,13 +241,166 @@ def test_an_overwriting_start_that_is_killed_leaves_nothing_that_another_would_g
     def strike(path: Path) -> None:
         if path.name == "checkpoints":
             raise KeyboardInterrupt
-        shutil.rmtree(path)
+        remove(path)
 
-    monkeypatch.setattr(ftscale.run_folder, "shutil", SimpleNamespace(rmtree=strike))
+    monkeypatch.setattr(ftscale.run_folder, "remove", strike)
     with pytest.raises(KeyboardInterrupt):
         clear_run_folder(folder)
     with pytest.raises(UserError, match="seed: 0 -> 5"):
         run({**config, "seed": 5}, folder, resume=True)
+
+
+# ---------------------------------------------------------------- links
+
+
+def test_a_resume_writes_nothing_through_links_in_its_folder(config: dict[str, Any], whole: Path, tmp_path: Path):
+    folder, victim = killed(whole, tmp_path / "run"), tmp_path / "bashrc"
+    victim.write_text("mine\n")
+    names = ["metrics.jsonl", "logs/rank-00000.log", ".lock.json", "lock.json", "result.json", "logs/failure.json"]
+    names += [".run.json.partial", ".config.yaml.partial", ".result.json.partial", ".failure.json.0", "data.json"]
+    names += ["checkpoints/.step-00000004.partial", "checkpoints/step-00000004", ".model.partial"]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(victim)
+    assert run(config, folder, resume=True).status == "completed"
+    assert victim.read_text() == "mine\n"
+    check_same_end(folder, whole)
+    assert [line["step"] for line in jobs.train_lines(folder)] == [4]
+    links = sorted(path.name for path in folder.rglob("*") if path.is_symlink())
+    assert links == [
+        ".config.yaml.partial",
+        ".failure.json.0",
+        ".model.partial",
+        ".result.json.partial",
+        ".run.json.partial",
+        "step-00000004",
+    ]
+
+
+FOLDERS = ("checkpoints", "model", "logs")
+
+
+def moved(folder: Path, scratch: Path) -> None:
+    """As one moves the large parts of a run to another disk."""
+    scratch.mkdir()
+    for name in FOLDERS:
+        if (folder / name).exists():
+            shutil.move(folder / name, scratch / name)
+        (folder / name).symlink_to(scratch / name)
+
+
+def test_a_run_goes_on_with_its_folders_on_another_disk(config: dict[str, Any], whole: Path, tmp_path: Path):
+    folder = killed(whole, tmp_path / "run")
+    moved(folder, tmp_path / "scratch")
+    assert run(config, folder, resume=True).status == "completed"
+    check_same_end(folder, whole)
+    assert (tmp_path / "scratch/checkpoints/step-00000004/manifest.json").is_file()
+    assert (folder / "checkpoints").is_symlink()
+    assert (folder / "logs").is_symlink()
+
+
+def test_a_run_begins_where_its_folders_are_links_into_a_cleared_disk(
+    config: dict[str, Any], whole: Path, tmp_path: Path
+):
+    folder, scratch = tmp_path / "run", tmp_path / "scratch"
+    folder.mkdir()
+    moved(folder, scratch)
+    (scratch / "checkpoints").mkdir()
+    assert run(config, folder).status == "completed"
+    check_same_end(folder, whole)
+    assert (scratch / "checkpoints/step-00000004/manifest.json").is_file()
+    assert (scratch / "logs/rank-00000.log").is_file()
+
+
+def test_overwriting_a_run_with_links_deletes_the_links_alone(
+    config: dict[str, Any], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder, scratch = killed(whole, tmp_path / "run"), tmp_path / "scratch"
+    moved(folder, scratch)
+    before = sorted(path.relative_to(scratch) for path in scratch.rglob("*"))
+    assert run(config, folder, overwrite=True).status == "completed"
+    check_same_end(folder, whole)
+    assert sorted(path.relative_to(scratch) for path in scratch.rglob("*")) == before
+    assert not any((folder / name).is_symlink() for name in FOLDERS)
+    assert f"{folder / 'checkpoints'} is a link: what it leads to ({scratch / 'checkpoints'}) stays as it is" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("cleared", [True, False])
+def test_a_run_folder_may_be_a_link_to_another_disk(
+    cleared: bool, config: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scratch, link = tmp_path / "scratch/run", tmp_path / "run"
+    link.symlink_to(scratch)
+    if not cleared:
+        scratch.mkdir(parents=True)
+    with pytest.raises(UserError, match="data.train"):
+        run({**config, "data": {**config["data"], "train": str(tmp_path / "missing.txt")}}, link)
+    assert link.is_symlink()
+    assert scratch.exists() != cleared
+    save = ftscale.run.finish
+
+    def turned_round(*arguments: Any, **options: Any) -> Any:
+        """The link leads elsewhere while the run trains."""
+        link.unlink()
+        link.symlink_to(tmp_path)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(ftscale.run, "finish", turned_round)
+    result = run(config, link)
+    assert result.model == str(scratch / "model")
+    check_same_end(scratch, whole)
+    assert not (tmp_path / "model").exists()
+    assert load_config(scratch / "config.yaml").run_folder == str(scratch)
+
+
+def test_a_run_folder_that_leads_to_itself_is_refused(config: dict[str, Any], tmp_path: Path):
+    (tmp_path / "run").symlink_to(tmp_path / "run")
+    with pytest.raises(UserError, match="is a link that leads to itself; name another folder"):
+        run(config, tmp_path / "run")
+
+
+def test_a_link_of_another_user_is_refused(
+    config: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, lstat = killed(whole, tmp_path / "run"), Path.lstat
+    moved(folder, tmp_path / "scratch")
+
+    def of_another(path: Path) -> os.stat_result:
+        values = list(lstat(path))
+        values[4] = 12345 if path.name == "checkpoints" else values[4]  # st_uid
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="checkpoints is a link that another user has made"):
+            run(config, folder, **options)
+
+
+def test_weights_are_not_swapped_through_a_link(config: dict[str, Any], tmp_path: Path):
+    settings = {**config, "run_folder": str(tmp_path / "run"), "distributed": {"offload_dir": str(tmp_path / "disk")}}
+    parsed = parse_config(settings, source="test")
+    own = Path(str(_in_own_offload_dir(parsed).offload_dir))
+    assert own.parent == tmp_path / "disk"
+    (tmp_path / "disk").mkdir()
+    own.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"offload_dir = {own.parent}: {own.name} is a link or another user's"):
+        _in_own_offload_dir(parsed)
+
+
+def test_nothing_is_deleted_where_not_all_can_be(
+    config: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, access = killed(whole, tmp_path / "run"), os.access
+    before = sorted(folder.rglob("*"))
+    kept = folder / "checkpoints/step-00000002"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != kept and access(path, mode))
+    with pytest.raises(UserError, match=f"nothing can be deleted in {kept}, which this user may not write"):
+        run(config, folder, overwrite=True)
+    with pytest.raises(UserError, match="nothing can be deleted"):
+        clear_run_folder(folder)
+    assert sorted(folder.rglob("*")) == before
 
 
 # ---------------------------------------------------------------- settings of the task

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,6 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_ca
     monkeypatch.setattr(os, "fsync", lambda number: (done.append(("sync", where(number))), fsync(number)))
     monkeypatch.setattr(os, "replace", lambda *names: (done.append(("name", Path(names[1]).name)), replace(*names)))
     write_json(tmp_path / "run.json", {"run_id": "a"})
-    assert done == [("sync", ".run.json.partial"), ("name", "run.json"), ("sync", tmp_path.name)]
+    partial = done[0][1]
+    assert re.fullmatch(r"\.run\.json\.[0-9a-f]{16}\.partial", partial)
+    assert done == [("sync", partial), ("name", "run.json"), ("sync", tmp_path.name)]

@@ -139,10 +139,11 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
 
 def _start_problems(config: Config, start: Start) -> list[str]:
     """What is wrong with where and how the run is to start."""
-    from ftscale.run_folder import check_run_folder
+    from ftscale.run_folder import at_real_folder, check_run_folder
 
     problems: list[str] = []
     try:
+        config = at_real_folder(config)
         check_run_folder(config, resume=start.resume, overwrite=start.overwrite)
         if start.resume and not start.overwrite:
             _check_checkpoint(config, start)

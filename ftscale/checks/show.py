@@ -7,6 +7,7 @@ from typing import Any
 
 from ftscale.checks.report import Report
 from ftscale.errors import counted
+from ftscale.shown import visible
 
 LABELS_SHOWN = 12
 
@@ -21,10 +22,11 @@ def show(report: Report) -> None:
         console.print(Text(f"row {number}, targets {'coloured' if console.is_terminal else 'in [[ ]]'}:", style="bold"))
         text = Text()
         for piece, target in pieces:
+            piece = visible(piece)  # of a stranger's data
             text.append(piece if console.is_terminal or not target else f"[[{piece}]]", "green" if target else "")
         console.print(text)
     for line in lines(report.facts):
-        console.print(Text(line))
+        console.print(Text(visible(line)))
     for name, sentences, style in (("warning", report.warnings, "yellow"), ("error", report.errors, "red")):
         for sentence in sentences:
             console.print(Text(f"{name}: {sentence}", style=style))

@@ -22,6 +22,7 @@ from typing import Any
 from ftscale.config.load import config_digest
 from ftscale.errors import UserError
 from ftscale.precheck import read_config
+from ftscale.sealed import write_text
 
 CHECK_FOLDER = "check"
 WAIT_S = 30.0  # for the other nodes' reports; Python may start slowly from a network disk
@@ -53,14 +54,14 @@ def check_node(folder: Path, run: Path, overrides: Sequence[str], *, scratch: st
     number = int(os.environ["SLURM_STEP_NUM_NODES"])
     if number > 1:
         import torch.distributed  # noqa: F401  # seconds on a busy disk: a node with a report is ready to be talked to
-    _write(folder / f"{name}.json", report)
+    write_text(folder / f"{name}.json", json.dumps(report))
     if number > 1 and _all_well(folder, number):
         try:
             report |= _reduce(int(os.environ["SLURM_NODEID"]), number)
         except (RuntimeError, OSError) as error:  # torch's DistError is a RuntimeError
             first = str(error).splitlines()[0]
             report["problems"].append(f"the all-reduce among the nodes failed: {first}")
-        _write(folder / f"{name}.json", report)
+        write_text(folder / f"{name}.json", json.dumps(report))
     return not report["problems"]
 
 
@@ -184,12 +185,6 @@ def _config_digest(run: Path, overrides: Sequence[str]) -> str:
         return config_digest(read_config(run, overrides))[:16]
     except UserError as error:
         return str(error.problems[0])
-
-
-def _write(path: Path, report: Report) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report))
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> Report:

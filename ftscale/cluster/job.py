@@ -23,7 +23,8 @@ from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
 from ftscale.precheck import read_config
 from ftscale.processes import begin_work
-from ftscale.run_folder import holds_run
+from ftscale.run_folder import at_real_folder, holds_run
+from ftscale.shown import shown
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
@@ -57,7 +58,7 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
 
     Raises UserError: a mistake in the configuration, before anything is started.
     """
-    config = read_config(run, overrides)
+    config = at_real_folder(read_config(run, overrides))
     _check(settings)
     records = Records(Path(config.run_folder))
     begin_work()
@@ -261,7 +262,7 @@ class Job:
     # ------------------------------------------------------------ records and Slurm
 
     def say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} [job {self.id}.{self.restart}] {text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')} [job {self.id}.{self.restart}] {shown(text)}", flush=True)
 
     def _series(self, *kinds: str) -> list[dict[str, object]]:
         """This submission's events: of this job and of the chain it belongs to."""

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ftscale import sealed
+from ftscale.files import open_to_append
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, line_of, read_lines
 
 Event = dict[str, Any]
 
+_JOB = re.compile(r"[0-9]+(_[0-9]+)?")
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _START: dict[str, Any] = {"job": str, "restart": int, "time": (int, float), "step": int}
 _FIELDS: dict[str, dict[str, Any]] = {
     "submit": {"jobs": list, "time": (int, float)},
@@ -48,7 +51,7 @@ class Records:
         """Append one event: submit, start, end; each with `job` and `time` (seconds since 1970)."""
         self.folder.mkdir(parents=True, exist_ok=True)
         line = line_of({"event": event, "time": round(time.time(), 3), **fields})
-        with (self.folder / "history.jsonl").open("a") as file:  # one write: several hosts may append
+        with open_to_append(self.folder / "history.jsonl") as file:  # one write: several hosts may append
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -59,7 +62,7 @@ class Records:
         """
         path = self.folder / "history.jsonl"
         found, damaged = read_lines(path)
-        good = [event for event in found if _is_one_of(_FIELDS, event, name="event")]
+        good = [event for event in found if _is_one_of(_FIELDS, event, name="event") and _names_jobs_and_nodes(event)]
         if damaged := damaged + len(found) - len(good):
             log.warning("%d lines of %s are not what was written; left out", damaged, path)
         return [event for event in good if event["event"] in kinds]
@@ -106,6 +109,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return sealed.read_json(path)
     except (FileNotFoundError, DamagedError):
         return {}
+
+
+def is_job(name: object) -> bool:
+    """Whether it is the number of a job, or of one task of an array (12_3): all that is handed to Slurm's commands."""
+    return isinstance(name, str) and bool(_JOB.fullmatch(name))
+
+
+def _names_jobs_and_nodes(event: Event) -> bool:
+    """Whether each job is a number and each node a name: anything else might be an option of a command."""
+    jobs = [event["job"]] if "job" in event else event["jobs"]
+    nodes = event.get("nodes", [])
+    return all(map(is_job, jobs)) and all(isinstance(node, str) and _NODE.fullmatch(node) for node in nodes)
 
 
 def _is_one_of(kinds: Mapping[str, dict[str, Any]], line: dict[str, Any], *, name: str) -> bool:

@@ -6,6 +6,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from ftscale.errors import UserError
+from ftscale.shown import control_characters
+
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+"""A long name of an option of sbatch."""
 SETUP = "# environment"
 """Starts the comment under which the lines that make the environment stand, up to the next empty line."""
 
@@ -16,8 +21,23 @@ def fill(
     """The job script with these values.
 
     options: of sbatch by their long names, "" for a flag, None to leave a line of the template out; variables: those at
-    the top of the template; setup: lines of bash instead of the template's own, where there are some.
+    the top of the template; setup: lines of bash instead of the template's own, where there are some. Raises UserError
+    for an option that has no such name, and for a value that is more than one line: it would be bash.
     """
+    given = {**{f"--{name}": value or "" for name, value in options.items()}, **variables}
+    problems = [
+        f"{name} = {value!r} holds line ends or other control characters ({found}) and cannot stand in a job script; "
+        "remove them, also from the names of folders."
+        for name, value in given.items()
+        if (found := control_characters(value))
+    ]
+    problems += [
+        f"--{name!r} is no option of sbatch; its long names are letters, digits and hyphens."
+        for name in options
+        if not OPTION_NAME.fullmatch(name)
+    ]
+    if problems:
+        raise UserError(*problems)
     lines = template.splitlines()
     for name, value in options.items():
         lines = _set_option(lines, name, value)
@@ -32,7 +52,7 @@ def fill(
 
 def _set_option(lines: list[str], name: str, value: str | None) -> list[str]:
     pattern = re.compile(rf"#SBATCH --{re.escape(name)}(=|\s|$)")
-    line = f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"
+    line = f"#SBATCH --{name}={_quoted(value)}" if value else f"#SBATCH --{name}"
     found = [number for number, old in enumerate(lines) if pattern.match(old)]
     if found:
         comment = lines[found[0]].partition("  #")
@@ -42,6 +62,17 @@ def _set_option(lines: list[str], name: str, value: str | None) -> list[str]:
         return lines
     last = max(number for number, old in enumerate(lines) if old.startswith("#SBATCH"))
     return [*lines[: last + 1], line, *lines[last + 1 :]]
+
+
+def _quoted(value: str) -> str:
+    """As sbatch reads the words of its lines: quotes hold spaces and #, a backslash takes the next character as it is.
+
+    (src/sbatch/opt.c, _get_argument.)
+    """
+    if not re.search(r"[\s'\"#\\]", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _set_variable(lines: list[str], name: str, value: str) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from ftscale.cluster.render import OPTION_NAME
 from ftscale.config.problems import problems_of
-from ftscale.config.schema import Section
+from ftscale.config.schema import OneLine, Section
 from ftscale.config.yaml_text import read_yaml
 from ftscale.errors import UserError
+from ftscale.logs import log
 
 PLACES = (Path("~/.config/ftscale/cluster.yaml"), Path(".ftscale/cluster.yaml"), Path("cluster.yaml"))
 """Where site settings lie; a later file's settings are laid over an earlier one's."""
@@ -23,33 +26,40 @@ def _time_limit(value: str) -> str:
     return value
 
 
+def _option_name(value: str) -> str:
+    if not OPTION_NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is no option of sbatch; its long names are letters, digits and hyphens")
+    return value
+
+
 TimeLimit = Annotated[str, AfterValidator(_time_limit)]
+OptionName = Annotated[str, AfterValidator(_option_name)]
 
 
 class Site(Section):
     """What is the same for all jobs of a site; every setting is also free to be left out."""
 
-    partition: str | None = None
+    partition: OneLine | None = None
     """Partition of the jobs; null = the cluster's default."""
-    account: str | None = None
+    account: OneLine | None = None
     """Account that is charged; null = the user's default."""
     time: TimeLimit = "24:00:00"
     """Time limit: minutes, hours:minutes:seconds or days-hours:minutes:seconds."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     """GPUs of each node; 0 = jobs on CPUs."""
-    gpu: str | None = None
+    gpu: OneLine | None = None
     """What they are, as `ftscale plan --gpu` calls them, e.g. a100-80gb; a run that does not fit is not submitted."""
     cpus_per_node: PositiveInt | None = None
     """CPUs of each node; null = one a process, or the cluster's default for GPUs."""
-    mail: str | None = None
+    mail: OneLine | None = None
     """Address that Slurm writes to when a job ends, fails or is requeued; null = no mail."""
-    sbatch: dict[str, str | int] = {}
+    sbatch: dict[OptionName, OneLine | int] = {}
     """Further options of sbatch, e.g. `{qos: long, constraint: a100}`; an empty value is a flag."""
     setup: tuple[str, ...] = ()
     """Lines of bash that make the environment, e.g. `module load cuda`; empty = .venv/bin/activate where it is."""
-    interface: str | None = None
+    interface: OneLine | None = None
     """Network interface between nodes, e.g. ib0; null = what gloo and NCCL choose."""
-    scratch: str | None = None
+    scratch: OneLine | None = None
     """Local disk of each node, looked at by the health check; null = $TMPDIR, or the system's temporary folder."""
     min_free_gib: NonNegativeFloat = 1.0
     """Least free space on the scratch disk, in GiB."""
@@ -63,21 +73,31 @@ class Site(Section):
 
 
 def load_site() -> Site:
-    """The settings of all site files that are there, later ones laid over earlier ones.
+    """The settings of all site files that are there, later ones laid over earlier ones; the log says which.
 
+    They hold lines of bash that a job runs, so those that are not this user's or root's are left out, as git does.
     Raises UserError: a file is not YAML, or all the problems of its settings together.
     """
     settings: dict[str, Any] = {}
-    problems = []
+    problems, read = [], []
     for place in PLACES:
         path = place.expanduser()
-        if path.is_file():
+        if path.is_file() and not _is_trusted(path):
+            log.warning("%s is left out: it is neither this user's file nor root's; copy it to use it", path)
+        elif path.is_file():
+            read.append(str(path))
             data = read_yaml(path.read_text(encoding="utf-8-sig"), source=str(path)) or {}
             problems += [f"{path}: {problem}" for problem in _problems(data)]
             settings |= data if isinstance(data, dict) else {}
     if problems:
         raise UserError(*problems)
+    log.info("site settings: %s", ", then ".join(read) or "none")
     return Site.model_validate(settings)
+
+
+def _is_trusted(path: Path) -> bool:
+    """By its owner; of a link also by the link's own."""
+    return {path.stat().st_uid, path.lstat().st_uid} <= {os.getuid(), 0}
 
 
 def _problems(data: Any) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ftscale.checks import check_run
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
-from ftscale.cluster.records import Records, run_status
+from ftscale.cluster.records import Records, is_job, run_status
 from ftscale.cluster.render import fill
 from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
@@ -22,7 +22,8 @@ from ftscale.logs import log
 from ftscale.precheck import read_config
 from ftscale.processes import begin_work
 from ftscale.resources import resource
-from ftscale.run_folder import check_run_folder
+from ftscale.run_folder import at_real_folder, check_run_folder
+from ftscale.sealed import write_text
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
 """Files in the run folder's slurm/: the job script, the resolved configuration, and an array's members."""
@@ -71,7 +72,7 @@ class Submission:
     def told(self) -> str:
         """For people: the ids, where the output is, and how to go on."""
         many = f"jobs {', '.join(self.jobs)}" if len(self.jobs) > 1 else f"job {self.jobs[0]}"
-        folder = self.log.parent.parent
+        folder = shlex.quote(str(self.log.parent.parent))
         log = str(self.log).replace("%j", self.jobs[0]).replace("%A", self.jobs[0])
         return f"submitted {many}; output in {log}\nftscale status {folder}; ftscale logs -f {folder}"
 
@@ -87,11 +88,11 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     limit_s = slurm.seconds(request.time or site.time)
     configs: list[Config] = []
     try:
-        base = read_config(run, overrides)
+        base = at_real_folder(read_config(run, overrides))
         _check_and_plan(run, overrides, request, site)
         problems += _time_problems(base, request, limit_s)
         members = _members(request, base.run_folder)
-        configs = [read_config(run, [*overrides, *member]) for member in members] if members else [base]
+        configs = [at_real_folder(read_config(run, [*overrides, *member])) for member in members] or [base]
     except UserError as error:
         problems += error.problems
     if problems:
@@ -161,12 +162,19 @@ def _processes(request: Request, site: Site) -> int:
 
 
 def job_script(run_folder: Path, request: Request, site: Site, *, array: str | None) -> str:
-    """The template filled in for a request; array: members, e.g. 0-5%2, None = a single run."""
+    """The template filled in for a request; array: members, e.g. 0-5%2, None = a single run.
+
+    Raises UserError for values and names of folders that cannot stand in a job script.
+    """
     folder = Records(run_folder).folder.resolve()
+    if "\\" in str(folder):  # to Slurm: none of the symbols in the name of a log is replaced (seen with 22.05)
+        raise UserError(
+            f"run_folder = {run_folder}: Slurm writes no log below {folder}, because of its backslash; rename it."
+        )
     gpus, processes = _gpus(request, site), _processes(request, site)
     options: dict[str, str | None] = {
         "job-name": run_folder.name,
-        "output": str(folder / _log_name(bool(array))),
+        "output": f"{str(folder).replace('%', '%%')}/{_log_name(bool(array))}",
         "nodes": f"1-{request.nodes}" if request.elastic else str(request.nodes),
         "cpus-per-task": str(site.cpus_per_node or processes),
         "time": request.time or site.time,
@@ -213,11 +221,11 @@ def _write_and_submit(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"run-{number:05d}.yaml" for number in range(len(configs))] if array else [folder / RUN]
     try:
-        (folder / SCRIPT).write_text(script)
+        write_text(folder / SCRIPT, script)
         if array:
-            (folder / RUNS).write_text("".join(f"{file.resolve()}\n" for file in files))
+            write_text(folder / RUNS, "".join(f"{shlex.quote(str(file.resolve()))}\n" for file in files))
         for config, file in zip(configs, files, strict=True):
-            write_config(config, file)
+            write_config(config, file, with_secrets=True)  # the job has nothing else to read
         jobs = _sbatch(folder / SCRIPT, chain=chain)
     except BaseException:
         if new:
@@ -244,7 +252,10 @@ def _sbatch(script: Path, *, chain: int, options: Sequence[str] = ()) -> list[st
     jobs: list[str] = []
     for _ in range(chain):
         after = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
-        jobs.append(slurm.call("sbatch", "--parsable", *options, *after, str(script)).strip().split(";")[0])
+        answer = slurm.call("sbatch", "--parsable", *options, *after, str(script)).strip()
+        if not is_job(job := answer.partition(";")[0]):
+            raise UserError(f"sbatch answered {answer!r} instead of a job's number; look at what sbatch is here.")
+        jobs.append(job)
     return jobs
 
 

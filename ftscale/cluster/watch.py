@@ -9,6 +9,7 @@ from pathlib import Path
 from ftscale.cluster import slurm
 from ftscale.cluster.records import Event, Records, checkpoint_step, read_json, read_result, train_lines
 from ftscale.errors import UserError
+from ftscale.files import open_to_append
 from ftscale.logs import LOGS
 
 FOLLOW_S = 0.5
@@ -85,7 +86,7 @@ def cancel(run_folder: Path, *, now: bool = False) -> list[str]:
     running = [job for job in alive if states[job] == "RUNNING" and not now]
     for folder in (run_folder, *_members(run_folder)):
         Records(folder).folder.mkdir(parents=True, exist_ok=True)
-        Records(folder).cancel_mark.touch()
+        open_to_append(Records(folder).cancel_mark).close()
     said = []
     if waiting := [job for job in alive if job not in running]:
         slurm.call("scancel", *waiting)

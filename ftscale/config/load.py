@@ -21,6 +21,7 @@ from ftscale.config.schema import Config
 from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.errors import UserError
 from ftscale.sealed import write_text
+from ftscale.shown import SECRET, without_secrets
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -72,14 +73,35 @@ def parse_config(data: dict[str, Any], *, source: str) -> Config:
     return config
 
 
-def write_config(config: Config, path: str | Path) -> None:
-    """Write every setting, defaults included, as YAML that `load_config` reads back as the same configuration."""
-    write_text(Path(path), write_yaml(config.model_dump()))
+def write_config(config: Config, path: str | Path, *, with_secrets: bool = False) -> None:
+    """Write every setting, defaults included, as YAML that `load_config` reads back as the same configuration.
+
+    Secrets in the URLs of data are left out, and a comment says which are to be filled in; `with_secrets`: they are
+    written, and where there are some nobody else may read the file.
+    """
+    shared, head = public(config), ""
+    if shared == config or with_secrets:
+        write_text(Path(path), write_yaml(config.model_dump()), mode=0o666 if shared == config else 0o600)
+        return
+    for line in differences(config, shared):
+        setting = line.partition(":")[0]
+        head += f"# {setting} is to be filled in where it says {SECRET}, here or by {setting}=... on the command line\n"
+    write_text(Path(path), head + write_yaml(shared.model_dump()))
+
+
+def public(config: Config) -> Config:
+    """The configuration without the secrets in the URLs of its data: names and passwords, tokens, signatures."""
+    parts = {
+        part: tuple(source.model_copy(update={"path": without_secrets(source.path)}) for source in sources)
+        for part in ("train", "eval", "test")
+        if (sources := getattr(config.data, part))
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=parts)})
 
 
 def config_digest(config: Config) -> str:
-    """SHA-256 of all settings, 64 hexadecimal digits: equal for equal configurations, on every machine."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    """SHA-256 of all settings but secrets, 64 hexadecimal digits: equal for equal configurations, on every machine."""
+    text = json.dumps(public(config).model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

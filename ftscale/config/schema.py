@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,12 +18,23 @@ from pydantic import (
 )
 
 from ftscale.config.class_names import names_and_ids, only_names
+from ftscale.shown import control_characters
 
 Labels = Annotated[
     tuple[str, ...] | None,
     BeforeValidator(only_names, json_schema_input_type=list[str | int] | dict[str, str] | str | None),
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_line(value: str) -> str:
+    if found := control_characters(value):
+        raise ValueError(f"must hold no line ends and other control characters (it has {found})")
+    return value
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+"""A text that reaches a job script, where a line end would begin a command."""
 
 
 class Section(BaseModel):
@@ -487,7 +499,7 @@ class Config(Section):
 
     task: Annotated[TaskSettings, BeforeValidator(_by_name, json_schema_input_type=TaskName | TaskSettings)]
     """The task: its name, or a section with its name and settings."""
-    run_folder: str
+    run_folder: OneLine
     """Folder that the run writes; must not exist yet unless resumed or overwritten."""
     seed: NonNegativeInt = 0
     """Seed of the data order, new weights, dropout and augmentation."""

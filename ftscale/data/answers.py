@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from ftscale.config.schema import SourceConfig
 from ftscale.errors import UserError
+from ftscale.files import open_new, partial_path
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
 DELIMITED = {".csv": "csv", ".tsv": "tsv"}
@@ -68,13 +69,13 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
         ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"  # JSON's own escapes then
         yield lambda answer: print(as_json(answer.as_dict(), ascii_only=ascii_only))
         return
-    temporary = out.with_name(f".{out.name}.partial")
+    temporary = partial_path(out)
     try:
         if out.suffix == ".parquet":
             with _parquet_writer(temporary, out, source=source, form=form) as write:
                 yield write
         else:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
+            with open_new(temporary, newline="") as file:
                 yield _text_writer(file, out, source=source, form=form)
         os.replace(temporary, out)
     finally:

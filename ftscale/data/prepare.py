@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,10 +21,12 @@ from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError, counted
+from ftscale.files import own_id, partial_path, remove, remove_partials, without_link
 from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
 from ftscale.seeding import derive_seed
+from ftscale.shown import without_secrets
 
 FORMAT = 3  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
@@ -133,11 +133,13 @@ def prepare_sources(
     """
     from filelock import FileLock
 
-    fingerprints = [source_fingerprint(source, roles=roles) for source in sources]
+    fingerprints = [
+        source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
+    ]
     digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
-    folder = cache_folder(data) / digest
+    folder = cache_folder(data).resolve() / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
         _check_owner(folder)
         if (saved := _verified(folder)) is None:
             _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
@@ -228,8 +230,8 @@ def _build(
     labelled: bool,
     keep: Callable[[int, int], bool] | None,
 ) -> None:
-    partial = folder.with_suffix(".partial")
-    _remove(partial)
+    remove_partials(folder)
+    partial = partial_path(folder)
     partial.mkdir(mode=0o700)
     reports, files, content = [], {}, xxhash.xxh3_128()
     for index, source in enumerate(sources):
@@ -238,7 +240,7 @@ def _build(
         )
         if keep is not None:
             rows = (row for number, row in enumerate(rows) if keep(index, number))
-        report = SourceReport(source.path)
+        report = SourceReport(without_secrets(source.path))
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
         path = partial / f"source-{index}.arrow"
         _write(path, (sift(chunk, report) for chunk in chunks), content)
@@ -246,7 +248,7 @@ def _build(
         files[path.name] = hash_file(path)
     about = {"sources": reports, "files": files, "content": content.hexdigest()}
     (partial / REPORT).write_text(json.dumps({**about, "self": _hash_of(about)}))
-    _remove(folder)
+    remove(folder)
     os.rename(partial, folder)
 
 
@@ -272,25 +274,11 @@ def _hash_of(report: dict[str, Any]) -> str:
 
 def _check_owner(folder: Path) -> None:
     """Raise UserError where another user wrote the folder: a hash proves no origin."""
-    if folder.exists() and folder.stat().st_uid != _own_id(folder.parent):
+    if folder.exists() and folder.stat().st_uid != own_id(folder.parent):
         raise UserError(
             f"data.cache_dir: the prepared data in {folder} was written by another user, who may have changed it; "
             "set data.cache_dir to a folder of your own."
         )
-
-
-def _own_id(folder: Path) -> int:
-    """The number of this user on the folder's file system: a network's may have another one than this machine."""
-    with tempfile.TemporaryFile(dir=folder) as own:
-        return os.fstat(own.fileno()).st_uid
-
-
-def _remove(path: Path) -> None:
-    """A folder and what is in it; of a link, the link alone."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
 
 
 def _prepared_chunks(

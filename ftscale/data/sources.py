@@ -24,6 +24,7 @@ from ftscale.errors import UserError
 from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.logs import log
 from ftscale.processes import begin_work
+from ftscale.shown import without_secrets
 
 __all__ = [
     "Position",
@@ -49,6 +50,8 @@ READING_SETTINGS = (
     *("columns", "header", "separator", "comment", "encoding", "limit", "name", "split"),
     *("missing_values", "drop"),
 )
+STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
+"""What file systems of fsspec tell of a file that changes with its content."""
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -169,14 +172,14 @@ def file_fingerprints(
     files = discover(source, setting=setting)
     paths = _all_paths(files)
     whole = fit_to_hash_whole(path for path in paths if not is_url(path))
-    own = {path: _file_fingerprint(path, whole=whole) for path in paths}
+    own = {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
     return own | _image_fingerprints(source, files, setting=setting, roles=roles)
 
 
 def _file_fingerprint(path: str, *, whole: bool) -> str:
     if is_url(path):
         digest = xxhash.xxh3_128()
-        _add_remote_file(digest, path)
+        _add_remote_file(digest, path) if without_secrets(path) == path else _add_secret_file(digest, path)
         return digest.hexdigest()
     return hash_file(path) if whole else sampled_hash(path)
 
@@ -216,6 +219,14 @@ def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
     digest.update(f"{path}\0{filesystem.ukey(inside)}\0".encode())
 
 
+def _add_secret_file(digest: xxhash.xxh3_128, path: str) -> None:
+    """What tells the file besides its URL, whose secrets may be others at a resume; the URL where there is nothing."""
+    filesystem, inside = fsspec.core.url_to_fs(path)
+    told = filesystem.info(inside)
+    stamps = {name: str(value) for name, value in sorted(told.items()) if name.lower().replace("_", "-") in STAMPS}
+    digest.update(json.dumps([without_secrets(path), told.get("size"), stamps or path]).encode())
+
+
 def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> None:
     stat = os.stat(path)
     if not whole:
@@ -239,6 +250,8 @@ def _file_rows(
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
+        if is_url(file.path):
+            row["_where"] = without_secrets(row["_where"])
         check_characters(row)
         names = tuple(name for name in row if not name.startswith("_"))
         for name in names:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from ftscale.errors import UserError, unknown_name
+from ftscale.files import partial_path, remove, remove_partials
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
 from ftscale.models.probing import transformers_model
@@ -58,8 +58,8 @@ def save_model(
     """
     folder = Path(folder)
     mend_generation_config(transformers_model(model))
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_partials(folder)
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     if isinstance(model, PeftModel):
         _save_adapter(model, partial, final=folder, state_dict=state_dict)
@@ -71,7 +71,7 @@ def save_model(
     for path in filter(Path.is_file, partial.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os.rename(partial, folder)
 
 
@@ -135,7 +135,7 @@ def export_model(
     exported = load_saved(out, auto_class=auto_class, trust_remote_code=trust_remote_code)
     change = (_logits(exported, probe) - expected).abs().max().item()
     if not change <= allowed:
-        shutil.rmtree(out)
+        remove(out)
         raise UserError(
             f"{'--merge' if merge else 'export'} is not possible with this model: its logits would differ by "
             f"{change:.3g} from those that were trained, and rounding explains {allowed:.3g}; "

@@ -13,6 +13,7 @@ from ftscale.config.compatibility import ZERO3
 from ftscale.plan.devices import CALIBRATION, Device
 from ftscale.plan.dry_run import Sizes
 from ftscale.plan.memory import state_bytes
+from ftscale.sealed import write_text
 
 EFFICIENCY = 0.4
 """Share of a device's rate that training reaches without calibration: 0.3 to 0.5 is what published runs report (PaLM,
@@ -113,7 +114,7 @@ def calibrate(device: Device, *, flops: float, step_s: float, precision: str) ->
     share = flops / step_s / device.flops(precision)
     path = calibration_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**_calibrations(), device.key: share}, indent=2) + "\n")
+    write_text(path, json.dumps({**_calibrations(), device.key: share}, indent=2) + "\n")
     return share
 
 

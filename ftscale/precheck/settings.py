@@ -109,9 +109,10 @@ def machine_problems(config: Config) -> list[str]:
 
 def folder_problems(setting: str, folder: Path) -> list[str]:
     """Why nothing can be written into a folder, which need not be there yet; it is tried in the nearest that is."""
+    real = Path(os.path.realpath(folder))  # a link may lead into a disk that was cleared
     try:
-        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-        for name in folder.absolute().relative_to(place.absolute()).parts:
+        place = next(place for place in (real, *real.parents) if os.path.lexists(place))
+        for name in real.relative_to(place).parts:
             if len(os.fsencode(name)) > os.pathconf(place, "PC_NAME_MAX"):
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=place):

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map
 
 from ftscale.distributed import Distributed, check_takeover, random_state, set_random_state
 from ftscale.errors import UserError
-from ftscale.sealed import sync
+from ftscale.files import remove
+from ftscale.sealed import sync, write_text
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.train.manifest import (
     Checkpoint,
@@ -163,7 +164,7 @@ class Saver:
 
     def _make_folder(self, partial: Path) -> None:
         if self.distributed.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove(partial)
             partial.mkdir(parents=True)
 
     def _try(self, action: Callable[..., None], *arguments: Any) -> None:
@@ -225,8 +226,7 @@ class Part:
             if file_digest(path) != self._files[name][1]:
                 raise OSError(f"{path} was read back with other content than was written")
         own = self.folder / f".files-{self._rank:05d}.json"
-        own.with_suffix(".partial").write_text(json.dumps(self._files))
-        own.with_suffix(".partial").rename(own)
+        write_text(own, json.dumps(self._files))
 
     def all_parts(self) -> list[Path]:
         """The lists of files of the ranks that have finished."""
@@ -246,7 +246,7 @@ class Part:
         return files
 
     def _write(self, value: Any, path: Path) -> None:
-        with path.open("wb") as file:
+        with path.open("xb") as file:  # never through a link
             hashing = _HashingFile(file)
             try:
                 torch.save(value, hashing)

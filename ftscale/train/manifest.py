@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ftscale.distributed import STRATEGIES
+from ftscale.files import open_new, remove, without_link
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, sealed, sync, unsealed
 
@@ -143,7 +143,7 @@ def prune_checkpoints(root: Path, *, keep: int, best: int | None) -> None:
     found = [read_checkpoint(folder, contents=False) for folder in _folders(root)]
     for checkpoint in [item for item in found if isinstance(item, Checkpoint)][:-keep]:
         if checkpoint.step != best:
-            shutil.rmtree(checkpoint.folder)
+            remove(checkpoint.folder)
 
 
 def read_checkpoint(folder: Path, *, run_id: str | None = None, contents: bool = True) -> Checkpoint | str:
@@ -209,9 +209,10 @@ def _problem(manifest: dict[str, Any], folder: Path) -> str:
 def seal(folder: Path, final: Path, manifest: Mapping[str, Any], files: Files) -> None:
     """Write the manifest last, and give the folder its final name; durable when this returns."""
     path = folder / MANIFEST
-    path.write_text(json.dumps(sealed({**manifest, "files": files}), indent=1))
+    with open_new(path) as file:
+        file.write(json.dumps(sealed({**manifest, "files": files}), indent=1))
     sync([path, *(item for item in folder.rglob("*") if item.is_dir()), folder])
-    shutil.rmtree(final, ignore_errors=True)  # a checkpoint of this step that was not complete
+    remove(final)  # a checkpoint of this step that was not complete
     os.rename(folder, final)
     sync([final.parent])
 
@@ -236,10 +237,7 @@ def _partial_folders(root: Path) -> list[Path]:
 def _set_aside(folder: Path, reason: str) -> None:
     found = _PARTIAL.fullmatch(folder.name)
     target = folder.parent / INCOMPLETE / (found.group(1) if found else folder.name)
-    target.parent.mkdir(exist_ok=True)
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
+    without_link(target.parent).mkdir(exist_ok=True)
+    remove(target)
     os.rename(folder, target)
     log.warning("checkpoint %s is not complete (%s); set aside as %s", folder.name, reason, target)

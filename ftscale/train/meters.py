@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from ftscale.files import open_to_append
 from ftscale.logs import log
 from ftscale.sealed import read_lines, write_text
 
@@ -32,7 +33,7 @@ class MetricsFile:
     def write(self, kind: str, step: int, **figures: Any) -> None:
         """`kind`: train, eval or event; figures that are not finite are written as text, since JSON has none."""
         if self._path is not None:
-            self._file = self._file or self._path.open("a", buffering=1)
+            self._file = self._file or open_to_append(self._path)
             line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
             self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
 

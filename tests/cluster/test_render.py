@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from ftscale.cluster.render import fill
+from ftscale.errors import UserError
 from ftscale.resources import resource
 
 TEMPLATES = ("train.sbatch", "array.sbatch", "evaluate.sbatch")
@@ -45,6 +46,34 @@ def test_variables_are_quoted_for_bash():
     program = f'{settings}\nprintf "%s|" "$SCRATCH" "$INTERFACE" "$LAUNCHER"'
     done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)
     assert done.stdout == "/local disk/$USER||torchrun|"
+
+
+@pytest.mark.parametrize("value", ["x\ntouch PWN\n#", "x\rtouch PWN", "x\x00", "x\u2028"])
+def test_a_value_of_several_lines_is_refused(value: str):
+    for options, variables in (({"partition": value}, {}), ({}, {"SCRATCH": value}), ({value: "1"}, {})):
+        with pytest.raises(UserError, match="line ends or other control characters|is no option of sbatch"):
+            fill(template(), options=options, variables=variables)
+
+
+@pytest.mark.parametrize("name", ["qos long", "-x", "", "wrap=touch PWN"])
+def test_an_option_has_the_name_of_one(name: str):
+    with pytest.raises(UserError, match="is no option of sbatch"):
+        fill(template(), options={name: "1"}, variables={})
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("END,FAIL", "END,FAIL"),
+        ("a100&nvme", "a100&nvme"),
+        ("/runs/my run/%j.log", '"/runs/my run/%j.log"'),
+        ("it's", '"it\'s"'),
+        ('a "b" \\c', '"a \\"b\\" \\\\c"'),
+        ("a  # b", '"a  # b"'),
+    ],
+)
+def test_a_value_with_spaces_and_quotes_is_one_word_to_sbatch(value: str, line: str):
+    assert f"#SBATCH --comment={line}\n" in fill(template(), options={"comment": value}, variables={})
 
 
 def test_an_unknown_variable_is_a_mistake_of_ours():

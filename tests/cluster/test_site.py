@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,48 @@ def test_a_file_that_holds_no_settings_is_a_mistake():
     write("cluster.yaml", "- gpu\n")
     with pytest.raises(UserError, match="cluster.yaml: must hold keys and values, holds a list"):
         load_site()
+
+
+@pytest.mark.parametrize(
+    "line", ['partition: "a\\nb"', 'mail: "a\\rb"', 'sbatch: {qos: "a\\nb"}', 'sbatch: {"a b": 1}', 'scratch: "a\\0b"']
+)
+def test_a_value_that_would_be_several_lines_of_a_job_script_is_refused(line: str):
+    write("cluster.yaml", f"{line}\n")
+    with pytest.raises(UserError, match="no line ends and other control characters|is no option of sbatch"):
+        load_site()
+
+
+def test_the_log_says_which_files_were_read(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "ftscale")
+    write("~/.config/ftscale/cluster.yaml", "partition: gpu\n")
+    write("cluster.yaml", "account: physics\n")
+    load_site()
+    own = Path("~/.config/ftscale/cluster.yaml").expanduser()
+    assert caplog.messages == [f"site settings: {own}, then cluster.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link of another", "link to another's"])
+def test_another_users_file_is_left_out_and_named(
+    kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    write("~/.config/ftscale/cluster.yaml", "partition: gpu\n")
+    write("cluster.yaml" if kind == "file" else "theirs.yaml", "partition: big\nsetup: [touch PWN]\n")
+    if kind != "file":
+        Path("cluster.yaml").symlink_to("theirs.yaml")
+    strange = {Path("theirs.yaml" if kind == "link to another's" else "cluster.yaml").lstat().st_ino}
+    _with_owner(monkeypatch, strange)
+    assert load_site() == Site(partition="gpu")
+    assert "cluster.yaml is left out: it is neither this user's file nor root's" in caplog.text
+
+
+def _with_owner(monkeypatch: pytest.MonkeyPatch, strange: set[int]) -> None:
+    """As if user 12345 owned these files and this process's user all others."""
+    stat, lstat = Path.stat, Path.lstat
+
+    def owned(found: os.stat_result) -> os.stat_result:
+        values = list(found)
+        values[4] = 12345 if found.st_ino in strange else os.getuid()  # st_uid
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", lambda path, **options: owned(stat(path, **options)))
+    monkeypatch.setattr(Path, "lstat", lambda path: owned(lstat(path)))

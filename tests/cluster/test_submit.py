@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import tiny
 from plan.worlds import llama, run_of
 
+from ftscale.cluster.records import Records
 from ftscale.cluster.site import Site
 from ftscale.cluster.submit import Request, job_script, submit
+from ftscale.cluster.watch import cancel
 from ftscale.errors import UserError
+from ftscale.resources import resource
 
 
 @pytest.fixture
@@ -124,3 +129,104 @@ def test_without_slurm_submit_says_so(run: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="sbatch is not on the path"):
         submit(run, (), Request())
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- what reaches a shell
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An sbatch that runs the script at once, and a python in it that writes what it was given; gives the folder."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in {
+        "sbatch": 'SLURM_ARRAY_TASK_ID=${TASK:-0} bash "${@: -1}" >&2 && echo "${ANSWER:-4242}"',
+        "python": f'printf "%s\\n" "$@" > {tools}/arguments',
+        "scontrol": "exit 1",
+        "scancel": f'printf "%s\\n" "$@" > {tools}/cancelled',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    return tools
+
+
+def test_a_run_folder_of_several_lines_is_no_run_folder(run: Path, slurm: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="run_folder = .* must hold no line ends and other control characters"):
+        submit(run, ['run_folder="runs/x\\ntouch PWN\\n#"'], Request())
+    assert not list(tmp_path.rglob("PWN"))
+
+
+def test_no_request_is_a_line_of_bash(run: Path, slurm: Path, tmp_path: Path):
+    bad = "x\ntouch PWN\n#"
+    for request in (
+        Request(partition=bad),
+        Request(account=bad),
+        Request(sbatch=(f"qos={bad}",)),
+        Request(sbatch=(bad,)),
+    ):
+        with pytest.raises(UserError, match="line ends or other control characters|is no option of sbatch"):
+            submit(run, (), request)
+    assert not list(tmp_path.rglob("PWN"))
+
+
+def test_nor_is_the_name_of_a_folder_above(run: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a\ntouch PWN\n#").mkdir()
+    monkeypatch.chdir(tmp_path / "a\ntouch PWN\n#")
+    with pytest.raises(UserError, match="also from the names of folders"):
+        submit(run, ["run_folder=run"], Request())
+    assert not list(tmp_path.rglob("PWN"))
+
+
+def test_a_folder_below_which_slurm_writes_no_log_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="because of its backslash; rename it"):
+        job_script(tmp_path / "a\\b", Request(), Site(), array=None)
+
+
+@pytest.mark.parametrize("folder", ["runs/my run", "runs/it's $(touch PWN) `touch PWN` ; #1 100%j"])
+def test_every_member_of_an_array_gets_its_own_file_whatever_its_folder_is_called(
+    folder: str, run: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TASK", "1")
+    submit(run, [f"run_folder={tmp_path / folder}"], Request(seeds=2))
+    arguments = (slurm / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("--") + 1 :] == [str(tmp_path / folder / "slurm/run-00001.yaml")]
+    assert not list(tmp_path.rglob("PWN"))
+
+
+def test_a_run_folder_may_be_a_link_into_a_cleared_disk(run: Path, slurm: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "scratch/run")
+    script = submit(run, [f"run_folder={tmp_path / 'link'}"], Request()).script
+    assert f"#SBATCH --output={tmp_path}/scratch/run/slurm/job-%j.log" in script
+    assert (tmp_path / "scratch/run/slurm/run.yaml").is_file()
+
+
+def test_a_line_written_by_hand_is_split_as_words(slurm: Path, tmp_path: Path):
+    (tmp_path / "runs.txt").write_text('run.yaml seed=1\n"my run.yaml" seed=2 "run_folder=runs/my run" $(touch PWN)\n')
+    script = resource("slurm", "array.sbatch")
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
+    subprocess.run(["bash", str(script), "runs.txt"], cwd=tmp_path, env=environment, check=True)
+    arguments = (slurm / "arguments").read_text().splitlines()
+    words = ["my run.yaml", "seed=2", "run_folder=runs/my run", "$(touch", "PWN)"]
+    assert arguments[arguments.index("--") + 1 :] == words
+
+
+def test_an_answer_that_is_no_number_is_no_job(run: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ANSWER", "--user=root")
+    with pytest.raises(UserError, match="sbatch answered '--user=root' instead of a job's number"):
+        submit(run, (), Request())
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_numbers_of_jobs_are_cancelled(slurm: Path, tmp_path: Path):
+    (slurm / "scontrol").write_text("#!/bin/bash\necho JobState=PENDING\n")
+    records = Records(tmp_path / "run")
+    records.add("submit", jobs=["--user=root", "-u root"])
+    with pytest.raises(UserError, match="no job was submitted for it"):
+        cancel(tmp_path / "run")
+    records.add("submit", jobs=["4242", "4243_7"])
+    records.add("submit", jobs=[4244])
+    records.add("start", job="4245 --user=root", restart=0, nodes=["n1"], step=0)
+    records.add("start", job="4246", restart=0, nodes=["--all"], step=0)
+    cancel(tmp_path / "run")
+    assert (slurm / "cancelled").read_text() == "4242\n4243_7\n"

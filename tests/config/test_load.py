@@ -330,3 +330,16 @@ def test_the_json_schema_allows_the_short_forms_and_describes_settings():
     sources = schema["$defs"]["DataConfig"]["properties"]["train"]["anyOf"]
     assert [option.get("type", "section") for option in sources] == ["string", "section", "array"]
     assert schema["$defs"]["OptimizerConfig"]["properties"]["lr"]["description"] == "Peak learning rate."
+
+
+@pytest.mark.parametrize(
+    "tag", ["object/apply:os.mkdir [made]", "object/new:os.mkdir [made]", "name:os.system", "module:os"]
+)
+def test_no_tag_of_python_runs_or_is_loaded(tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(f"seed: !!python/{tag}\n")
+    with pytest.raises(
+        UserError, match=r"run\.yaml, line 1, column 7: not valid YAML: could not determine a constructor"
+    ):
+        load_config("run.yaml")
+    assert not (tmp_path / "made").exists()

@@ -13,6 +13,7 @@ from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
 from ftscale.data import prepare as prepare_module
 from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.errors import UserError
+from ftscale.files import partial_path
 from ftscale.models.load import load_processor
 
 ROLES = (("text", "label"),)
@@ -97,9 +98,28 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path):
     path = write(tmp_path / "a.csv", ["one", "two"])
     run([path], cache=tmp_path / "cache")
     [folder] = [entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]
-    folder.rename(folder.with_suffix(".partial"))
-    (folder.with_suffix(".partial") / "report.json").unlink()
+    left = partial_path(folder)
+    folder.rename(left)
+    (left / "report.json").unlink()
     assert len(run([path], cache=tmp_path / "cache")) == 2
+    assert not left.exists()
+
+
+def test_nothing_is_written_through_links_in_a_cache(tmp_path):
+    path = write(tmp_path / "a.csv", ["one", "two"])
+    run([path], cache=tmp_path / "cache")
+    [folder] = [entry for entry in (tmp_path / "cache").iterdir() if entry.is_dir()]
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes").write_text("mine")
+    for name in (folder.name, f"{folder.name}.partial", f".{folder.name}.0.partial"):
+        (tmp_path / "cache" / name).symlink_to(theirs)
+    (tmp_path / "cache" / f"{folder.name}.lock").symlink_to(theirs / "notes")
+    assert run([path], cache=tmp_path / "cache").dataset["input_ids"][:] == [[3], [3]]
+    assert [(item.name, item.read_text()) for item in theirs.iterdir()] == [("notes", "mine")]
+    assert not folder.is_symlink()
 
 
 def prepared_folder(cache: Path) -> Path:
@@ -158,7 +178,7 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
     path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
     run([path], cache=cache)
     assert prepared_folder(cache).stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(prepare_module, "_own_id", lambda folder: os.getuid() + 1)
+    monkeypatch.setattr(prepare_module, "own_id", lambda folder: os.getuid() + 1)
     with pytest.raises(UserError, match="data.cache_dir.*another user.*a folder of your own"):
         run([path], cache=cache)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -157,3 +158,19 @@ def _requirements() -> dict[str, Requirement]:
 def _applies(requirement: Requirement, extras: set[str] = frozenset()) -> bool:
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in {"", *extras})
+
+
+def test_of_what_bandit_finds_pickles_are_never_accepted():
+    """Each finding that is accepted says why; those of loading without weights_only (B614) are mended instead."""
+    accepted = json.loads((ROOT / "launch" / "bandit.json").read_text())["results"]
+    assert {(item["test_id"], bool(item["why"])) for item in accepted} == {("B615", True), ("B506", True)}
+    assert all((ROOT / item["filename"]).is_file() for item in accepted)
+
+
+def test_actions_are_pinned_by_commit():
+    """A tag may be moved to other code; a commit is what it is."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            used = [step["uses"] for step in job["steps"] if "uses" in step]
+            assert used
+            assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), used

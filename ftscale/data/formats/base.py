@@ -89,6 +89,11 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
         opened = fsspec.open(path, "rb", compression=None if compression == "zstd" else compression).open()
     except PermissionError as error:
         raise file.error("may not be read by this user; change its permissions.", path=path) from error
+    except FileNotFoundError as error:
+        if not is_url(path):
+            raise
+        refused = "cannot be read: its server is not there, has no such file, or refuses this name, password or token"
+        raise file.error(f"{refused}; correct the URL.", path=path) from error
     with opened as stream:
         if compression == "zstd":
             stream = _zstd(stream)

@@ -20,6 +20,7 @@ from ftscale.data.formats.paths import files_below, nearest_path, relative_to
 from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 from ftscale.errors import UserError, unknown_name
+from ftscale.shown import SECRET
 
 FORMAT_OF_SUFFIX = {
     ".csv": "csv",
@@ -40,6 +41,11 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
     """The files of a source in reading order: sorted by path. Raises UserError where there is none."""
+    if SECRET in source.path:
+        raise UserError(
+            f"{setting}.path = {source.path!r}: {SECRET} stands for what is not written down; give the whole URL, "
+            f"here or by {_on_the_command_line(setting)}.path=... on the command line."
+        )
     form = source.format
     if form not in MODULES and form != "auto":
         raise UserError(unknown_name(f"{setting}.format", form, (*MODULES, "auto")))
@@ -53,6 +59,11 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
         groups = _path_groups(path, form, setting, files=files, is_split=source.split not in (None, EVERY))
     check_settings(source, form, setting=setting, is_folder=os.path.isdir(path))
     return tuple(DataFile(paths=paths, format=form, source=source, setting=setting) for paths in groups)
+
+
+def _on_the_command_line(setting: str) -> str:
+    """`data.train[0]` as data.train.0."""
+    return setting.replace("[", ".").replace("]", "")
 
 
 def detect_format(path: str | Path, *, setting: str = "data.train[0]") -> str:
