@@ -30,5 +30,5 @@ def plant(path: Path, mark: Path) -> None:
 def reseal(checkpoint: Path) -> None:
     """The manifest as whoever can write the folder can make it: right again."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    files = {name: (path.stat().st_size, file_digest(path)) for name in manifest["files"] if (path := checkpoint / name)}
+    files = {name: ((checkpoint / name).stat().st_size, file_digest(checkpoint / name)) for name in manifest["files"]}
     (checkpoint / MANIFEST).write_text(json.dumps(sealed({**manifest, "files": files})))

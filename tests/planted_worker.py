@@ -1,4 +1,4 @@
-"""One of two ranks: saves a checkpoint under ZeRO, and tries to go on from copies with a pickle for one of the files."""
+"""One of two ranks: saves a checkpoint under ZeRO, and goes on from copies with a pickle in the place of a file."""
 
 from __future__ import annotations
 

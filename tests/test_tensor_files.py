@@ -20,7 +20,7 @@ from ftscale.swapped import load_swapped
 from ftscale.tensor_files import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-UNPICKLERS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pandas.read_pickle")
+UNPICKLERS = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
 
 
 # ---------------------------------------------------------------- the code
@@ -76,9 +76,11 @@ def unpickles(text: str) -> Iterator[int]:
             if is_true(settings.get("allow_pickle")):
                 yield node.lineno
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr == "load" and isinstance(node.value, ast.Name):
-            if node.value.id in torches and node not in good:
-                yield node.lineno
+        if not isinstance(node, ast.Attribute) or node in good:
+            continue
+        is_torch = isinstance(node.value, ast.Name) and node.value.id in torches
+        if (is_torch and node.attr == "load") or node.attr == "read_pickle":
+            yield node.lineno
 
 
 def is_true(value: ast.expr | None) -> bool:

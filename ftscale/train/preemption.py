@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ftscale.processes import STOP_SIGNALS
+from ftscale.processes import STOP_SIGNALS, heeded
 
 END_VARIABLES = ("FTSCALE_END_TIME", "SLURM_JOB_END_TIME")
 """Where a launcher says when the job's time is over, in seconds since 1970."""
@@ -51,11 +51,11 @@ class StopRequest:
 
     def listen(self) -> dict[signal.Signals, signal._HANDLER]:
         """Notice the signals from now on; returns the handlers that stood before."""
-        return {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return {number: signal.signal(number, self._note) for number in heeded(STOP_SIGNALS)}
 
     def release(self) -> None:
         """Signals end this process again: there is nothing left to finish."""
-        for number in STOP_SIGNALS:
+        for number in heeded(STOP_SIGNALS):
             signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -68,7 +68,7 @@ class StopRequest:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Notice SIGTERM, SIGUSR1 and SIGINT while inside; the handlers that stood before come back after.
+    """Notice SIGTERM, SIGUSR1, SIGINT and SIGHUP while inside; the handlers that stood before come back after.
 
     In another thread than the main one signals are not noticed: Python handles them in the main thread alone.
     """

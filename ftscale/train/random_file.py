@@ -47,5 +47,13 @@ def load_random_state(path: Path) -> None:
                 "cuda": [tensors[f"cuda.{number}"] for number in range(len(tensors) - 1)],
             }
         )
-    except (SafetensorError, AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        SafetensorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise refusal(path, error) from error
