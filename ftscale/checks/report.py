@@ -41,7 +41,8 @@ def check_run(
 ) -> Report:
     """Check a run's configuration file as `ftscale train` will, and its data beyond that.
 
-    Errors of the schema, of combinations, files and columns are found without importing torch and reported together;
+    No code of the model is run, also where `model.trust_remote_code` is true; a warning then says so. Errors of the
+    schema, of combinations, files and columns are found without importing torch and reported together;
     names inside libraries (optimizer, adapter, schedule, model) are looked at where there are none of these.
     `full`: prepare all rows instead of the first 2000 of each part.
     """
@@ -60,16 +61,22 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
     from ftscale.checks.metric import metric_warnings
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
+    from ftscale.models.trust import without_code
 
-    processor = check_config(config)
-    sample = read_sample(config, processor, full=full)
+    processor = check_config(config, runs_code=False)
     report = Report()
+    if config.model.trust_remote_code:
+        report.warnings.append(_without_code(processor is not None))
+        config = config.model_copy(update={"model": without_code(config.model)})
     report.facts["combination"] = [
         {"name": row.name, "text": row.text, "source": row.source, "tests": list(row.tests)}
         for row in matching_rows(config)
     ]
-    report.facts["data"], report.warnings = describe_data(sample, processor)
-    report.warnings += [*metric_warnings(sample), *head_warnings(sample.config, sample.task)]
+    if processor is None:
+        return report
+    sample = read_sample(config, processor, full=full)
+    report.facts["data"], warnings = describe_data(sample, processor)
+    report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample, processor)
     data_errors = _data_errors(config, report.facts["data"])
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
@@ -83,6 +90,13 @@ def _check(config: Config, *, world_size: int, full: bool) -> Report:
             f"distributed.strategy = single does not go with {world_size} processes; set ddp or zero2, or use one."
         )
     return report
+
+
+def _without_code(looked: bool) -> str:
+    text = "model.trust_remote_code = true: check runs no code of a model"
+    if looked:
+        return f"{text}; what is said here is of the model and the tokenizer without it."
+    return f"{text}, and this one cannot be had without; tokenizer, prepared rows and schedule are not looked at."
 
 
 def _data_errors(config: Config, facts: dict[str, Any]) -> list[str]:
