@@ -35,5 +35,10 @@ def own_model(llama: Path, folder: Path, mark: Path, *, model_type: str = "own_l
     classes = {"AutoConfig": "OwnConfig", "AutoModelForSequenceClassification": "OwnClassifier"}
     config |= {"model_type": model_type, "auto_map": {name: f"own.{own}" for name, own in classes.items()}}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(PROGRAM.format(mark=str(mark), model_type=model_type))
+    write_code(folder, mark, model_type=model_type)
     return folder
+
+
+def write_code(folder: Path, mark: Path, *, model_type: str = "own_llama") -> None:
+    """Code that leaves this mark."""
+    (folder / "own.py").write_text(PROGRAM.format(mark=str(mark), model_type=model_type))
