@@ -31,9 +31,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     Raises:
         UserError: a mistake in the configuration, the data or the run folder; nothing has been written then.
     """
-    from ftscale.logs import quiet_libraries
+    from ftscale.logs import quiet_libraries, unchanged_levels
+    from ftscale.processes import unchanged_environment
 
-    quiet_libraries()
-    from ftscale import run  # torch is imported with it, which takes seconds
+    with unchanged_environment(), unchanged_levels():
+        quiet_libraries()
+        from ftscale import run  # torch is imported with it, which takes seconds
 
-    return run.train(config, resume=resume, overwrite=overwrite)
+        return run.train(config, resume=resume, overwrite=overwrite)

@@ -14,7 +14,7 @@ import typer
 
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, unknown_name
 from ftscale.launched import launched_processes, launched_rank
-from ftscale.logs import note_failure, quiet_libraries, report_fault
+from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +46,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in
 def main() -> None:
     """Run a command; the user's mistakes end in one message and exit code 2, faults in a traceback and exit code 1."""
     quiet_libraries()
+    escape_output()
     try:
         app()
     except UserError as error:
@@ -79,7 +80,7 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
     try:
         stop_request.listen()  # before torch is imported, which takes seconds, and until the process has ended
         stop_with_launcher()
-        from ftscale.checks import read_config
+        from ftscale.precheck import read_config
 
         config = read_config(run, overrides or ())
         from ftscale.run import train as run_training
@@ -219,14 +220,30 @@ def check(
     run: RunFile,
     overrides: Overrides = None,
     nodes: Nodes = 1,
-    gpus_per_node: GpusPerNode = 1,
-    full: Annotated[bool, typer.Option("--full", help="Prepare all rows instead of the first 2000.")] = False,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Devices, and processes, of a machine; this machine as it is without it.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Prepare all rows instead of a draw of 2000.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also take two steps of the model, on the two longest samples.")
+    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check RUN.yaml, its model and its data, and show what would be trained on. Reads no weights, needs no GPU."""
+    """Check RUN.yaml, its model and its data, and show what would be trained on. Needs no GPU; reads no weights."""
     from ftscale.checks.report import check_run
 
-    found = check_run(run, overrides or (), nodes=nodes, gpus_per_node=gpus_per_node, full=full)
+    found = check_run(
+        run,
+        overrides or (),
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        resume=resume,
+        overwrite=overwrite,
+        full=full,
+        deep=deep,
+    )
     if as_json:
         print(found.as_json())
     elif found.facts:
@@ -247,14 +264,14 @@ def plan(
     gpus_per_node: GpusPerNode = 1,
     interconnect: Annotated[float, typer.Option(help="GB/s between machines, a device's share.")] = 25.0,
     price: Annotated[float | None, typer.Option(help="USD for a device's hour; the table's without it.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Look at all rows instead of the first 2000.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Look at all rows instead of a draw of 2000.")] = False,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure a few real steps on this machine.")] = False,
     apply: Annotated[bool, typer.Option("--apply", help="Write the recommended settings into RUN.yaml.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also draw memory by kind into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Forecast memory, time and cost of RUN.yaml, and rank what else would fit. Reads no weights, needs no GPU."""
-    from ftscale.checks import read_config
+    from ftscale.precheck import read_config
 
     config = read_config(run, overrides or ())
     from ftscale.plan import plan_run
@@ -361,7 +378,7 @@ def logs(
     from ftscale.cluster.watch import log_file
 
     if not follow:
-        print(log_file(run_folder, rank=rank).read_text(errors="replace"), end="")
+        print(log_file(run_folder, rank=rank).read_text(encoding="utf-8", errors="replace"), end="")
         return
     for text in follow_log(run_folder, rank=rank):
         print(text, end="", flush=True)

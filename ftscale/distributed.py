@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
 from ftscale.logs import log
-from ftscale.processes import restore_environment
+from ftscale.processes import found_environment, restore_environment
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
 from ftscale.swapped import load_swapped, save_swapped
@@ -71,7 +71,7 @@ class Distributed:
     def __init__(self, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> None:
         from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        self._environment = dict(os.environ)
+        self._environment = found_environment()
         check_launch()
         self.strategy = resolve_strategy(config)
         said = _said_of_strategy(self.strategy)
@@ -147,12 +147,15 @@ class Distributed:
             # DeepSpeed's own group waits half an hour for a rank that hangs, whatever the world's group was given
             self.module.data_parallel_group.set_timeout(self._timeout)  # type: ignore[union-attr]
             log.info(
-                "strategy %s: DeepSpeed ZeRO stage %d, %d processes", self.strategy, self.zero_stage, self.world_size
+                "strategy %s: DeepSpeed ZeRO stage %d, %s",
+                self.strategy,
+                self.zero_stage,
+                counted(self.world_size, "process"),
             )
         else:
             wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
             assert wrapped or self.world_size == 1, f"{self.world_size} processes, but {type(self.module).__name__}"
-            log.info("strategy %s, %d process%s", self.strategy, self.world_size, "es" if self.world_size > 1 else "")
+            log.info("strategy %s, %s", self.strategy, counted(self.world_size, "process"))
 
     def _without_deepspeed(self, found: str) -> str:
         return (
@@ -491,8 +494,8 @@ def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str
         )
     if strategy == "zero3_nvme" and here[1] != processes:
         raise UserError(
-            f"checkpoint {checkpoint} was made by {processes} processes with {strategy}, which keeps each process's "
-            f"state in files of its own; resume with {processes}, not {here[1]}."
+            f"checkpoint {checkpoint} was made by {counted(processes, 'process')} with {strategy}, which keeps each "
+            f"process's state in files of its own; resume with {processes}, not {here[1]}."
         )
 
 
@@ -539,7 +542,7 @@ def leaving_no_trace() -> Iterator[None]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     kept = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
-    environment, generators, threads = dict(os.environ), random_state(), torch.get_num_threads()
+    environment, generators, threads = found_environment(), random_state(), torch.get_num_threads()
     linear, grouped = nn.functional.linear, torch.distributed.is_initialized()
     for kind, _ in kept:
         kind._shared_state.clear()
@@ -583,7 +586,8 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # looking would start CUDA, on the first device of all ranks, before each has its own
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 

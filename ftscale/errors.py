@@ -27,8 +27,23 @@ class UserError(Exception):
 
 
 def unknown_name(setting: str, value: object, known: Iterable[str]) -> str:
-    """The sentence for a name that is not in a table, with the nearest known one."""
+    """The sentence for a name that is not in a table, with the nearest known one; capitals make no difference."""
     names = sorted(known)
-    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}."
+    close = nearest(str(value), names)
+    hint = f"did you mean {close!r}?" if close is not None else f"known: {', '.join(names)}."
     return f"{setting} = {value!r} is not known; {hint}"
+
+
+def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """The most similar of some names, whatever their capitals; None where none is similar."""
+    plain: dict[str, str] = {}
+    for known in names:
+        plain.setdefault(known.lower(), known)
+    close = get_close_matches(name.lower(), plain, n=1, cutoff=cutoff)
+    return plain[close[0]] if close else None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `1 process`, `2 processes`: a number with its noun."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"

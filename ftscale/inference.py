@@ -23,6 +23,7 @@ from ftscale.config.schema import (
     ClassNames,
     DistributedConfig,
     Section,
+    Seq2SeqSettings,
     SourceConfig,
     TextClassificationSettings,
     TextSettings,
@@ -32,10 +33,11 @@ from ftscale.data.answers import FORMATS, Answer, open_answers
 from ftscale.data.formats.select import role_problems
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
+from ftscale.models.languages import set_languages
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
@@ -74,6 +76,7 @@ def evaluate_run(
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
+    _check_columns(config, task)
     processor = _processor(run_folder, config, task)
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
@@ -85,6 +88,18 @@ def evaluate_run(
         return evaluation_of(config, task, processor, rows, distributed, layout=layout)()
     finally:
         distributed.close()
+
+
+def _check_columns(config: Config, task: Task) -> None:
+    """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
+    also = [config.data.stratify] if config.data.stratify else []
+    problems = [
+        problem
+        for number, source in enumerate(config.data.eval)
+        for problem in role_problems(source.columns, roles=task.columns, setting=f"data.eval[{number}]", also=also)
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def predict_file(
@@ -128,7 +143,7 @@ def predict_file(
                 write(answer)
                 count += 1
     if out is not None:
-        log.info("%d rows with predictions in %s", count, out)
+        log.info("%s with predictions in %s", counted(count, "row"), out)
     return count
 
 
@@ -229,9 +244,12 @@ def _processor(run_folder: Path, config: Config, task: Task) -> Any:
     folder = run_folder / "model"
     saved = config.model.model_copy(update={"name": str(folder), "processor": None, "revision": None})
     try:
-        return load_processor(saved, kind=task.processor_class)
+        processor = load_processor(saved, kind=task.processor_class)
     except NeedsCodeError as error:
         raise needed_code(folder) from error
+    if isinstance(config.task, Seq2SeqSettings):
+        set_languages(processor, config.task)
+    return processor
 
 
 def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
@@ -344,8 +362,8 @@ class _Reading(Section):
 def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator[Row]:
     """Rows with their own columns under `_columns`; of plain text, words are what white space separates."""
     for row in read_rows(source, roles=task.columns, setting="input", labelled=False, keep_columns=True):
-        if isinstance(row.get("words"), str) and parse_list(row["words"]) is None:
-            row["words"] = row["words"].split()
+        if isinstance(row.get("words"), str):
+            row["words"] = parse_list(row["words"]) or row["words"].split()
         if taken := {name for name, _ in row["_columns"]}.intersection(added):
             raise UserError(f"input has a column {min(taken)!r}, which the answers would replace; rename it.")
         yield row

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ftscale.checks import check_config, steps_problems
-from ftscale.checks.fit import in_model_order
 from ftscale.config import Config
 from ftscale.config.schema import CausalLMSettings
 from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
@@ -19,6 +17,9 @@ from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.logs import log
+from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
+from ftscale.precheck.fit import in_model_order
+from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
@@ -41,12 +42,16 @@ class Inputs:
 
 def prepare_inputs(config: Config) -> Inputs:
     """Check the configuration and prepare its data: no process group, no weights."""
+    if problems := machine_problems(config):
+        raise UserError(*problems)
     processor = check_config(config)
     task, data = build_task(config.task), config.data
-    held = _held_out(config, task) if _splits(config) else None
+    held = held_out(config, task) if splits(config) else None
     learned = in_model_order(config, task, task.fit(_training_rows(config, task)))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
     task = build_task(config.task)
+    if problems := metric_problems(config, task):
+        raise UserError(*problems)
     if isinstance(config.task, CausalLMSettings) and config.task.chat_template is not None:
         processor.chat_template = config.task.chat_template  # it is saved with the model that learned it
     prepare = Preparer(task, processor)
@@ -59,6 +64,8 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
+    for warning in vocabulary_warnings(config, task, processor):
+        log.warning("%s", warning)
     inputs = Inputs(config, task, processor, train_rows, evaluation, test)
     if "labels" in learned and train_rows is not None:
         for sentence in odd_labels(_class_counts(task, train_rows)):
@@ -77,7 +84,7 @@ def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
         return _prepare(config, prepare, "eval")
     if not config.data.eval_ratio:
         raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
-    held = _held_out(config, task)
+    held = held_out(config, task)
     return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
 
 
@@ -122,7 +129,7 @@ class Preparer:
         return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
 
 
-def _held_out(config: Config, task: Task) -> list[set[int]]:
+def held_out(config: Config, task: Task) -> list[set[int]]:
     """The rows of each training source that are evaluated on instead."""
     return split_rows(
         config.data.train,
@@ -151,7 +158,9 @@ def _row_warnings(inputs: Inputs) -> list[str]:
             blank, lost = sum(report.blank for report in part.reports), sum(report.lost for report in part.reports)
             found += row_warnings(setting, contradicting(part.contents), blank=blank, lost=lost)
         if part is not None and part is not inputs.train and inputs.train is not None:
-            found += shared_warning(setting, shared(inputs.train.contents, part.contents), len(part))
+            is_held = part is inputs.evaluation and splits(inputs.config)
+            number = shared(inputs.train.contents, part.contents)
+            found += shared_warning(setting, number, len(part), held_out=is_held)
     return found
 
 
@@ -184,7 +193,8 @@ def num_steps_of(inputs: Inputs) -> int:
     return order.num_steps(inputs.config.train.epochs)
 
 
-def _splits(config: Config) -> bool:
+def splits(config: Config) -> bool:
+    """Whether evaluation rows are a share of the training rows."""
     return bool(config.data.eval_ratio and not config.data.eval)
 
 

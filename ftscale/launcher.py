@@ -7,10 +7,10 @@ import os
 import signal
 from pathlib import Path
 
-from ftscale.checks import read_config
 from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
+from ftscale.precheck import read_config
 from ftscale.processes import (
     LAUNCHER_SIGNALS,
     begin_work,

@@ -6,6 +6,7 @@ What each rank says at INFO stands in the run folder too, in `logs/rank-NNNNN.lo
 from __future__ import annotations
 
 import faulthandler
+import io
 import logging
 import logging.handlers
 import os
@@ -52,7 +53,7 @@ def open_log(run_folder: Path, *, rank: int) -> None:
     _failures = folder / FAILURE
     if rank == 0:
         _failures.unlink(missing_ok=True)
-    file = logging.FileHandler(folder / f"rank-{rank:05d}.log")
+    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _kept.setTarget(file)
     assert file.stream is not None
@@ -160,6 +161,23 @@ def _who(rank: int) -> str:
 def host() -> str:
     """This machine's name, as Slurm calls it where there is Slurm."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+@contextmanager
+def unchanged_levels() -> Iterator[None]:
+    """Libraries say afterwards as much as before."""
+    levels = {name: logging.getLogger(name).level for name in ("bitsandbytes", "DeepSpeed")}
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def escape_output() -> None:
+    """What the terminal's encoding cannot show (ASCII, Latin-1) is printed as an escape, as errors are already."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def quiet_libraries() -> None:

@@ -20,6 +20,7 @@ LAUNCHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch's own variable, read at each torch.compile
 _starting = False
+_collects_later = False
 
 
 def start_quickly() -> None:
@@ -29,7 +30,8 @@ def start_quickly() -> None:
     functions that bitsandbytes, which peft imports, wraps in torch.compile and calls on no GPU or CPU. That is told by
     the environment, so what starts a process that computes calls `begin_work` first.
     """
-    global _starting
+    global _starting, _collects_later
+    _collects_later = True
     gc.disable()
     atexit.register(gc.freeze)
     if _NO_COMPILER not in os.environ:
@@ -42,11 +44,12 @@ def begin_work() -> None:
 
     Called where what lasts begins: reading rows, loading a model, training, waiting.
     """
-    global _starting
+    global _starting, _collects_later
     if _starting:
         _starting = False
-        del os.environ[_NO_COMPILER]
-    if not gc.isenabled():
+        os.environ.pop(_NO_COMPILER, None)
+    if _collects_later:
+        _collects_later = False
         gc.freeze()
         gc.enable()
 
@@ -63,6 +66,11 @@ def unchanged_environment() -> Iterator[None]:
         yield
     finally:
         restore_environment(before)
+
+
+def found_environment() -> dict[str, str]:
+    """The variables of the environment, without the one that `start_quickly` has set."""
+    return {name: value for name, value in os.environ.items() if not (_starting and name == _NO_COMPILER)}
 
 
 def restore_environment(before: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,21 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.agreement import check_agreement, derived
-from ftscale.checks import PEFT_TASK_TYPES
 from ftscale.config import Config
 from ftscale.config.load import config_digest
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed, leaving_no_trace
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import counted
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
 from ftscale.launched import launched_rank
 from ftscale.logs import close_log, log, open_log, own_logging, setup_logging
 from ftscale.metrics.directions import higher_is_better
+from ftscale.precheck import PEFT_TASK_TYPES
 from ftscale.processes import begin_work
 from ftscale.run_folder import (
     Result,
@@ -56,8 +54,6 @@ from ftscale.train.loop import Loop, Progress, TaskModule, as_dict, run_loop
 from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted, StopRequest, listening
-
-SOME_ROWS = 8  # for trying out the evaluation
 
 
 def train(
@@ -127,10 +123,10 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
     own = finished_result(folder) if distributed.is_main and not overwrite else None
     if (finished := distributed.gather_objects(own)[0]) is not None:
-        log.info("%s is finished (%s, %d steps); nothing to do", folder, finished.status, finished.steps)
+        log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
         return finished
     check_agreement(derived(inputs), distributed.gather_objects)
-    loop, layout, stream = _build(inputs, distributed, stop_request, started=started)
+    loop, layout, stream = build_loop(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite)
     if config.train.trackers:
         _start_trackers(config, distributed)
@@ -138,9 +134,13 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
     if checkpoint is not None:
         progress = _restore(loop, checkpoint, stream)
     log.info(
-        "%d optimizer steps; %s",
-        loop.num_steps,
-        describe_batch(config.batch, world_size=distributed.world_size, flat=layout == "flat"),
+        "%s; %s",
+        counted(loop.num_steps, "optimizer step"),
+        describe_batch(
+            config.batch,
+            world_size=distributed.world_size,
+            flat=layout == "flat" if inputs.task.processor_class == "tokenizer" else None,
+        ),
     )
     try:
         status = run_loop(loop, progress)
@@ -180,9 +180,13 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     return checkpoint
 
 
-def _build(
+def build_loop(
     inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float
 ) -> tuple[Loop, Layout, StreamSteps | None]:
+    """Everything that training touches, the layout of its batches, and the stream that they come from if there is one.
+
+    Nothing is written. Collective.
+    """
     config, task, folder = inputs.config, inputs.task, Path(inputs.config.run_folder)
     order, num_steps = global_order(inputs), num_steps_of(inputs)
     model, head_names, layout = build_model(config, task, inputs.processor, distributed, num_steps=num_steps)
@@ -260,8 +264,6 @@ def _build(
         best_metric=(metric, higher),
         statistics=Statistics(module),
     )
-    if config.evaluation.metric and inputs.evaluation is not None:
-        _check_metric(inputs, inputs.evaluation, distributed, layout=layout)
     check_disk(loop, config)
     return loop, layout, stream
 
@@ -276,7 +278,7 @@ def build_model(
     import torch
 
     from ftscale.models.adapt import apply_adapter, count_parameters, enable_checkpointing
-    from ftscale.models.agree import agree_on_padding
+    from ftscale.models.agree import agree_on_padding, agree_on_start
     from ftscale.models.freeze import freeze
     from ftscale.models.head import head_module_names, replace_head
     from ftscale.models.load import fit_vocabulary, load_model
@@ -299,6 +301,8 @@ def build_model(
     if task.processor_class == "tokenizer":
         fit_vocabulary(model, processor, seed=config.seed)
         agree_on_padding(model, processor)
+        if task.auto_class == "AutoModelForSeq2SeqLM":
+            agree_on_start(model, processor)
     if config.head.hidden_sizes:
         replace_head(model, config.head, seed=config.seed)
     head_names = head_module_names(model) if "num_labels" in settings else []
@@ -476,24 +480,6 @@ def _best_metric(config: Config, task: Task) -> tuple[str, bool]:
             "high" if known else "low",
         )
     return name, bool(known) if asked is None else asked
-
-
-def _check_metric(inputs: Inputs, rows: Prepared, distributed: Distributed, *, layout: Layout) -> None:
-    """Score a few rows to see whether the metric that is to choose the best checkpoint is among the task's."""
-    name = str(inputs.config.evaluation.metric)
-    few = replace(rows, dataset=rows.dataset.select(range(min(SOME_ROWS, len(rows)))))
-    scores = evaluation_of(inputs.config, inputs.task, inputs.processor, few, distributed, layout=layout)()
-    known = {*scores, *_metrics_of_classes(inputs.task, scores)}
-    if name not in known:
-        raise UserError(unknown_name("evaluation.metric", name, known))
-
-
-def _metrics_of_classes(task: Task, scores: dict[str, float]) -> set[str]:
-    """Metrics of single classes, those that are missing in a few rows too."""
-    kinds = {name.split("/", 1)[0] for name in scores if "/" in name}
-    labels = [str(label) for label in task.model_settings().get("id2label", {}).values()]
-    types = {label.removeprefix("B-") for label in labels if label.startswith("B-")}  # of tags: what is scored
-    return {f"{kind}/{name}" for kind in kinds for name in types or labels}
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

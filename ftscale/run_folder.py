@@ -30,7 +30,7 @@ from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
-from ftscale.sealed import DamagedError, read_json, write_json
+from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
@@ -69,6 +69,9 @@ FREE_TO_CHANGE = (
     "model.attention",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
+"""Settings of a task that the training rows fill in where they have these values."""
 
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
@@ -216,7 +219,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
     fingerprints = _fingerprints(config)
-    write_json(folder / "data.json", fingerprints)
+    write_json(folder / "data.json", fingerprints, seal=False)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
     about = {
         "run_id": identity,
@@ -228,6 +231,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "git": _git_commit(),
         "command": sys.argv,
         "started": _now(),
+        "hashes": {"data.json": content_hash(fingerprints)},
     }
     write_json(folder / "run.json", about)
     return {"run_id": identity, "data_digest": _digest(fingerprints)}
@@ -237,7 +241,7 @@ def finished_result(folder: Path) -> Result | None:
     """The result of a run that needs no more steps; None where there is none, or one that is not what was written."""
     path = folder / "result.json"
     try:
-        found = read_json(path)
+        found = _read_own(path)
         numbers = {name: math.nan if value is None else value for name, value in found["metrics"].items()}
         text = json.dumps({**found, "metrics": numbers})
         result = TypeAdapter(Result).validate_json(text, strict=True, extra="forbid")
@@ -250,8 +254,14 @@ def finished_result(folder: Path) -> Result | None:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write result.json."""
-    write_json(folder / "result.json", asdict(result))
+    """Write result.json, and its hash into run.json before."""
+    said = asdict(result)
+    try:
+        about = read_json(folder / "run.json")
+        write_json(folder / "run.json", {**about, "hashes": {**about["hashes"], "result.json": content_hash(said)}})
+    except (FileNotFoundError, DamagedError, KeyError, TypeError) as error:
+        log.warning("%s is not what was written (%s)", folder / "run.json", _why(error))
+    write_json(folder / "result.json", said, seal=False)
 
 
 def versions() -> dict[str, str]:
@@ -313,10 +323,12 @@ def _shown(difference: str) -> str:
 
 def _comparable(config: Config, before: Config) -> Config:
     """The configuration with what the first start learned from the data filled in, where it leaves that open."""
+    if type(config.task) is not type(before.task):
+        return config
     learned = {
         name: getattr(before.task, name)
-        for name in type(config.task).model_fields
-        if type(config.task) is type(before.task) and getattr(config.task, name) is None
+        for name, open_value in LEARNED.items()
+        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
@@ -324,11 +336,13 @@ def _comparable(config: Config, before: Config) -> Config:
 def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
     """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
     are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
-    path, now = folder / "data.json", _fingerprints(config)
-    try:
-        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(read_json(path), strict=True)
-    except FileNotFoundError:
+    path = folder / "data.json"
+    if not path.is_file():
         return []
+    now = {} if "data" in meant else _data_fingerprints(config)
+    now |= {} if "model" in meant else model_fingerprints(config.model)
+    try:
+        recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
         if manifest.get("data_digest") == _digest(now):
             log.warning(
@@ -355,6 +369,18 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
     return problems
 
 
+def _read_own(path: Path) -> dict[str, Any]:
+    """What a file says whose hash run.json holds. Raises FileNotFoundError, DamagedError."""
+    found = read_json(path)
+    try:
+        digest = read_json(path.with_name("run.json"))["hashes"][path.name]
+    except (FileNotFoundError, DamagedError, KeyError, TypeError):
+        return found  # by itself
+    if digest != content_hash(found):
+        raise DamagedError("it has other content than when it was written")
+    return found
+
+
 def _digest(fingerprints: dict[str, dict[str, str]]) -> str:
     return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
 
@@ -375,13 +401,16 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
+    return _data_fingerprints(config) | model_fingerprints(config.model)
+
+
+def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
     roles = COLUMNS[config.task.name]
-    data = {
+    return {
         f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))
         for index, source in enumerate(sources)
     }
-    return data | model_fingerprints(config.model)
 
 
 def _holder(path: Path) -> str:

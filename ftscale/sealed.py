@@ -22,7 +22,7 @@ class DamagedError(Exception):
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """The object with its hash, as JSON holds it."""
     content = json.loads(json.dumps({name: item for name, item in value.items() if name != HASH}))
-    return {**content, HASH: _hash(content)}
+    return {**content, HASH: content_hash(content)}
 
 
 def unsealed(text: str | bytes, *, needs_hash: bool = False) -> dict[str, Any]:
@@ -39,15 +39,16 @@ def unsealed(text: str | bytes, *, needs_hash: bool = False) -> dict[str, Any]:
     digest = value.pop(HASH, None)
     if digest is None and needs_hash:
         raise DamagedError("it has no hash of its own")
-    if digest is not None and digest != _hash(value):
+    if digest is not None and digest != content_hash(value):
         raise DamagedError("it has other content than when it was written")
     return value
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A sealed object, complete or not at all, on the disk when this returns; numbers that are not finite become null,
-    which JSON has."""
-    write_text(path, json.dumps(sealed(_finite(value)), indent=2) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], *, seal: bool = True) -> None:
+    """An object, complete or not at all, on the disk when this returns; numbers that are not finite become null, which
+    JSON has. `seal`: with its hash in it."""
+    finite = _finite(value)
+    write_text(path, json.dumps(sealed(finite) if seal else finite, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -101,8 +102,9 @@ def sync(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def _hash(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+def content_hash(value: Mapping[str, Any]) -> str:
+    """Of an object as JSON holds it, whatever its order and blanks."""
+    text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64(text.encode()).hexdigest()
 
 

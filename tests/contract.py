@@ -174,6 +174,7 @@ def check_scores_do_not_depend_on_batches(case: Case) -> None:
     total = sum(sample["targets"] for sample in samples)
     assert scores["loss"] == pytest.approx(outputs["loss"].item() / total, rel=1e-5)
     assert case.task.best_metric[0] in scores
+    assert set(scores) <= set(case.task.metric_names())
     json.dumps(scores)
     assert all(type(value) is float for value in scores.values())
 

@@ -1,7 +1,8 @@
-"""Every mistake of a user gets one clear message and exit code 2, and nothing is written over."""
+"""Every mistake of a user gets one clear message and exit code 2, from check as from train; nothing is written over."""
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from advice import follow
 
 TRAIN = [
     ("a warm and funny film", "good"),
@@ -72,8 +74,60 @@ SETTINGS = {
         ("adapter={method: lora, lora_alfa: 8}",),
     ),
     "layers that the model does not have": Case(
-        ("adapter.method = lora does not go with LlamaForSequenceClassification", "target_modules"),
+        (
+            "adapter.target_modules = 'nosuch' is not a module of LlamaForSequenceClassification",
+            "score, up_proj, v_proj",
+        ),
         ("adapter={method: lora, target_modules: [nosuch]}",),
+    ),
+    "one layer of several that the model does not have": Case(
+        ("adapter.target_modules = 'v_projj' is not a module", "did you mean 'v_proj'?"),
+        ("adapter={method: lora, target_modules: [q_proj, v_projj]}",),
+    ),
+    "layers that no pattern matches": Case(
+        ("adapter.method = lora does not go with LlamaForSequenceClassification", "target_modules"),
+        ("adapter={method: lora, target_modules: nosuch}",),
+    ),
+    "a layer to save that the model does not have": Case(
+        ("adapter.modules_to_save = 'embed_token' is not a module", "did you mean 'embed_tokens'?"),
+        ("adapter={method: lora, modules_to_save: [embed_token]}",),
+    ),
+    "shapes that the weights do not have": Case(
+        ("model.overrides = {'hidden_size': 128} changes the shape of", "set model.init: random"),
+        ("model.overrides={hidden_size: 128}",),
+    ),
+    "flat rows that the model does not take": Case(
+        ("batch.layout = flat cannot be used", "set batch.layout: auto or padded"),
+        ("batch.layout=flat", "model.attention=eager"),
+    ),
+    "an activation that does not exist": Case(
+        ("head.activation = 'gelv' is not known; did you mean 'gelu'?",),
+        ("head={hidden_sizes: [8], activation: gelv}",),
+    ),
+    "more blocks than there are": Case(
+        ("trainable.last_blocks = 99 must be from 1 to 5",), ("trainable={scope: last_blocks, last_blocks: 99}",)
+    ),
+    "nothing left to train": Case(
+        ("leaves no weight of LlamaForSequenceClassification to train",), ("trainable.freeze_patterns=['.']",)
+    ),
+    "a metric of a class that does not exist": Case(
+        ("evaluation.metric = 'f1/goood' is not known; did you mean 'f1/good'?",), ("evaluation.metric=f1/goood",)
+    ),
+    "an optimizer in capitals": Case(
+        ("optimizer.name = 'AdamW' is not known; did you mean 'adamw'?",), ("optimizer.name=AdamW",)
+    ),
+    "another program's name of an optimizer": Case(
+        ("optimizer.name = 'adamw_torch' is transformers' name; set optimizer.name: adamw.",),
+        ("optimizer.name=adamw_torch",),
+    ),
+    "a run folder that cannot be": Case(
+        ("run_folder = '/dev/null/run' cannot be written (Not a directory)",), ("run_folder=/dev/null/run",)
+    ),
+    "a cache that cannot be": Case(
+        ("data.cache_dir = '/dev/null/cache' cannot be written (Not a directory)",), ("data.cache_dir=/dev/null/cache",)
+    ),
+    "a place in brackets, as messages write it": Case(
+        ("data.train[0].path = 'nowhere.csv' does not exist",), ("data.train[0].path=nowhere.csv",)
     ),
     "weights that the model does not have": Case(("trainable.patterns",), ("trainable={patterns: [nosuch]}",)),
     "an unknown strategy": Case(
@@ -111,6 +165,29 @@ SETTINGS = {
         ("data.train[0].columns.text = 'txt' is not a column of", "'text', 'label'", "did you mean 'text'?"),
         ("data.train.columns={text: txt}",),
     ),
+    "a column that the task never reads": Case(
+        ("data.train[0].columns.text_b is no column of the task", "did you mean text_pair?"),
+        ("data.train.columns={text: text, text_b: label}",),
+    ),
+    "columns of two kinds of rows": Case(
+        ("data.train[0].columns maps prompt, text, which the task never reads together",),
+        ("task=causal_lm", "data.train.columns={prompt: text, text: text}", "data.eval=[]"),
+    ),
+    "a setting that the format does not use": Case(
+        ("data.train[0].comment = '#' is not used for", "whose format is csv; leave it out"),
+        ("data.train.comment=#",),
+    ),
+    "a weight of evaluation rows": Case(
+        ("data.eval[0].weight = 2 is not used: each row is scored once; leave it out",), ("data.eval.weight=2",)
+    ),
+    "a split of a file": Case(
+        ("data.train[0].split = 'test' is not used for", "name the split's file as the path"),
+        ("data.train.split=test",),
+    ),
+    "fewer rows held out than values to keep the shares of": Case(
+        ("data.eval_ratio = 0.1 cannot split the 16 rows", "Change the ratio, or name a file in data.eval"),
+        ("data.eval=[]", "data.eval_ratio=0.1", "data.stratify=text"),
+    ),
     "a column to stratify by that does not exist": Case(
         ("data.stratify = 'labl' is not a column the task reads", "label, text"),
         ("data.eval=[]", "data.eval_ratio=0.25", "data.stratify=labl"),
@@ -124,8 +201,26 @@ SETTINGS = {
 
 FILES = {
     "a label that training never saw": Case(
-        ("eval.csv:3: label = 'goood' is not known; did you mean 'good'?", "The training data does not have it"),
+        (
+            "eval.csv:3: label = 'goood' is not known; did you mean 'good'?",
+            "It is not in task.labels, nor, where that is null, in data.train",
+        ),
         files={"eval.csv": "text,label\nfine,good\nfiner,goood\n"},
+    ),
+    "a label that is not named": Case(
+        ("train.csv:3: label = 'goood' is not known; did you mean 'good'?", "It is not in task.labels"),
+        ("task.labels=[good, bad]",),
+        files={"train.csv": "text,label\nfine,good\nfiner,goood\n"},
+    ),
+    "a test row that cannot be read": Case(
+        ("test.csv:2: label = 'goood' is not known",),
+        ("data.test[0].path={folder}/test.csv",),
+        files={"test.csv": "text,label\nfiner,goood\n"},
+    ),
+    "test rows without a class": Case(
+        ("test.csv has no column for 'label'",),
+        ("data.test[0].path={folder}/test.csv",),
+        files={"test.csv": "text,lable\nfiner,good\n"},
     ),
     "one class alone": Case(
         ("data.train has the classes ['good']: too few",), files={"train.csv": "text,label\nfine,good\nfiner,good\n"}
@@ -135,8 +230,16 @@ FILES = {
     "a row without a class": Case(
         ("train.csv:3: label = '' must be a class",), files={"train.csv": "text,label\nfine,good\nfiner,\n"}
     ),
+    "a list for a class": Case(
+        ("train.csv:2: label = \"['good', 'bad']\" is a list", "set task.problem: multi_label"),
+        files={"train.csv": "text,label\nfine,\"['good', 'bad']\"\nfiner,bad\n"},
+    ),
+    "gzip called csv": Case(
+        ("train.csv is gzip data, whatever its name says; give its name the end .gz",),
+        files={"train.csv": gzip.compress(b"text,label\nfine,good\n")},
+    ),
     "a CSV row with missing fields": Case(
-        ("train.csv:3 has 1 fields where the header has 2; mend the line",),
+        ("train.csv:3 has 1 field where the header has 2; mend the line",),
         files={"train.csv": "text,label\nfine,good\nfiner\nawful,bad\n"},
     ),
     "a column that is missing": Case(
@@ -170,8 +273,7 @@ def run(shared: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_is_refused(name: str, run: Path):
     case = SETTINGS[name]
-    check_refusal(tiny.command("train", run, *case.settings), case.says)
-    assert not (run.parent / "run").exists()
+    check_both(run, *case.settings, says=case.says)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -179,20 +281,20 @@ def test_a_file_is_refused(name: str, run: Path):
     case = FILES[name]
     for file, content in case.files.items():
         (run.parent / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    check_refusal(tiny.command("train", run, *case.settings), case.says)
-    assert not (run.parent / "run").exists()
+    check_both(run, *case.settings, says=case.says)
 
 
 def test_settings_that_are_missing_are_named(run: Path):
     run.write_text("seed: 1\n")
-    outcome = tiny.command("train", run)
+    outcome = check_both(run)
     check_refusal(outcome, ("task is missing; set it", "model is missing", "run_folder is missing", "data is missing"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="half precision works on a GPU")
 def test_half_precision_needs_a_gpu(run: Path):
-    outcome = tiny.command("train", run, "train.precision=fp16")
-    check_refusal(outcome, ("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32",))
+    check_both(run, "train.precision=fp16", says=("train.precision = fp16 needs a GPU, and there is none here",))
+    elsewhere = tiny.command("check", run, "train.precision=fp16", "--gpus-per-node", 1)
+    assert elsewhere.code == 0, "the machines that will train may have one"
 
 
 def test_bytes_of_another_encoding_are_read_where_it_is_named(run: Path):
@@ -203,24 +305,23 @@ def test_bytes_of_another_encoding_are_read_where_it_is_named(run: Path):
 
 def test_a_line_that_is_not_json_is_named_by_file_and_line(run: Path):
     (run.parent / "rows.jsonl").write_text('{"text": "fine", "label": "good"}\n{"text": "bad", "label"\n')
-    outcome = tiny.command("train", run, f"data.train={run.parent / 'rows.jsonl'}")
-    check_refusal(outcome, ("rows.jsonl:2 is not JSON", "mend the line"))
+    check_both(run, f"data.train={run.parent / 'rows.jsonl'}", says=("rows.jsonl:2 is not JSON", "mend the line"))
 
 
 def test_a_json_row_without_a_column_is_named_by_file_and_line(run: Path):
     (run.parent / "rows.jsonl").write_text('{"text": "fine", "label": "good"}\n{"txt": "bad", "label": "bad"}\n')
-    outcome = tiny.command("train", run, f"data.train={run.parent / 'rows.jsonl'}")
-    check_refusal(outcome, ("rows.jsonl:2", "no column for 'text'", "{text: txt}"))
+    says = ("rows.jsonl:2", "no column for 'text'", "{text: txt}")
+    check_both(run, f"data.train={run.parent / 'rows.jsonl'}", says=says)
 
 
 def test_a_missing_file_comes_with_the_nearest_name(run: Path):
-    outcome = tiny.command("train", run, f"data.train={run.parent / 'trian.csv'}")
-    check_refusal(outcome, ("trian.csv' does not exist; did you mean", "train.csv'?"))
+    says = ("trian.csv' does not exist; did you mean", "train.csv'?")
+    check_both(run, f"data.train={run.parent / 'trian.csv'}", says=says)
 
 
 def test_a_missing_model_folder_comes_with_the_nearest_name(run: Path, shared: Path):
-    outcome = tiny.command("train", run, f"model.name={shared / 'weights/stories260'}")
-    check_refusal(outcome, ("model.name = 'stories260' is not known; did you mean 'stories260K'?",))
+    says = ("model.name = 'stories260' is not known; did you mean 'stories260K'?",)
+    outcome = check_both(run, f"model.name={shared / 'weights/stories260'}", says=says)
     assert outcome.stderr.count("stories260K") == 1, "the config and the tokenizer of one folder are one mistake"
 
 
@@ -228,8 +329,19 @@ def test_a_folder_without_a_tokenizer_is_told(run: Path, tmp_path: Path, shared:
     model = tmp_path / "model"
     model.mkdir()
     shutil.copy(shared / "weights/stories260K/config.json", model)
-    outcome = tiny.command("train", run, f"model.name={model}")
-    check_refusal(outcome, ("gives no tokenizer", "set model.processor to one that does"))
+    check_both(run, f"model.name={model}", says=("gives no tokenizer", "set model.processor to one that does"))
+
+
+def test_a_model_that_is_nowhere_is_one_mistake(run: Path):
+    check_refusal(check_both(run, "model.name=no-such/model"), ("model.name = 'no-such/model'",), problems=1)
+
+
+def test_a_folder_without_weights_is_told(run: Path, tmp_path: Path, shared: Path):
+    shutil.copytree(shared / "weights/stories260K", tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    name = f"model.name={tmp_path / 'model'}"
+    check_both(run, name, says=("holds no weights (model.safetensors)", "set model.init: random"))
+    elsewhere = tiny.command("check", run, name, "--gpus-per-node", 1)
+    assert (elsewhere.code, "warning: model.name" in elsewhere.stdout) == (0, True)
 
 
 def test_a_corrupt_image_is_named(run: Path, shared: Path):
@@ -240,15 +352,14 @@ def test_a_corrupt_image_is_named(run: Path, shared: Path):
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(pictures / name)
     (pictures / "dog/2.png").write_bytes((pictures / "dog/1.png").read_bytes()[:40])
-    outcome = tiny.command(
-        "train",
+    check_both(
         run,
         "task={name: image_classification}",
         f"model.name={shared / 'weights/mobilenet_v1_0.25_224'}",
         f"data.train={pictures}",
         "data.eval=[]",
+        says=("dog/2.png: not a readable image", "mend or remove the file"),
     )
-    check_refusal(outcome, ("dog/2.png: not a readable image", "mend or remove the file"))
 
 
 def test_mistakes_are_reported_together(run: Path):
@@ -314,7 +425,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(done: Path):
         before = tiny.contents(done.parent / "run")
         if change:
             change()
-        check_refusal(tiny.command("train", done, "train.max_steps=2", *arguments), says)
+        check_both(done, "train.max_steps=2", *arguments, says=says, fresh=False)
         assert tiny.contents(done.parent / "run") == before
 
     refused(says=("already holds a run", "--resume", "--overwrite"))
@@ -328,7 +439,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(done: Path):
     refused("--resume", "model.name=other", says=("model.name: ", '-> "other"'))
     refused("--overwrite", "optimizer.name=adamv", says=("did you mean 'adam",))
     refused(  # found when the model is built
-        "--overwrite", "adapter={method: lora, target_modules: [nosuch]}", says=("No modules were targeted",)
+        "--overwrite", "adapter={method: lora, target_modules: [nosuch]}", says=("adapter.target_modules = 'nosuch'",)
     )
     file = done.parent / "train.csv"
     refused(
@@ -368,7 +479,7 @@ def test_the_program_ends_with_code_2_and_nothing_but_the_message(run: Path):
     ("setting", "says"),
     [
         ("optimizer.name=adamv", "optimizer.name = 'adamv' is not known"),  # found by the launching process
-        ("adapter={method: lora, target_modules: [nosuch]}", "adapter.method = lora does not go with"),  # by all
+        ("adapter={method: lora, target_modules: [nosuch]}", "adapter.target_modules = 'nosuch'"),  # by all
     ],
 )
 def test_launch_keeps_the_code_and_prints_a_mistake_once(run: Path, setting: str, says: str):
@@ -392,6 +503,31 @@ def test_under_a_launcher_a_mistake_is_printed_once(run: Path, launcher: tuple[s
     assert outcome.code != 0
     assert outcome.stderr.count("error: optimizer.name = 'adamv' is not known; did you mean 'adam") == 1
     assert "UserError" not in outcome.stderr
+
+
+def check_both(run: Path, *settings: str, says: tuple[str, ...] = (), fresh: bool = True) -> tiny.Outcome:
+    """`ftscale train` refuses, and `ftscale check` too, by the same sentences; nothing is written. Gives train's.
+
+    Where a sentence has advice for a machine, it is followed, and check gets further.
+    """
+    words = [setting.replace("{folder}", str(run.parent)) for setting in settings]
+    trained, checked = tiny.command("train", run, *words), tiny.command("check", run, *words)
+    check_refusal(trained, says)
+    assert checked.code == 2, checked.stdout
+    assert [line for line in errors_of(trained) if line not in errors_of(checked)] == [], errors_of(checked)
+    if fresh:
+        assert not (run.parent / "run").exists()
+    for sentence in errors_of(trained):
+        if (advised := follow(sentence, words)) is not None:
+            mended = tiny.command("check", run, *advised)
+            assert sentence not in errors_of(mended), f"{advised} does not help"
+            assert "Traceback" not in mended.stderr, mended.stderr
+    return trained
+
+
+def errors_of(outcome: tiny.Outcome) -> list[str]:
+    """Its `error:` lines; a report of check has them at its end."""
+    return [line for line in (outcome.stdout + outcome.stderr).splitlines() if line.startswith("error: ")]
 
 
 def check_refusal(outcome: tiny.Outcome, says: tuple[str, ...], *, problems: int | None = None) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ftscale import distributed
 from ftscale.config import parse_config
@@ -71,6 +72,21 @@ def test_nvme_needs_libaio(monkeypatch, tmp_path):
         Distributed(
             DistributedConfig(strategy="zero3_nvme", offload_dir=str(tmp_path)), precision="fp32", max_grad_norm=1.0
         )
+
+
+@pytest.mark.parametrize(("max_grad_norm", "expected"), [(0.5, [0.7, -0.4]), (0.0, [-2.0, -4.0]), (9.0, [-2.0, -4.0])])
+def test_gradients_longer_than_the_limit_are_shortened_to_it(max_grad_norm: float, expected: list[float]):
+    """The gradient of 3 a + 4 b is 5 long: an SGD step of rate 1 from (1, 0) takes it whole, or a tenth of it."""
+    made = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=max_grad_norm)
+    module = torch.nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    made.prepare(module, torch.optim.SGD(module.parameters(), lr=1.0), unused_weights=False)
+    for part in ([1.0, 4.0], [2.0, 0.0]):  # two micro-batches, whose gradients add up
+        made.backward(made.module(torch.tensor([part])).sum(), last=part == [2.0, 0.0])
+    assert made.step() == 5.0
+    assert module.weight[0].tolist() == pytest.approx(expected, rel=1e-5)
+    made.close()
 
 
 def test_runs_that_share_an_offload_dir_swap_into_folders_of_their_own():

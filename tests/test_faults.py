@@ -228,6 +228,16 @@ def test_the_forecast_of_a_checkpoint_is_near_its_size(
     assert saved == pytest.approx(model, rel=0.15, abs=1e5)
 
 
+def test_who_reads_while_a_file_of_the_run_is_written_reads_the_whole_old_one(tmp_path: Path):
+    path = tmp_path / "run.json"
+    ftscale.run_folder.write_json(path, {"run_id": "old"})
+    with path.open() as reader:
+        ftscale.run_folder.write_json(path, {"run_id": "new"})
+        assert json.load(reader)["run_id"] == "old"
+    assert json.loads(path.read_text())["run_id"] == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_a_second_run_on_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ftscale.run_folder, "LOCK_WAIT_S", 0.2)
     with locked(tmp_path / "run"):

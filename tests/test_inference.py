@@ -313,6 +313,114 @@ def test_lines_of_text_stand_for_words_and_sources(shared: Path, tmp_path: Path)
     rows = predicted(tmp_path / "run", tmp_path / "rows.txt")
     assert [len(row["prediction"]) for row in rows] == [5, 1]
 
+    lines = ["breast\tNN\tB-Disease", "cancer\tNN\tI-Disease", "\u200b\tSYM\tO", "", "no\tDT\tO"]
+    (tmp_path / "rows.conll").write_text("\n".join(lines) + "\n")
+    reading = ("input.format=conll", 'input.separator="\\t"')
+    outcome = tiny.command(
+        "predict", tmp_path / "run", tmp_path / "rows.conll", *reading, "--out", tmp_path / "o.conll"
+    )
+    assert outcome.code == 0, outcome.stderr
+    written = [line.split("\t") for line in (tmp_path / "o.conll").read_text().splitlines() if line]
+    assert ["\t".join(cells[:3]) for cells in written] == [line for line in lines if line]
+    best = [
+        (tag, pytest.approx(score, abs=1e-5))
+        for words in (["breast", "cancer"], ["no"])
+        for tag, score in by_transformers(tmp_path / "run/model", words)
+    ]
+    assert [(tag, float(score)) for *_, tag, score in written if score != "_"] == best
+    assert written[2][3:] == ["O", "_"]
+    answers = predicted(tmp_path / "run", tmp_path / "rows.conll", *reading, "--scores", "all")
+    assert answers[0]["scores"][2] is None
+    tags = answers[0]["scores"][0]
+    assert (max(tags.items(), key=lambda item: item[1]), sum(tags.values())) == (best[0], pytest.approx(1))
+
+
+def by_transformers(folder: Path, words: list[str]) -> list[tuple[str, float]]:
+    """The tag of each word by its first token, and its probability, as transformers alone says."""
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForTokenClassification.from_pretrained(folder)
+    encoded = tokenizer(words, is_split_into_words=True, return_tensors="pt")
+    with torch.no_grad():
+        scores, ids = model(**encoded).logits[0].softmax(-1).max(-1)
+    places = [encoded.word_ids(0).index(number) for number in range(len(words))]
+    return [(model.config.id2label[ids[place].item()], scores[place].item()) for place in places]
+
+
+def test_scores_of_every_class_are_those_of_the_model_alone(full: Path, tmp_path: Path):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(full / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(full / "model").eval()
+    (tmp_path / "rows.txt").write_text("\n".join(TEXTS[:5]))
+    for answer in predicted(full, tmp_path / "rows.txt", "--scores", "all"):
+        with torch.no_grad():
+            expected = model(**tokenizer(answer["text"], return_tensors="pt")).logits[0].softmax(-1).tolist()
+        assert [*answer["scores"]] == [model.config.id2label[number] for number in range(2)]
+        assert [*answer["scores"].values()] == pytest.approx(expected, abs=1e-5)
+        assert answer["scores"][answer["prediction"]] == answer["score"] == max(answer["scores"].values())
+    outcome = tiny.command("predict", full, tmp_path / "rows.txt", "--scores", "every")
+    assert (outcome.code, "--scores = 'every' is not known" in outcome.stderr) == (2, True)
+    outcome = tiny.command("predict", full, tmp_path / "rows.txt", "--out", tmp_path / "o.conll")
+    assert (outcome.code, "is for tags of words, not for task = text_classification" in outcome.stderr) == (2, True)
+
+
+def test_scores_of_every_class_hold_those_below_the_threshold(shared: Path, tmp_path: Path):
+    rows = ["text,label", "fine,\"['a', 'b']\"", "bad,[]", "odd,['c']"] * 3
+    (tmp_path / "train.csv").write_text("\n".join([rows[0], *(row for row in rows if row != rows[0])]) + "\n")
+    data = {"train": f"{tmp_path}/train.csv", "cache_dir": str(tmp_path / "cache")}
+    task = {"name": "text_classification", "problem": "multi_label"}
+    values = tiny.settings(shared, tmp_path, task=task, data=data, train={"max_steps": 1})
+    assert tiny.command("train", tiny.write_run(tmp_path, values)).code == 0
+    out = tmp_path / "answers.parquet"
+    assert tiny.command("predict", tmp_path / "run", tmp_path / "train.csv", "--scores", "all", "--out", out).code == 0
+    import pyarrow.parquet
+
+    answers = pyarrow.parquet.read_table(out).to_pylist()
+    assert [(row["text"], row["label"]) for row in answers[:3]] == [
+        ("fine", "['a', 'b']"),
+        ("bad", "[]"),
+        ("odd", "['c']"),
+    ]
+    for answer in answers:
+        assert [*answer["scores"]] == ["a", "b", "c"]
+        above = {name: value for name, value in answer["scores"].items() if value > 0.5}
+        assert (answer["prediction"], answer["score"]) == ([*above], [*above.values()])
+
+
+@pytest.mark.parametrize("problem", ["regression"])
+def test_tasks_without_classes_have_no_scores_of_them(shared: Path, tmp_path: Path, problem: str):
+    (tmp_path / "train.csv").write_text("text,label\nfine,0.5\nbad,1\n" * 1)
+    data = {"train": f"{tmp_path}/train.csv", "cache_dir": str(tmp_path / "cache")}
+    task = {"name": "text_classification", "problem": problem}
+    values = tiny.settings(shared, tmp_path, task=task, data=data, train={"max_steps": 1})
+    assert tiny.command("train", tiny.write_run(tmp_path, values)).code == 0
+    outcome = tiny.command("predict", tmp_path / "run", tmp_path / "train.csv", "--scores", "all")
+    assert (outcome.code, "--scores = all is for tasks with classes" in outcome.stderr) == (2, True)
+
+
+def test_rows_without_a_text_are_refused_or_have_a_note_instead_of_an_answer(full: Path, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine", "n": NaN}\n{"text": NaN, "n": 1}\n')
+    outcome = tiny.command("predict", full, tmp_path / "rows.jsonl")
+    assert (outcome.code, "rows.jsonl:2: text = None must be a text" in outcome.stderr) == (2, True)
+    answers = predicted(full, tmp_path / "rows.jsonl", "input.drop=[missing]")
+    assert [(row["note"], row["prediction"] is None, row["score"] is None) for row in answers] == [
+        ("", False, False),
+        ("missing", True, True),
+    ]
+    assert str(answers[0]["n"]) == "nan", "a row comes out as it came in"
+
+
+def test_a_column_that_the_task_never_reads_is_refused(full: Path, tmp_path: Path):
+    outcome = tiny.command("evaluate", full, "data.eval.0.columns={text: 0, label: 1, text_b: 1}")
+    assert (outcome.code, "data.eval[0].columns.text_b is no column of the task" in outcome.stderr) == (2, True)
+    (tmp_path / "rows.csv").write_text("a,b\nfine,film\n")
+    outcome = tiny.command("predict", full, tmp_path / "rows.csv", "input.columns={text: a, text_b: b}")
+    assert (outcome.code, "input.columns.text_b is no column of the task" in outcome.stderr) == (2, True)
+    assert "did you mean text_pair?" in outcome.stderr
+
 
 def tiny_bert(shared: Path, work: Path) -> Path:
     from transformers import BertConfig

@@ -193,7 +193,7 @@ LOUD: dict[str, Any] = {
         "dynamo_use_fullgraph": True,
         "dynamo_use_regional_compilation": True,
     },
-    "fp8_config": {"backend": "TE", "fp8_format": "E4M3", "margin": 1},
+    "fp8_config": {"backend": "MSAMP", "fp8_format": "E4M3", "margin": 1},
     "debug": True,
     "downcast_bf16": True,
     "enable_cpu_affinity": True,

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from strategies import jobs
 
 import ftscale.run
-from ftscale.config import load_config, parse_config
+from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.errors import UserError
 from ftscale.run import train
-from ftscale.run_folder import Result, clear_run_folder, finished_result
+from ftscale.run_folder import Result, check_run_folder, clear_run_folder, finished_result
 from ftscale.sealed import sealed
 from ftscale.train.manifest import Checkpoint, read_checkpoint
 
@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_a_flipped_bit_in_each_of_its_files(
     flip(folder / "config.yaml", near=b"lr: 0.0")
     flip(folder / "run.json", near=b'"run_id": "')
     flip(folder / "data.json", near=b": {")
-    flip(folder / "metrics.jsonl", near=b'"loss": ')
+    flip(folder / "metrics.jsonl", near=b'"step"')
     (folder / "lock.json").write_text("{}")
     (folder / "result.json").write_bytes(b"\xff")
     assert run(config, folder, resume=True).steps == 4
@@ -247,3 +247,53 @@ def test_an_overwriting_start_that_is_killed_leaves_nothing_that_another_would_g
         clear_run_folder(folder)
     with pytest.raises(UserError, match="seed: 0 -> 5"):
         run({**config, "seed": 5}, folder, resume=True)
+
+
+# ---------------------------------------------------------------- settings of the task
+
+
+def task_of(folder: Path, task: dict[str, Any]) -> Config:
+    """A configuration of the least that there is."""
+    values = {"task": task, "run_folder": str(folder), "model": "some/model", "data": {"train": "rows.csv"}}
+    return parse_config(values, source="test")
+
+
+def resume_with(folder: Path, *, began: dict[str, Any], now: dict[str, Any]) -> None:
+    folder.mkdir(exist_ok=True)
+    write_config(task_of(folder, began), folder / "config.yaml")
+    check_run_folder(task_of(folder, now), resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("began", "now"),
+    [
+        ({"name": "text_classification", "labels": ["a", "b"]}, {"name": "text_classification"}),
+        (
+            {"name": "token_classification", "labels": ["O", "B-X", "I-X"], "scheme": "IOB2"},
+            {"name": "token_classification"},
+        ),
+        ({"name": "causal_lm", "chat_template": "{{ messages }}"}, {"name": "causal_lm", "chat_template": "MINE"}),
+        ({"name": "causal_lm", "chat_template": "alpaca"}, {"name": "causal_lm", "chat_template": "alpaca"}),
+    ],
+)
+def test_what_the_first_start_filled_in_is_no_difference(tmp_path: Path, began: dict[str, Any], now: dict[str, Any]):
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    if now.get("chat_template") == "MINE":
+        now = {**now, "chat_template": str(tmp_path / "mine.jinja")}
+    resume_with(tmp_path / "run", began=began, now=now)
+
+
+@pytest.mark.parametrize(
+    ("began", "now", "problem"),
+    [
+        ({"max_length": 64}, {}, "task.max_length: 64 -> null"),
+        ({"chat_template": "alpaca"}, {}, "the text of task.chat_template is not what it was"),
+        ({"chat_template": "alpaca"}, {"chat_template": "chatml"}, "the text of task.chat_template is not what it was"),
+        ({}, {"generate": {}}, "task.generate: null -> "),
+    ],
+)
+def test_a_setting_that_was_taken_out_is_a_difference(
+    tmp_path: Path, began: dict[str, Any], now: dict[str, Any], problem: str
+):
+    with pytest.raises(UserError, match=problem):
+        resume_with(tmp_path / "run", began={"name": "causal_lm", **began}, now={"name": "causal_lm", **now})

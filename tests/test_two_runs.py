@@ -1,4 +1,4 @@
-"""One process, several runs: each is that of a fresh process whatever ended before, and leaves the process as it was."""
+"""One process, several runs: each is that of a fresh process, whatever ended before, and leaves no trace in it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from strategies import jobs
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+import ftscale
 from ftscale.config import parse_config
 from ftscale.errors import UserError
 from ftscale.run import train
 from ftscale.train.guard import NotFiniteError
 
-STRATEGIES = ("single", "zero1", "zero3")
+SECOND = ("single", "zero3")
 
 # each in a process of its own, which has imported everything and run nothing
 FRESH = """
@@ -39,7 +40,7 @@ sys.path[:0] = sys.argv[1:3]
 import deepspeed, test_two_runs, torch
 torch.set_num_threads(1)
 config, work = json.loads(sys.argv[3]), sys.argv[4]
-for strategy in test_two_runs.STRATEGIES:
+for strategy in test_two_runs.SECOND:
     if not (child := os.fork()):
         test_two_runs.run(config, test_two_runs.Path(work) / strategy, strategy)
         os._exit(0)
@@ -79,7 +80,7 @@ def fresh(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
     command = [sys.executable, "-c", FRESH, *places, json.dumps(config), str(work)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return {strategy: figures(work / strategy) for strategy in STRATEGIES}
+    return {strategy: figures(work / strategy) for strategy in SECOND}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +106,7 @@ def as_it_is() -> dict[str, Any]:
         "process group": torch.distributed.is_initialized(),
         "generators": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),
         "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "levels": [logging.getLogger(name).level for name in ("bitsandbytes", "transformers")],
         "logging": (log.handlers[:], log.propagate, log.level, logging.root.handlers[:], logging.root.level),
         "torch": (
             torch.get_default_dtype(),
@@ -170,25 +172,34 @@ def interrupted_while_it_is_loaded(patch: pytest.MonkeyPatch, go: Callable[..., 
         go()
 
 
-ENDS = (completed, not_finite, in_a_forward, stopped, refused_while_it_is_built, interrupted_while_it_is_loaded)
-
-
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+@pytest.mark.parametrize(
+    ("first", "end", "second"),
+    [
+        ("zero1", completed, "zero3"),
+        ("zero3", completed, "single"),
+        ("single", completed, "zero3"),
+        ("zero1", not_finite, "single"),
+        ("zero3", not_finite, "zero3"),
+        ("single", in_a_forward, "single"),
+        ("zero1", in_a_forward, "zero3"),
+        ("zero3", in_a_forward, "single"),
+        ("zero3", stopped, "single"),
+        ("zero3", refused_while_it_is_built, "single"),
+        ("zero3", interrupted_while_it_is_loaded, "zero3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_a_run_after_another_is_that_of_a_fresh_process(
-    config: dict[str, Any], fresh: dict[str, Any], tmp_path: Path, end: Callable[..., None]
+    config: dict[str, Any], fresh: dict[str, Any], tmp_path: Path, first: str, end: Callable[..., None], second: str
 ):
-    """After each end under each strategy another strategy: in the three pairs of an end each is the second once."""
-    shift = 1 + ENDS.index(end) % (len(STRATEGIES))
     before = as_it_is()
-    for place, first in enumerate(STRATEGIES):
-        second = STRATEGIES[(place + shift) % len(STRATEGIES)]
-        with pytest.MonkeyPatch.context() as patch:
-            end(patch, lambda first=first, **sections: run(config, tmp_path / f"{first}-1", first, **sections))
-        assert as_it_is() == before, first
-        assert run(config, tmp_path / f"{first}-2", second) == "completed"
-        assert as_it_is() == before, second
-        assert figures(tmp_path / f"{first}-2") == fresh[second], (first, second)
-    assert fresh["single"][0][1] > 0
+    with pytest.MonkeyPatch.context() as patch:
+        end(patch, lambda **sections: run(config, tmp_path / "first", first, **sections))
+    assert as_it_is() == before
+    assert run(config, tmp_path / "second", second) == "completed"
+    assert as_it_is() == before
+    assert figures(tmp_path / "second") == fresh[second]
+    assert fresh[second][1][1] > 0
 
 
 def test_what_the_caller_has_set_up_does_not_count_and_is_there_afterwards(
@@ -232,6 +243,18 @@ def test_a_thread_trains_without_signals_and_says_so(
     assert figures(tmp_path / "run") == fresh["single"]
     assert jobs.result(tmp_path / "run")["status"] == "completed"
     assert "training in a thread: signals are not noticed" in capsys.readouterr().err
+
+
+def test_the_packages_own_train_leaves_the_environment_too(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.delenv(name, raising=False)
+    before = as_it_is()
+    settings = {**config, "run_folder": str(tmp_path / "run"), "data": {"train": str(tmp_path / "none.csv")}}
+    with pytest.raises(UserError):
+        ftscale.train(parse_config(settings, source="test"))
+    assert as_it_is() == before
 
 
 def test_workers_that_collate_end_with_a_run_that_fails(config: dict[str, Any], tmp_path: Path):

@@ -8,10 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftscale.checks.settings import check_config, quick_problems, read_config, steps_problems
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
 from ftscale.errors import UserError
+from ftscale.precheck import (
+    check_config,
+    folder_problems,
+    machine_problems,
+    metric_problems,
+    quick_problems,
+    read_config,
+    steps_problems,
+)
 
 
 @dataclass
@@ -23,7 +31,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Likely mistakes."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """combination, data, tokenizer, schedule: as JSON holds them."""
+    """combination, data, tokenizer, schedule, steps: as JSON holds them."""
     rows: list[list[tuple[str, bool]]] = field(default_factory=list)
     """Some samples in pieces of text, each with whether it is a target."""
 
@@ -31,84 +39,163 @@ class Report:
         return json.dumps(asdict(self), indent=2)
 
 
+@dataclass(frozen=True)
+class Start:
+    """How the run is to be started."""
+
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    """Devices of each; None = the run starts on this machine as it is, in one process."""
+    resume: bool = False
+    overwrite: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * (self.gpus_per_node or 1)
+
+    @property
+    def here(self) -> bool:
+        """Whether this machine is the one to train on."""
+        return self.nodes == 1 and self.gpus_per_node is None
+
+
 def check_run(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
     nodes: int = 1,
-    gpus_per_node: int = 1,
+    gpus_per_node: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     full: bool = False,
+    deep: bool = False,
 ) -> Report:
     """Check a run's configuration file as `ftscale train` will, and its data beyond that.
 
-    No code of the model is run, also where `model.trust_remote_code` is true; a warning then says so. Errors of the
-    schema, of combinations, files and columns are found without importing torch and reported together;
-    names inside libraries (optimizer, adapter, schedule, model) are looked at where there are none of these.
-    `full`: prepare all rows instead of the first 2000 of each part.
+    No code of the model is run, also where `model.trust_remote_code` is true; a warning then says so.
+    Errors of the schema, of combinations, files and columns are found without importing torch and reported together;
+    names inside libraries (optimizer, adapter, schedule, model) are looked at where there are none of these, then the
+    data, and the model without its weights.
+    `nodes`, `gpus_per_node`: of the machines that will train; gpus_per_node None = this one, as it is.
+    `full`: prepare all rows instead of a draw of 2000 of each part. `deep`: also take two steps of the model.
     """
     config, problems = quick_problems(path, overrides)
     if problems or config is None:
         return Report(errors=problems)
+    start = Start(nodes, gpus_per_node, resume, overwrite)
     try:
-        return _check(read_config(path, overrides), world_size=nodes * gpus_per_node, full=full)
+        return _check(read_config(path, overrides), start, full=full, deep=deep)
     except UserError as error:
         return Report(errors=list(error.problems))
 
 
-def _check(config: Config, *, world_size: int, full: bool) -> Report:
+def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     from ftscale.checks.data import describe_data, marked_rows
-    from ftscale.checks.fit import head_warnings
     from ftscale.checks.metric import metric_warnings
+    from ftscale.checks.model import model_problems
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
     from ftscale.models.trust import without_code
+    from ftscale.precheck.fit import generation_facts, head_warnings
+    from ftscale.precheck.vocabulary import vocabulary_warnings
 
-    processor = check_config(config, runs_code=False)
-    report = Report()
-    if config.model.trust_remote_code:
-        report.warnings.append(_without_code(processor is not None))
+    report = Report(errors=_start_problems(config, start))
+    left_out = config.model.trust_remote_code
+    try:
+        processor = check_config(config, runs_code=False)
         config = config.model_copy(update={"model": without_code(config.model)})
+        sample = read_sample(config, processor, full=full) if processor is not None else None
+    except UserError as error:
+        report.errors += error.problems
+        return report
     report.facts["combination"] = [
         {"name": row.name, "text": row.text, "source": row.source, "tests": list(row.tests)}
         for row in matching_rows(config)
     ]
-    if processor is None:
+    if left_out:
+        report.warnings.append(_left_out(looked=sample is not None))
+    if sample is None:
         return report
-    sample = read_sample(config, processor, full=full)
     report.facts["data"], warnings = describe_data(sample, processor)
     report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample, processor)
-    data_errors = _data_errors(config, report.facts["data"])
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
-    report.warnings += notes
-    schedule = describe_schedule(sample.config, sample, world_size=world_size, flat=config.batch.layout == "flat")
+    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task, processor)]
+    if generation := generation_facts(sample.config):
+        report.facts["generation"] = generation
+    flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
+    schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
-    report.errors += [*data_errors, *problems, *steps_problems(config, num_steps=schedule["total_steps"])]
-    if world_size > 1 and config.distributed.strategy == "single":
-        report.errors.append(
-            f"distributed.strategy = single does not go with {world_size} processes; set ddp or zero2, or use one."
-        )
+    built = _as_built(sample.config, start)
+    refused, untried = model_problems(built, sample.task, processor, here=start.here)
+    report.warnings += untried
+    report.warnings += refused if left_out else []  # with its code the model may be another
+    report.errors += [
+        *sample.problems,
+        *problems,
+        *steps_problems(config, num_steps=schedule["total_steps"]),
+        *metric_problems(sample.config, sample.task),
+        *([] if left_out else refused),
+    ]
+    if deep and not report.errors:
+        from ftscale.checks.deep import two_steps
+
+        report.facts["steps"], problems = two_steps(sample, processor)
+        report.errors += problems
     return report
 
 
-def _without_code(looked: bool) -> str:
+def _left_out(*, looked: bool) -> str:
     text = "model.trust_remote_code = true: check runs no code of a model"
     if looked:
         return f"{text}; what is said here is of the model and the tokenizer without it."
     return f"{text}, and this one cannot be had without; tokenizer, prepared rows and schedule are not looked at."
 
 
-def _data_errors(config: Config, facts: dict[str, Any]) -> list[str]:
-    train = facts["train"]
-    if not train["kept"]:
-        return [f"data.train: none of {train['rows_looked_at']} rows is left to use; dropped: {train['dropped']}."]
-    if train["no_target"] > config.data.max_empty * train["rows_looked_at"]:
-        return [
-            f"data.train: {train['no_target']} of {train['rows_looked_at']} rows have no target left, more than "
-            f"data.max_empty = {config.data.max_empty:.1%}; look at the columns and task.max_length, or raise it."
-        ]
-    return []
+def _start_problems(config: Config, start: Start) -> list[str]:
+    """What is wrong with where and how the run is to start."""
+    from ftscale.run_folder import check_run_folder
+
+    problems: list[str] = []
+    try:
+        check_run_folder(config, resume=start.resume, overwrite=start.overwrite)
+        if start.resume and not start.overwrite:
+            _check_checkpoint(config, start)
+    except UserError as error:
+        problems += error.problems
+    # of other machines, the run folder alone is known: they share it with this one
+    problems += machine_problems(config) if start.here else folder_problems("run_folder", Path(config.run_folder))
+    if start.world_size > 1 and config.distributed.strategy == "single":
+        problems.append(
+            f"distributed.strategy = single does not go with {start.world_size} processes; set ddp or zero2, or use "
+            "one."
+        )
+    return problems
+
+
+def _check_checkpoint(config: Config, start: Start) -> None:
+    """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
+    from ftscale.distributed import check_takeover, resolve_strategy
+    from ftscale.run_folder import run_id
+    from ftscale.train.manifest import latest_checkpoint
+
+    root = Path(config.run_folder) / "checkpoints"
+    newest = latest_checkpoint(root, run_id=run_id(root.parent)) if root.is_dir() else None
+    if newest is None or (not start.here and config.distributed.strategy is None):
+        return  # what the launcher will say is not known here
+    check_takeover(
+        str(newest.folder),
+        made_by=(newest.manifest["strategy"], newest.manifest["world_size"]),
+        here=(resolve_strategy(config.distributed), start.world_size),
+    )
+
+
+def _as_built(config: Config, start: Start) -> Config:
+    """Without the attention that only the machines that will train may have."""
+    if start.here:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"attention": "auto"})})
 
 
 def _tokenizer(config: Config, processor: Any) -> tuple[dict[str, Any], list[str], list[str]]:

@@ -1,34 +1,47 @@
-"""Some rows of the data, prepared in memory as training prepares them."""
+"""Some rows of the data, drawn with a seed and prepared in memory as training prepares them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
-from ftscale.checks.fit import in_model_order
 from ftscale.config import Config
-from ftscale.data.prepare import CHUNK
+from ftscale.data.census import content_of
+from ftscale.data.prepare import CHUNK, SourceReport, part_problems, sift
 from ftscale.data.sources import read_rows
+from ftscale.errors import UserError
+from ftscale.inputs import Preparer, held_out, splits
+from ftscale.precheck.fit import in_model_order
+from ftscale.seeding import derive_seed
 from ftscale.tasks import build_task
 from ftscale.tasks.base import KEPT, Row, Sample, Task
-from ftscale.tasks.rows import left_out, prepare_rows
+from ftscale.tasks.rows import left_out
 
 SAMPLE_ROWS = 2000
 """Rows of each part of the data that are looked at unless all are asked for."""
 
+Placed = tuple[int, Row]
+"""A row with the number of its source."""
+
 
 @dataclass
 class Part:
-    """Rows of data.train or data.eval and their samples, one for each row (with join_texts, fewer)."""
+    """Rows of data.train, data.eval or data.test and their samples, one for each row (with join_texts, fewer)."""
 
     rows: list[Row]
     samples: list[Sample]
-    whole: bool
-    """These are all of its rows."""
     num_rows: int | None
-    """Rows of the part; None where they are not counted (a stream, a hub data set, a URL)."""
+    """Rows of the part; None where they are not counted (a stream)."""
+    reports: list[SourceReport]
+    """What became of the rows of each source."""
+
+    @property
+    def whole(self) -> bool:
+        """These are all of its rows."""
+        return len(self.rows) == self.num_rows
 
     @property
     def kept(self) -> list[Sample]:
@@ -44,50 +57,127 @@ class DataSample:
     """With what the rows told filled in, e.g. labels."""
     task: Task
     train: Part
-    evaluation: Part | None = field(default=None)
+    evaluation: Part | None = None
+    test: Part | None = None
+    problems: list[str] = field(default_factory=list)
+    """Why training would refuse the rows."""
+    seen: tuple[set[int], set[int]] = field(default_factory=lambda: (set(), set()))
+    """Hashes of the inputs and of the whole contents of all training rows that were read, drawn or not."""
     learned_labels: bool = False
     """The classes are those of the rows, not of the configuration."""
 
+    def overlap(self, part: Part) -> int:
+        """Rows of a part that are, in all their columns, training rows too."""
+        return sum(content_of(row)[1] in self.seen[1] for row in part.rows)
 
-def read_sample(config: Config, processor: Any, *, full: bool = False, count: bool = True) -> DataSample:
-    """Read and prepare the first rows of each part, or all of them. Nothing is written.
+    def shared_inputs(self, part: Part) -> int:
+        """Rows of a part whose input is that of a training row."""
+        return sum(content_of(row)[0] in self.seen[0] for row in part.rows)
 
-    `count`: also count the rows of the training files, as the schedule needs it. Raises UserError as training would.
+
+def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSample:
+    """Read each part of the data, and prepare a seeded draw of its rows, or all of them. Nothing is written.
+
+    Of a stream, the first rows. Raises UserError as training would where the training rows cannot be read.
     """
-    limit = None if full else SAMPLE_ROWS
-    task = build_task(config.task)
-    rows, num_rows = _read(config, task, "train", limit, count=count and not config.data.streaming)
-    every = rows if num_rows == len(rows) or not count else _all_rows(config, task, "train")
-    learned = task.fit(row for row in every if not left_out(task, row))
-    learned = in_model_order(config, task, learned)
+    size = None if full else SAMPLE_ROWS
+    task, data = build_task(config.task), config.data
+    held = held_out(config, task) if splits(config) else None
+    seen: tuple[set[int], set[int]] = (set(), set())
+    drawn = {name: Draw(size, seed=derive_seed(config.seed, "check", name)) for name in ("train", "eval", "test")}
+
+    def training() -> Iterator[Row]:
+        for number, (source, row) in _numbered(_part_rows(config, task, "train")):
+            is_held = held is not None and number in held[source]
+            drawn["eval" if is_held else "train"].add((source, row))
+            if left_out(task, row):
+                continue
+            if not is_held:
+                for hashes, value in zip(seen, content_of(row), strict=True):
+                    hashes.add(value)
+            yield row
+
+    rows = training()
+    learned = in_model_order(config, task, task.fit(rows))
+    counted = _exhaust(rows, most=SAMPLE_ROWS if data.streaming and not full else None)
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    task = build_task(config.task)
-    train = Part(rows, _prepare(task, rows, processor), num_rows == len(rows), num_rows)
-    evaluation = None
-    if config.data.eval:
-        held, number = _read(config, task, "eval", limit, count=False)
-        evaluation = Part(held, _prepare(task, held, processor), False, number)
-    return DataSample(config, task, train, evaluation, learned_labels="labels" in learned)
-
-
-def _read(config: Config, task: Task, part: str, limit: int | None, *, count: bool) -> tuple[list[Row], int | None]:
-    rows = _all_rows(config, task, part)
-    first = list(rows if limit is None else islice(rows, limit))
-    if limit is None or len(first) < limit:
-        return first, len(first)
-    return first, len(first) + sum(1 for _ in rows) if count else None
-
-
-def _all_rows(config: Config, task: Task, part: str) -> Iterable[Row]:
-    return chain.from_iterable(
-        read_rows(source, roles=task.columns, setting=f"data.{part}[{index}]")
-        for index, source in enumerate(getattr(config.data, part))
+    prepare = Preparer(build_task(config.task), processor)
+    sample = DataSample(
+        config, prepare.task, _prepared(drawn["train"], prepare, config=config, name="train", counted=counted)
     )
+    sample.seen, sample.learned_labels = seen, "labels" in learned
+    sample.problems = part_problems(sample.train.reports, name="train", data=data)
+    for name in ("eval", "test"):
+        if not (getattr(data, name) or (name == "eval" and held is not None)):
+            continue
+        try:
+            for placed in _part_rows(config, task, name) if getattr(data, name) else ():
+                drawn[name].add(placed)
+            part = _prepared(drawn[name], prepare, config=config, name=name, counted=True)
+        except UserError as error:
+            sample.problems += error.problems
+            continue
+        sample.problems += part_problems(part.reports, name=name, data=data)
+        sample.evaluation, sample.test = (part, sample.test) if name == "eval" else (sample.evaluation, part)
+    return sample
 
 
-def _prepare(task: Task, rows: list[Row], processor: Any) -> list[Sample]:
-    """In pieces, as training does it: joined texts are joined within a piece."""
-    samples = []
-    for start in range(0, len(rows), CHUNK):
-        samples += prepare_rows(task, rows[start : start + CHUNK], processor)
-    return samples
+class Draw:
+    """A number of rows of all that are added, each as likely as any other (Vitter 1985, algorithm R)."""
+
+    def __init__(self, size: int | None, *, seed: int) -> None:
+        self.size = size
+        """None = all."""
+        self.count = 0
+        """Rows added."""
+        self._random = random.Random(seed)
+        self._chosen: list[tuple[int, Placed]] = []
+
+    def add(self, placed: Placed) -> None:
+        """Take the row, or leave it."""
+        self.count += 1
+        if self.size is None or len(self._chosen) < self.size:
+            self._chosen.append((self.count, placed))
+        elif (place := self._random.randrange(self.count)) < self.size:
+            self._chosen[place] = (self.count, placed)
+
+    @property
+    def rows(self) -> list[Placed]:
+        """Those chosen, in the order in which they came."""
+        return [placed for _, placed in sorted(self._chosen, key=lambda item: item[0])]
+
+
+def _part_rows(config: Config, task: Task, name: str) -> Iterator[Placed]:
+    for index, source in enumerate(getattr(config.data, name)):
+        for row in read_rows(source, roles=task.columns, setting=f"data.{name}[{index}]"):
+            yield index, row
+
+
+def _numbered(rows: Iterable[Placed]) -> Iterator[tuple[int, Placed]]:
+    """Each with its number in its source."""
+    current, number = -1, 0
+    for source, row in rows:
+        number = number + 1 if source == current else 0
+        current = source
+        yield number, (source, row)
+
+
+def _exhaust(rows: Iterator[Row], *, most: int | None) -> bool:
+    """Read on, at most so many rows; whether these are all."""
+    for _ in islice(rows, most):
+        pass
+    return most is None or next(rows, None) is None
+
+
+def _prepared(draw: Draw, prepare: Preparer, *, config: Config, name: str, counted: bool) -> Part:
+    """In pieces of a source, as training does it: joined texts are joined within a piece."""
+    sources = getattr(config.data, name) or config.data.train
+    reports = [SourceReport(source.path) for source in sources]
+    placed, samples = draw.rows, []
+    for index, report in enumerate(reports):
+        own = [row for source, row in placed if source == index]
+        for start in range(0, len(own), CHUNK):
+            chunk = prepare(own[start : start + CHUNK])
+            samples += chunk
+            sift([dict(sample) for sample in chunk], report)
+    return Part([row for _, row in placed], samples, draw.count if counted else None, reports)

@@ -10,7 +10,7 @@ from ftscale.config import Config
 from ftscale.data.batching import describe_batch
 
 
-def describe_schedule(config: Config, sample: DataSample, *, world_size: int, flat: bool) -> dict[str, Any]:
+def describe_schedule(config: Config, sample: DataSample, *, world_size: int, flat: bool | None) -> dict[str, Any]:
     """Steps an epoch and in all (None where rows are not counted), learning rates, checkpoints, evaluations, batch.
 
     With a sample of the rows, those that would be dropped are estimated by their share in it, and so is what a step

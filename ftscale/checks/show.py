@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ftscale.checks.report import Report
+from ftscale.errors import counted
 
 LABELS_SHOWN = 12
 
@@ -27,13 +29,13 @@ def show(report: Report) -> None:
         for sentence in sentences:
             console.print(Text(f"{name}: {sentence}", style=style))
     if not report.errors:
-        console.print(Text(f"nothing wrong found; {len(report.warnings)} warnings"))
+        console.print(Text(f"nothing wrong found; {counted(len(report.warnings), 'warning')}"))
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """The facts, a line each."""
     found: list[str] = []
-    for part in ("train", "eval"):
+    for part in ("train", "eval", "test"):
         if part in facts.get("data", {}):
             found += _part_lines(f"data.{part}", facts["data"][part])
     if data := facts.get("data"):
@@ -43,20 +45,41 @@ def lines(facts: dict[str, Any]) -> list[str]:
             found.append("labels: " + ", ".join(f"{name} {count}" for name, count in labels[:LABELS_SHOWN]) + more)
         if "overlap" in data:
             found.append(f"rows of data.eval that are in data.train too: {data['overlap']}")
+        if "test_overlap" in data:
+            found.append(f"rows of data.test that are in data.train too: {data['test_overlap']}")
     if tokenizer := facts.get("tokenizer"):
-        found.append("tokenizer: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+        name = "tokenizer" if "tokens" in tokenizer else "image processor"
+        found.append(f"{name}: " + ", ".join(f"{name} {value}" for name, value in tokenizer.items()))
+    if generation := facts.get("generation"):
+        values = ", ".join(f"{name} {value}" for name, value in generation.items())
+        found.append(f"generation: {values} (of the model's generation config, and task.generate.options over it)")
     if schedule := facts.get("schedule"):
         found += _schedule_lines(schedule)
+    if steps := facts.get("steps"):
+        found.append(f"two steps of {steps['model']} on {', '.join(_told(steps))}")
     found += [f"{row['name']}: {row['text']}" for row in facts.get("combination", ())]
     return found
 
 
+def _told(steps: dict[str, Any]) -> Iterator[str]:
+    lengths = f" ({' and '.join(map(str, steps['lengths']))} long)" if "lengths" in steps else ""
+    yield f"the longest samples{lengths}"
+    yield f"losses {' and '.join(f'{loss:.4f}' for loss in steps['losses'])}"
+    if "seconds" in steps:
+        yield f"{steps['seconds']:g} s"
+
+
 def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
-    of = "" if facts["rows"] in (None, facts["rows_looked_at"]) else f" of {facts['rows']}"
+    of = "" if facts["rows"] == facts["rows_looked_at"] else f"{facts['rows_looked_at']} of {facts['rows']} rows"
+    if facts["rows"] is None:
+        of = f"the first {counted(facts['rows_looked_at'], 'row')}"
     dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(facts["dropped"].items())) or "none"
+    line = f"{name}: {of or counted(facts['rows_looked_at'], 'row')} looked at, {facts['kept']} kept"
+    ends = f"dropped: {dropped}, exact duplicates: {facts['duplicates']}"
+    if "lengths" not in facts:  # images
+        return [f"{line}, {ends}"]
     lengths = ", ".join(f"{key} {value:g}" for key, value in facts["lengths"].items())
-    line = f"{name}: {facts['rows_looked_at']}{of} rows looked at, {facts['kept']} kept"
-    second = f"{name}: {facts['targets']} targets, rows without one: {facts['no_target']}"
+    second = f"{name}: {counted(facts['targets'], 'target')}, rows without one: {facts['no_target']}"
     if facts["share_of_targets"] is not None:
         second += f", {facts['share_of_targets']:.1%} of all tokens"
     if facts.get("end_supervised") is not None:
@@ -68,11 +91,11 @@ def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
             f"; blank texts: {facts['blank']}, equal inputs with other labels: {facts['contradicting']}, words without "
             f"a token: {facts['words_without_token']}"
         )
-    return [
-        f"{line}, {facts['truncated']} truncated, dropped: {dropped}, exact duplicates: {facts['duplicates']}",
-        f"{name}: lengths {lengths}",
-        second,
-    ]
+    if "unknown_tokens" in facts:
+        second += f"; unknown tokens {facts['unknown_tokens']:.1%}"
+    if "unwritable_targets" in facts:
+        second += f"; targets with characters that the tokenizer cannot write: {facts['unwritable_targets']}"
+    return [f"{line}, {facts['truncated']} truncated, {ends}", f"{name}: lengths {lengths}", second]
 
 
 def _schedule_lines(facts: dict[str, Any]) -> list[str]:

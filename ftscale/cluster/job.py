@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from ftscale.checks import read_config
 from ftscale.cluster import slurm
 from ftscale.cluster.health import CHECK_FOLDER, compare_reports
 from ftscale.cluster.node import LAUNCHERS
@@ -22,6 +21,7 @@ from ftscale.cluster.step import Allocation, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
+from ftscale.precheck import read_config
 from ftscale.processes import begin_work, leave_out_working_folder
 from ftscale.run_folder import holds_run
 

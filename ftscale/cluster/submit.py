@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftscale.checks import check_run, read_config
+from ftscale.checks import check_run
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.records import Records, run_status
@@ -19,6 +19,7 @@ from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
+from ftscale.precheck import read_config
 from ftscale.processes import begin_work
 from ftscale.resources import resource
 from ftscale.run_folder import check_run_folder
@@ -108,7 +109,9 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
 def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
     """As `ftscale check` and, where the site names its GPU, `ftscale plan`. Raises UserError: errors, or no room."""
     gpus = _gpus(request, site)
-    found = check_run(run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site))
+    found = check_run(
+        run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site), resume=request.resume
+    )
     for warning in found.warnings:
         log.warning("%s", warning)
     if found.errors:

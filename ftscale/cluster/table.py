@@ -11,6 +11,7 @@ from typing import Any
 from ftscale.cluster.records import read_result
 from ftscale.config import Config, load_config
 from ftscale.config.load import differences
+from ftscale.data.chat import template_name
 from ftscale.errors import UserError
 
 SHOWN = "/"
@@ -93,6 +94,8 @@ def _value(config: Config, name: str) -> str:
     value: Any = config.model_dump(mode="json")
     for part in name.split("."):
         value = value[int(part)] if isinstance(value, list) else value.get(part)
+    if name == "task.chat_template" and value is not None:
+        return template_name(value)
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -62,7 +62,7 @@ def follow(run_folder: Path, *, rank: int | None = None) -> Iterator[str]:
     records, path, newest = Records(run_folder), None, log_file(run_folder, rank=rank)
     while newest != path:
         path = newest
-        with path.open(errors="replace") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             over = False
             while not over and newest == path:
                 over = all(slurm.job_fields(job).get("JobState", "COMPLETED") in slurm.ENDED for job in records.jobs())

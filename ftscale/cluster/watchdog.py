@@ -78,7 +78,11 @@ class Watchdog:
         """Ask every rank to write where it stands into its log; the nodes of those that do not."""
         began = self.records.events("start")[-1]["time"]  # other ranks' logs may be left of an earlier start
         logs = [path for path in self.folder.glob(f"{LOGS}/rank-*.log") if path.stat().st_mtime > began]
-        places = {log: found[-1] for log in logs if (found := RANK_LINE.findall(log.read_text(errors="replace")))}
+        places = {
+            log: found[-1]
+            for log in logs
+            if (found := RANK_LINE.findall(log.read_text(encoding="utf-8", errors="replace")))
+        }
         sizes = {log: log.stat().st_size for log in places}
         nodes = self.allocation.nodes
         pids = {node: [pid for pid, host in places.values() if host == node] for node in nodes}

@@ -253,7 +253,8 @@ TABLE: tuple[Row, ...] = (
         "last_blocks scope without a number",
         lambda config, _: config.trainable.scope == "last_blocks" and config.trainable.last_blocks == 0,
         "refused",
-        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or use scope: head.",
+        "trainable.last_blocks = 0 must be positive for trainable.scope: last_blocks; set it, or set "
+        "trainable.scope: head.",
         "schema: last_blocks is the number of blocks",
         ("tests/config/test_refusals.py::test_no_last_blocks_is_no_number_of_blocks",),
     ),

@@ -114,9 +114,10 @@ def _nearest_file(path: Path) -> str:
     if not folder.is_dir():
         return f"its folder {str(folder)!r} does not exist either; give the path of a YAML file."
     siblings = sorted(item.name for item in folder.iterdir() if item.suffix in (".yaml", ".yml"))
-    close = get_close_matches(path.name, siblings, n=1, cutoff=0.5)
+    stems = {Path(name).stem: name for name in siblings}  # with the suffix, all of them are alike
+    close = get_close_matches(path.stem, stems, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {str(folder / close[0])!r}?"
+        return f"did you mean {str(folder / stems[close[0]])!r}?"
     return f"YAML files there: {', '.join(siblings)}." if siblings else "no YAML file lies there; give the path of one."
 
 

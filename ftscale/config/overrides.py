@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ftscale.config.yaml_text import read_scalar, read_yaml
 from ftscale.errors import UserError
 
+PLACE = re.compile(r"\[(\d+)\]")
+
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `data` with each `section.key=value` set; the last of two wins. Values are read as YAML.
 
-    A number in the path is a place in a list: `data.train.0.path=new.csv`; the place after the last appends.
+    A number in the path is a place in a list: `data.train.0.path=new.csv` or `data.train[0].path=new.csv`; the place
+    after the last appends.
     A text that stands for a section (`task: text_classification`) becomes that section first.
 
     Raises:
@@ -32,7 +36,7 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 
 def _split(override: str) -> tuple[list[str], Any]:
     name, equals, text = override.partition("=")
-    path = name.strip().split(".")
+    path = PLACE.sub(r".\1", name.strip()).split(".")  # data.train[0].path, as messages call it
     if not equals or not all(path):
         raise UserError(f"{override!r} must be section.key=value; write e.g. optimizer.lr=2e-4.")
     text = text.strip()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ftscale.errors import unknown_name
+from ftscale.errors import nearest, unknown_name
 
 Path = tuple[str | int, ...]
 
@@ -151,13 +150,11 @@ def _text_for_section(path: Path, value: str, *, model: type[BaseModel], data: d
 def _unknown_key(path: Path, *, model: type[BaseModel], data: dict[str, Any]) -> str:
     section, key = path[:-1], str(path[-1])
     owner = _section_at(section, model=model, data=data) or model
-    close = get_close_matches(key, list(_settings(owner)), n=1, cutoff=0.6)
-    if close:
-        return f"{_dotted(path)} is not a setting; did you mean {_dotted((*section, close[0]))}?"
+    if (close := nearest(key, _settings(owner), cutoff=0.6)) is not None:
+        return f"{_dotted(path)} is not a setting; did you mean {_dotted((*section, close))}?"
     elsewhere = {name: dotted for dotted, name in _all_settings(model)} | _OTHER_NAMES
-    close = get_close_matches(key, list(elsewhere), n=1, cutoff=0.75)
-    if close:
-        return f"{_dotted(path)} is not a setting; did you mean {elsewhere[close[0]]}?"
+    if (close := nearest(key, elsewhere, cutoff=0.75)) is not None:
+        return f"{_dotted(path)} is not a setting; did you mean {elsewhere[close]}?"
     where = f"of {_dotted(section)}" if section else "sections and settings"
     return f"{_dotted(path)} is not a setting; the settings {where} are: {', '.join(_settings(owner))}."
 

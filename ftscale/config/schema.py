@@ -74,7 +74,9 @@ class ClassNames(Section):
     @model_validator(mode="after")
     def _as_many_numbers(self) -> ClassNames:
         if self.label_ids is not None and len(self.label_ids) != len(self.labels or ()):
-            raise ValueError(f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels")
+            raise ValueError(
+                f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels; make it null"
+            )
         return self
 
 
@@ -105,6 +107,9 @@ class GenerationSettings(Section):
     """Longest generated text in tokens."""
     num_beams: PositiveInt = 1
     """Beam width; 1 = greedy."""
+    options: dict[str, Any] = {}
+    """Fields of transformers' GenerationConfig that say which tokens may follow, over the model's own, e.g.
+    `{repetition_penalty: 1.0, min_length: 0, forced_bos_token_id: null}`."""
 
 
 class CausalLMSettings(TextSettings):
@@ -139,6 +144,11 @@ class Seq2SeqSettings(TextSettings):
     """Longest target in tokens; null = `max_length`."""
     source_prefix: str = ""
     """Put before each source, e.g. `translate German to English: ` for T5."""
+    source_language: str | None = None
+    """Code of the sources' language, where the tokenizer writes one (mBART, NLLB, M2M100), e.g. `deu_Latn`; null = as
+    the tokenizer's files say."""
+    target_language: str | None = None
+    """Code of the targets' language; generation begins with it. null = as the tokenizer's files say."""
     generate: GenerationSettings | None = GenerationSettings()
     """Generate in evaluation and score by sacreBLEU, chrF and ROUGE; null = loss and token accuracy only."""
 

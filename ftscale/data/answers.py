@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +65,8 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
     Raises UserError, with the way out, for what a format cannot hold.
     """
     if out is None:
-        yield lambda answer: print(as_json(answer.as_dict()))
+        ascii_only = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"  # JSON's own escapes then
+        yield lambda answer: print(as_json(answer.as_dict(), ascii_only=ascii_only))
         return
     temporary = out.with_name(f".{out.name}.partial")
     try:
@@ -78,16 +81,16 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
         temporary.unlink(missing_ok=True)
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, *, ascii_only: bool = False) -> str:
     """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False, default=_described)
+    return json.dumps(value, ensure_ascii=ascii_only, default=_described)
 
 
 def _text_writer(file: TextIO, out: Path, *, source: SourceConfig, form: str) -> Write:
     if out.suffix == ".jsonl":
         return lambda answer: print(as_json(answer.as_dict()), file=file)
     if out.suffix == ".conll":
-        return partial(_write_sentence, file, out, " " if form != "conll" else source.separator or " ")
+        return partial(_write_sentence, file, out, _separator_of(source) if form == "conll" else " ")
     return _Table(file, out, source=source, form=form)
 
 
@@ -175,6 +178,17 @@ def _write_sentence(file: TextIO, out: Path, separator: str, answer: Answer) -> 
         score = NO_SCORE if of_tags is None else f"{of_tags[tag]:.6f}"
         file.write(separator.join([*map(_text, given), tag, score]) + "\n")
     file.write("\n")
+
+
+def _separator_of(source: SourceConfig) -> str:
+    """What stands between the cells of a CoNLL file: as it is set, or else a tab where the first lines have one."""
+    from ftscale.data.formats.base import first_bytes, open_bytes
+    from ftscale.data.formats.discover import discover
+
+    if source.separator is not None:
+        return source.separator
+    with open_bytes(discover(source, setting="input")[0]) as stream:
+        return "\t" if b"\t" in first_bytes(stream) else " "
 
 
 def _is_by_word(value: Any, words: Sequence[str]) -> bool:

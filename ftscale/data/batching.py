@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ftscale.config.schema import BatchConfig
+from ftscale.errors import counted
 
 DEFAULT_MICRO_SIZE = 8
 
@@ -82,21 +83,21 @@ def _cut_into(lengths: np.ndarray, number: int, *, limits: _Limits) -> list[tupl
     return runs
 
 
-def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool) -> str:
-    """How the global batch comes about, for the log."""
-    unit = "samples" if batch.unit == "samples" else "targets"
+def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool | None) -> str:
+    """How the global batch comes about, for the log. `flat`: None = samples are no rows of tokens (images)."""
+    unit = batch.unit.removesuffix("s")
     parts = []
     if batch.micro_size or not batch.micro_tokens:
-        parts.append(f"{batch.micro_size or DEFAULT_MICRO_SIZE} samples")
+        parts.append(f"{counted(batch.micro_size or DEFAULT_MICRO_SIZE, 'sample')}")
     if batch.micro_tokens:
-        parts.append(f"{batch.micro_tokens} tokens")
+        parts.append(f"{counted(batch.micro_tokens, 'token')}")
     size = min(
         batch.micro_size or (DEFAULT_MICRO_SIZE if not batch.micro_tokens else batch.global_size), batch.global_size
     )
-    line = f"global batch {batch.global_size} {unit}"
+    line = f"global batch {counted(batch.global_size, unit)}"
     if batch.unit == "samples" and not batch.micro_tokens:
         accumulation = -(-batch.global_size // (size * world_size))
-        line += f" = {size} per device x {accumulation} accumulation x {world_size} processes"
+        line += f" = {size} per device x {accumulation} accumulation x {counted(world_size, 'process')}"
     else:
-        line += f" in micro-batches of at most {' and '.join(parts)}, over {world_size} processes"
-    return f"{line}, {'flat rows' if flat else 'padded by length'}"
+        line += f" in micro-batches of at most {' and '.join(parts)}, over {counted(world_size, 'process')}"
+    return line if flat is None else f"{line}, {'flat rows' if flat else 'padded by length'}"

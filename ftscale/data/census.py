@@ -83,13 +83,14 @@ def row_warnings(setting: str, contradicting: int, *, blank: int, lost: int) -> 
     return found
 
 
-def shared_warning(setting: str, number: int, total: int) -> list[str]:
-    """A sentence about rows that are scored and trained on."""
+def shared_warning(setting: str, number: int, total: int, *, held_out: bool) -> list[str]:
+    """A sentence about rows that are scored and trained on. `held_out`: they are of the training files."""
     if not number:
         return []
+    fix = "take repeated rows out of data.train" if held_out else "take them out of one of the two"
     return [
         f"{setting}: {number} of {total} rows have the input of a row of data.train too, so that their scores say "
-        "little about new data; take them out of one of the two."
+        f"little about new data; {fix}."
     ]
 
 

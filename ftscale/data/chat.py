@@ -20,6 +20,7 @@ from ftscale.data.chat_spans import (
     unseen_prompt,
     written_spans,
 )
+from ftscale.data.formats.paths import nearest_path, relative_to
 from ftscale.data.left_out import count_left_out
 from ftscale.data.parts import Span, tokenize_parts
 from ftscale.errors import UserError, unknown_name
@@ -80,8 +81,16 @@ def read_template(setting: str | None) -> str | None:
     if path.suffix != ".jinja":
         raise UserError(unknown_name("task.chat_template", setting, packaged))
     if not path.is_file():
-        raise UserError(f"task.chat_template = {setting!r} is not a file; correct the path.")
+        raise UserError(
+            f"task.chat_template = {setting!r} is not a file; {nearest_path(setting)}{relative_to(setting)}"
+        )
     return path.read_text(encoding="utf-8")
+
+
+def template_name(text: str) -> str:
+    """A template in a few words: the name of a packaged one, or its beginning."""
+    packaged = {path.read_text(encoding="utf-8"): path.stem for path in sorted(TEMPLATES.glob("*.jinja"))}
+    return packaged.get(text) or _short(text)
 
 
 @dataclass(frozen=True)

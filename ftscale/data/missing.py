@@ -21,7 +21,7 @@ def is_missing(value: Any) -> bool:
 def with_none(value: Any, *, missing_values: Sequence[str] = ()) -> Any:
     """The value with None for whatever is missing in it, also within lists and dicts.
 
-    `missing_values`: texts, as the whole value, that stand for a missing one.
+    `missing_values`: texts, as the whole value, that stand for a missing one; `-1` is the number too.
     """
     if isinstance(value, str):
         return None if value.strip() in missing_values else value
@@ -29,4 +29,4 @@ def with_none(value: Any, *, missing_values: Sequence[str] = ()) -> Any:
         return [with_none(item) for item in value]
     if isinstance(value, dict):
         return {name: with_none(item) for name, item in value.items()}
-    return None if is_missing(value) else value
+    return None if is_missing(value) or (missing_values and str(value) in missing_values) else value

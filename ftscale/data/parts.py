@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,30 @@ def tokenize_parts(text: str, starts: Sequence[int], tokenizer: Any) -> tuple[li
     of a blank and the word after it), what follows is tokenised apart. Special tokens are not added. A tokenizer
     without a tokenizer.json gives no characters.
     """
+    ids, offsets = _plain(text, tokenizer)
+    known = set(tokenizer.added_tokens_encoder.values())
+    counts = []
+    for start in starts:
+        count = _given(text[:start], ids, offsets, known, tokenizer)
+        if count is None:
+            return _cut(text, starts, tokenizer)
+        counts.append(count)
+    return ids, offsets, counts
+
+
+def _given(text: str, ids: list[int], offsets: list[Span], known: set[int], tokenizer: Any) -> int | None:
+    """How many of the ids are those of the beginning `text`; None where they are not.
+
+    Looked at from the last added token on, by which a text is split before anything else is done with it.
+    """
+    count = bisect_right(offsets, len(text), key=lambda span: span[1])
+    first = next((place for place in range(count - 1, 0, -1) if ids[place] in known), 0)
+    begin = offsets[first][0] if offsets and first else 0
+    return count if offsets and _plain(text[begin:], tokenizer)[0] == ids[first:count] else None
+
+
+def _cut(text: str, starts: Sequence[int], tokenizer: Any) -> tuple[list[int], list[Span], list[int]]:
+    """`tokenize_parts` where some token spans a start, or reads differently before it."""
     bounds = [*starts, len(text)]
     ids, offsets = _plain(text[: bounds[0]], tokenizer)
     given: tuple[list[int], list[Span], int] = ([], [], 0)  # up to the last place at which the text was cut

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ import xxhash
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sources import read_rows, source_fingerprint
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
@@ -59,6 +59,8 @@ class SourceReport:
     """Rows with a text of white space alone that were kept."""
     lost: int = 0
     """Words of rows that were kept whole that have no token."""
+    in_tokens: bool = True
+    """Whether samples have a length in tokens; images have none."""
 
     @property
     def mean_length(self) -> float:
@@ -67,9 +69,12 @@ class SourceReport:
     def sentence(self) -> str:
         """One line for the log."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
+        line = f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, "
+        if not self.in_tokens:
+            return f"{line}dropped: {dropped}"
         return (
-            f"{self.path}: {self.read} rows read, {self.kept} kept, {self.truncated} truncated, dropped: {dropped}; "
-            f"longest {self.longest}, mean {self.mean_length:.1f} tokens, {self.targets} targets"
+            f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
+            f"{self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
         )
 
 
@@ -143,7 +148,8 @@ def prepare_sources(
         log.info("data.%s %s", name, report.sentence())
         for warning in template_warnings(report, setting=f"data.{name}"):
             log.warning("%s", warning)
-    _check(prepared, name=name, data=data)
+    if problems := part_problems(prepared.reports, name=name, data=data):
+        raise UserError(*problems)
     return prepared
 
 
@@ -201,8 +207,8 @@ def split_rows(
             )
         except ValueError as error:
             raise UserError(
-                f"data.eval_ratio = {data.eval_ratio} cannot split the {len(rows)} rows of {source.path}: {error} "
-                "Change the ratio, or name a file in data.eval."
+                f"data.eval_ratio = {data.eval_ratio} cannot split the {counted(len(rows), 'row')} of {source.path}: "
+                f"{error} Change the ratio, or name a file in data.eval."
             ) from error
         held.append(set(evaluation))
     return held
@@ -323,6 +329,7 @@ def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, 
         kept.append(sample)
         report.blank += sample.pop("blank", False)
         report.lost += sample.pop("lost", 0)
+        report.in_tokens = "input_ids" in sample
         report.truncated += note == "truncated"
         report.longest = max(report.longest, sample["length"])
         report.total_length += sample["length"]
@@ -389,17 +396,20 @@ def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) 
     return Prepared(whole, spans, reports, saved["content"], np.concatenate(contents))
 
 
-def _check(prepared: Prepared, *, name: str, data: DataConfig) -> None:
+def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:
+    """What is wrong with what became of the rows of a part: too many without a target, or none left to use."""
     problems = []
-    for index, report in enumerate(prepared.reports):
+    for index, report in enumerate(reports):
         empty = report.dropped.get("no_target", 0)
         if name == "train" and report.read and empty / report.read > data.max_empty:
             problems.append(
-                f"data.{name}[{index}]: {empty} of {report.read} rows of {report.path} have no target left "
-                f"({empty / report.read:.1%}), more than data.max_empty = {data.max_empty:.1%}; look at the "
+                f"data.{name}[{index}]: {empty} of {counted(report.read, 'row')} have no target left, more than "
+                f"data.max_empty = {data.max_empty:.1%} ({empty / report.read:.1%} of {report.path}); look at the "
                 "columns and task.max_length, or raise data.max_empty."
             )
-    if not len(prepared):
-        problems.append(f"data.{name}: no row is left to use; see the counts in the log lines above.")
-    if problems:
-        raise UserError(*problems)
+    if not any(report.kept for report in reports):
+        dropped = sum((Counter(report.dropped) for report in reports), Counter())
+        told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none"
+        read = counted(sum(report.read for report in reports), "row")
+        problems.append(f"data.{name}: no row is left to use of {read}; dropped: {told}; look at the columns.")
+    return problems

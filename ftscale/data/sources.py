@@ -239,8 +239,8 @@ def _file_rows(
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
     for row, here in rows:
+        check_characters(row)
         names = tuple(name for name in row if not name.startswith("_"))
-        check_characters(row, names)
         for name in names:
             row[name] = with_none(row[name], missing_values=missing_values)
         if "image" in row:
@@ -288,15 +288,28 @@ def _object_rows(
     file: DataFile, place: Place | None, choose: partial, *, keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
     keys_of: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # each set of keys is looked at once
-    for value, where, here in load_format(file.format).records(file, place=place, wanted=()):
+    records = load_format(file.format).records
+    usual: tuple[str, ...] = ()  # the roles of the file's first row
+    if place is not None and "missing" in file.source.drop:
+        first, where, _ = next(records(file, place=None, wanted=()))
+        usual, _ = choose(tuple(first), where=where)
+    for value, where, here in records(file, place=place, wanted=()):
         available = tuple(value)
         keys = keys_of.get(available)
         if keys is None:
             if len(keys_of) == 256:
                 keys_of.clear()
-            names, wanted = choose(available, where=where)
+            try:
+                names, wanted = choose(available, where=where)
+            except UserError:
+                if not (usual and "missing" in file.source.drop):
+                    raise
+                names, wanted = (), ()  # a key that is not there is a missing value, to be left out
             keys = keys_of[available] = [(name, available[column]) for name, column in zip(names, wanted, strict=True)]
+            usual = usual or names
         row = {name: value[key] for name, key in keys}
+        if "missing" in file.source.drop and row.keys() < set(usual):
+            row = {**dict.fromkeys(usual), **row}
         row["_where"] = where
         if keep_columns:
             row["_columns"] = list(value.items())

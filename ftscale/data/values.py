@@ -12,20 +12,16 @@ from ftscale.logs import log
 SHOWN_CHARACTERS = 40
 
 
-def check_characters(row: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\\ud83d` in JSON)."""
-    for name in names:
-        for text in _texts(row[name]):
-            if text.isascii():
-                continue
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                shown = ascii(text[max(error.start - SHOWN_CHARACTERS, 0) : error.start + SHOWN_CHARACTERS])
-                raise UserError(
-                    f"{ascii(row['_where'])[1:-1]}: {name} holds {ascii(text[error.start])} at character "
-                    f"{error.start + 1}, which is half of a pair and no character ({shown}); mend or remove the row."
-                ) from error
+def check_characters(row: dict[str, Any]) -> None:
+    """Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\\ud83d` in JSON).
+
+    Of what the task reads: `_columns`, which prediction gives back, may hold anything.
+    """
+    for name, value in row.items():
+        if type(value) is str and value.isascii():  # most are, and each row of a data set comes by here
+            continue
+        if not name.startswith("_"):
+            _check_texts(value, name, row["_where"])
 
 
 def without_made_nulls(row: dict[str, Any], names: tuple[str, ...], *, setting: str, path: str) -> None:
@@ -40,6 +36,18 @@ def without_made_nulls(row: dict[str, Any], names: tuple[str, ...], *, setting: 
             row[name] = _without_nulls(row[name], found, depth=depth)
             if found:
                 _say(setting, path, name)
+
+
+def _check_texts(value: Any, name: str, where: str) -> None:
+    for text in _texts(value):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(error.start - SHOWN_CHARACTERS, 0) : error.start + SHOWN_CHARACTERS])
+            raise UserError(
+                f"{ascii(where)[1:-1]}: {name} holds {ascii(text[error.start])} at character {error.start + 1}, which "
+                f"is half of a pair and no character ({shown}); mend or remove the row."
+            ) from error
 
 
 @lru_cache(maxsize=1024)  # once for each column

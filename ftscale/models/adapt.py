@@ -13,12 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftscale.config.schema import AdapterConfig
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, nearest, unknown_name
 from ftscale.models.initialize import seeded_weights
 from ftscale.processes import unchanged_environment
 
 ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Of peft's RankAllocator: sensitivity of each weight, and the moving averages of it and of its uncertainty."""
+
+MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
+"""Fields of peft's methods that name modules."""
 
 OWN_FIELDS = frozenset({"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping"})
 
@@ -45,6 +48,8 @@ def apply_adapter(
     if config.method == "none":
         return model
     peft_config = build_peft_config(config, task_type=task_type, num_steps=num_steps)
+    if problems := _module_problems(model, config):
+        raise UserError(*problems)
     peft_config.revision = revision
     names = {field.name for field in fields(peft_config)}
     if (
@@ -59,7 +64,10 @@ def apply_adapter(
         with seeded_weights(seed, "adapter"), unchanged_environment():
             wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
-        raise UserError(f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}") from error
+        names_it_has = f" Its modules: {', '.join(_module_names(model))}." if "arget modules" in str(error) else ""
+        raise UserError(
+            f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}{names_it_has}"
+        ) from error
     _check_new_modules_train(wrapped, config, new_modules)
     if dtype is not None:
         _cast_trained(wrapped, dtype)
@@ -153,6 +161,30 @@ def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
             f"train.activation_checkpointing = true is not supported by {type(base).__name__}; set it to false."
         )
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _module_problems(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    """Names of modules that the model does not have; peft passes over those in a list of which one is there."""
+    names = [name for name, _ in model.named_modules() if name]
+    known = _module_names(model)
+    problems = []
+    for setting in MODULE_NAMES:
+        asked = (config.model_extra or {}).get(setting)
+        for name in asked if isinstance(asked, (list, tuple)) else ():
+            if not any(found == name or found.endswith(f".{name}") for found in names):
+                close = nearest(str(name), known)
+                fix = f"did you mean {close!r}? The" if close else "the"
+                problems.append(
+                    f"adapter.{setting} = {name!r} is not a module of {type(model).__name__}; {fix} names are: "
+                    f"{', '.join(known)}."
+                )
+    return problems
+
+
+def _module_names(model: nn.Module) -> list[str]:
+    """What the modules that have weights are called, without where they stand."""
+    leaves = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    return sorted({name.rpartition(".")[2] for name in leaves})
 
 
 def _has_default_targets(peft_config: PeftConfig, model: PreTrainedModel) -> bool:

@@ -31,8 +31,12 @@ def _fingerprints(name: str, revision: str | None, *, endings: tuple[str, ...]) 
     if folder.is_dir():
         return _hashes(_files(folder, endings))
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    cached = try_to_load_from_cache(name, "config.json", revision=revision) if name.count("/") <= 1 else None
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name of the hub; that it is none is told when it is loaded
+        return {}
     if not isinstance(cached, str):
         return {}
     files = _files(Path(cached).parent, endings)

@@ -14,6 +14,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -30,6 +31,7 @@ from ftscale.models.trust import NeedsCodeError, needs_code
 
 MUCH_DROPOUT = 0.5
 TWIN_SIZES = {"vocab_size": 1000, "intermediate_size": 256}
+START = "decoder_start_token_id"
 LABEL_SETTINGS = frozenset({"num_labels", "id2label"})  # a task that sets these brings a head of its own
 
 
@@ -76,6 +78,24 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
     return model_config
 
 
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The generation config that the model will have: of its generation_config.json, or else of its config.json.
+
+    Raises UserError where transformers refuses the file.
+    """
+    place = _locate("model.name", config.name)
+    try:
+        try:
+            return GenerationConfig.from_pretrained(place, revision=config.revision)
+        except OSError:  # no such file
+            return GenerationConfig.from_pretrained(place, revision=config.revision, config_file_name="config.json")
+    except ValueError as error:
+        raise UserError(
+            f"model.name = {config.name!r}: transformers refuses its generation_config.json "
+            f"({_first_sentence(error)}); mend or remove that file."
+        ) from error
+
+
 def load_model(
     config: ModelConfig,
     *,
@@ -84,12 +104,14 @@ def load_model(
     dtype: torch.dtype,
     seed: int,
     keep_head: bool = False,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """The base model, without adapter: pretrained or random, quantised or not, in `dtype`, ready to be trained.
 
     `auto_class`: name of a transformers Auto class. `settings`: fields of the model's config that the task sets; with
     labels among them, a head of another size or of other classes is replaced by a new one; `keep_head`: other classes
-    are no reason. New weights depend on `seed` alone, so they are the same on every rank. Raises UserError for whatever
+    are no reason. New weights depend on `seed` alone, so they are the same on every rank. `device`: None = the CPU;
+    meta = nowhere, so that of the weights' files names and shapes alone are read. Raises UserError for whatever
     `config` asks and the model cannot.
     """
     own = load_model_config(config, settings={})
@@ -106,7 +128,9 @@ def load_model(
                 model = _random_model(config, build, model_config, dtype=dtype)
             else:
                 quantization = _quantization(config, build, model_config, dtype=dtype, new_head=new_head)
-                model, info = _pretrained_model(config, build, model_config, dtype=dtype, quantization=quantization)
+                model, info = _pretrained_model(
+                    config, build, model_config, dtype=dtype, quantization=quantization, device=device
+                )
     except (OSError, ValueError, ImportError) as error:
         raise _cannot_load(config, error, auto_class=auto_class) from error
     if config.init == "random":
@@ -203,13 +227,14 @@ def _no_folder(setting: str, name: str, folder: Path) -> str:
 
 def _override(model_config: PreTrainedConfig, overrides: dict[str, Any], *, setting: str) -> list[str]:
     """Set the fields in place; the problems are returned."""
-    known = model_config.to_dict()
+    own = model_config.to_dict()
+    known = own | ({START: None} if model_config.is_encoder_decoder else {})  # T5's config knows it only when it is set
     problems = []
     for name, value in overrides.items():
         if name not in known:
             problems.append(unknown_name(setting, name, known))
             continue
-        part = getattr(model_config, name)
+        part = getattr(model_config, name) if name in own else None
         if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
             problems += _override(part, value, setting=f"{setting}.{name}")
         else:
@@ -251,7 +276,13 @@ def _random_model(
 
 
 def _pretrained_model(
-    config: ModelConfig, build: Any, model_config: PreTrainedConfig, *, dtype: torch.dtype, quantization: Any
+    config: ModelConfig,
+    build: Any,
+    model_config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    quantization: Any,
+    device: str | None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' account of the keys that were missing or of another shape."""
     if "mlp_head" in model_config.to_dict():  # saved by ftscale: the head's code is here, none of the folder's is run
@@ -264,6 +295,7 @@ def _pretrained_model(
         trust_remote_code=config.trust_remote_code,
         use_safetensors=None if config.allow_pickle else True,
         quantization_config=quantization,
+        device_map=device,
         ignore_mismatched_sizes=True,  # judged afterwards, when the head is known
         output_loading_info=True,
         **_attention_argument(config),
@@ -338,6 +370,12 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
         return UserError(
             f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); "
             "use model.attention: auto."
+        )
+    folder = Path(name).expanduser()
+    if "safetensors" in text and folder.is_dir() and not any(folder.glob("*.bin")):
+        return UserError(
+            f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random "
+            "for random ones."
         )
     if "safetensors" in text:
         return UserError(

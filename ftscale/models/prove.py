@@ -114,7 +114,7 @@ def prove_saved(
         largest_difference=_difference(outputs["logits"], logits),
         tolerance=QUANTIZED_TOLERANCE if quantized else TOLERANCES[name],
         adapter_change=change,
-        padding_change=_difference(outputs["alone"], outputs["beside"]) if "alone" in outputs else None,
+        padding_change=_padding_change(outputs),
     )
     if proof.adapter_change == 0:
         raise UserError(
@@ -130,6 +130,13 @@ def prove_saved(
         )
     _check_padding(proof, outputs["pads"], folder)
     return proof
+
+
+def _padding_change(outputs: Mapping[str, Tensor]) -> float | None:
+    if "alone" not in outputs:
+        return None
+    change = (outputs["alone"] - outputs["beside"]).abs().max()
+    return float(change / outputs["logits"].abs().max().clamp(min=1e-6))
 
 
 def _check_padding(proof: Proof, pads: tuple[int | None, int | None] | None, folder: Path) -> None:

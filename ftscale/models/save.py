@@ -26,7 +26,9 @@ from transformers import (
 )
 
 from ftscale.errors import UserError, unknown_name
+from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.models.trust import NO_TRUST, Trust, needed_code, needs_code
@@ -56,14 +58,14 @@ def save_model(
     before: everything is written beside it first.
     """
     folder = Path(folder)
+    mend_generation_config(transformers_model(model))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if isinstance(model, PeftModel):
         _save_adapter(model, partial, final=folder, state_dict=state_dict)
     else:
-        model.save_pretrained(partial, state_dict=state_dict)
-        _finish_config(model.config, partial)
+        _save_whole(model, partial, state_dict=state_dict)
     _write_generation(model, partial, end_ids=end_ids)
     if processor is not None:
         processor.save_pretrained(partial)
@@ -202,23 +204,36 @@ def _vocabulary_grew(base: PreTrainedModel, peft_config: PeftConfig) -> bool:
 def _save_random_base(model: PeftModel, folder: Path) -> None:
     assert all(weight.numel() for weight in model.parameters()), "a sharded random base cannot be saved"
     base = model.get_base_model() if model.active_peft_config.is_prompt_learning else copy.deepcopy(model).unload()
-    base.save_pretrained(folder)
-    _finish_config(base.config, folder)
+    _save_whole(base, folder, state_dict=None)
+    _write_generation(base, folder, end_ids=())
+
+
+def _save_whole(model: Any, folder: Path, *, state_dict: dict[str, torch.Tensor] | None) -> None:
+    """All but generation_config.json, which `_write_generation` writes.
+
+    transformers 5.23 refuses to save a changed one with settings of sampling and without sampling, as published ones
+    have it; ours has another padding id or end. An empty one stands in for it meanwhile.
+    """
+    if not model.can_generate():
+        model.save_pretrained(folder, state_dict=state_dict)
+    else:
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            model.save_pretrained(folder, state_dict=state_dict)
+        finally:
+            model.generation_config = own
+    _finish_config(model.config, folder)
 
 
 def _write_generation(model: PreTrainedModel | PeftModel, folder: Path, *, end_ids: Sequence[int]) -> None:
-    """generation_config.json, for an adapter too: its base's has the ends of the base.
-
-    As a text, since transformers 5.23 refuses to save a changed one that samples and does not, as published ones do.
-    """
+    """generation_config.json, for an adapter too: its base's has the ends of the base."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not base.can_generate():
         return
-    path = folder / GENERATION_CONFIG
-    saved = json.loads(path.read_text(encoding="utf-8") if path.is_file() else base.generation_config.to_json_string())
+    saved = json.loads(base.generation_config.to_json_string())
     if end_ids:
         saved["eos_token_id"] = list(end_ids) if len(end_ids) > 1 else end_ids[0]
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / GENERATION_CONFIG).write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:

@@ -69,6 +69,20 @@ OPTIMIZERS: dict[str, Entry] = {
     **_bitsandbytes(),
 }
 
+OTHER_NAMES = {  # what transformers' TrainingArguments.optim calls ours
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_torch_xla": "adamw",
+    "adamw_torch_npu_fused": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_torch_8bit": "adamw_8bit",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "lion_32bit": "lion",
+    "paged_adamw_32bit": "paged_adamw",
+    "paged_ademamix_32bit": "paged_ademamix",
+    "paged_lion_32bit": "paged_lion",
+}
+
 PROBED_WEIGHTS = 2**16  # enough for states in blocks of 4,096 elements; tables of a state weigh little among so many
 
 CPU_ADAM = {"adamw": True, "adam": False}  # DeepSpeedCPUAdam's adamw_mode
@@ -118,9 +132,9 @@ def state_bytes_per_weight(config: OptimizerConfig) -> float:
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Raise UserError for an unknown name and for settings that this optimizer would ignore; imports nothing."""
+    """Raise UserError for an unknown name and for settings that this optimizer would ignore; imports no optimizer."""
     if config.name not in OPTIMIZERS:
-        raise UserError(unknown_name("optimizer.name", config.name, OPTIMIZERS))
+        raise UserError(_unknown_optimizer(config.name))
     entry = OPTIMIZERS[config.name]
     problems = []
     for name in ("betas", "eps", "momentum"):
@@ -141,6 +155,16 @@ def check_optimizer(config: OptimizerConfig) -> None:
         )
     if problems:
         raise UserError(*problems)
+
+
+def _unknown_optimizer(name: str) -> str:
+    from transformers.training_args import OptimizerNames
+
+    if ours := OTHER_NAMES.get(name.lower()):
+        return f"optimizer.name = {name!r} is transformers' name; set optimizer.name: {ours}."
+    if name.lower() in {kind.value for kind in OptimizerNames} - set(OPTIMIZERS):
+        return f"optimizer.name = {name!r} is not among ftscale's optimizers; known: {', '.join(sorted(OPTIMIZERS))}."
+    return unknown_name("optimizer.name", name, OPTIMIZERS)
 
 
 def _groups(model: nn.Module, config: OptimizerConfig, head_names: Sequence[str]) -> list[dict[str, Any]]:

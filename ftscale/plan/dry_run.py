@@ -7,9 +7,6 @@ code that looks at them works.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
@@ -28,14 +25,14 @@ from torch.utils.flop_counter import (
 )
 from transformers import PreTrainedConfig
 
+from ftscale.checks.model import empty_model
 from ftscale.config import Config
-from ftscale.logs import log
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
 from ftscale.models.lm_head import treat_head_like
 from ftscale.models.load import load_model_config, load_small_twin
 from ftscale.models.probing import pretending, transformers_model
-from ftscale.run import build_model
+from ftscale.models.shrink import DECODER_DEPTHS, depth_fields, shallow
 from ftscale.tasks.base import Batch, Layout, Task
 from ftscale.train.loop import TaskModule
 
@@ -48,9 +45,6 @@ the square of the depth: 80 blocks of a 70 B Llama took 550 s. Deeper models run
 moment of the step is a straight line in the number of equal blocks."""
 ENOUGH = 8
 """Tokens of a row that show what a model does after its head."""
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
-"""What configs call the number of blocks; the decoder's, where it has its own, stands in DECODER_DEPTHS."""
-DECODER_DEPTHS = ("num_decoder_layers", "decoder_layers")
 PERSISTENT = 100_000
 """stage3_param_persistence_threshold of ds_configs/zero3.json."""
 BY_BLOCK = ("layers_to_transform", "layers_pattern", "layer_replication", "rank_pattern", "alpha_pattern")
@@ -114,16 +108,6 @@ class Probe:
             task.loss(self.twin, small)
 
 
-class _NoGroup:
-    """Stands for `Distributed` where a model is built in no memory and without processes."""
-
-    device = torch.device("meta")
-    zero_stage = 0
-
-    def whole_weights(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
 def dry_step(
     config: Config,
     task: Task,
@@ -173,41 +157,18 @@ def _at_depth(first: float, second: float, share: float) -> float:
 
 def _build(config: Config, task: Task, processor: Any, *, depth: int | None = None) -> nn.Module:
     """The model as training builds it, on the meta device; the base not quantised."""
-    overrides = dict(config.model.overrides)
-    if task.processor_class == "tokenizer":
-        model_config = load_model_config(config.model, settings={})
-        text = model_config.get_text_config()
-        if len(processor) > text.vocab_size and text is model_config:
-            overrides["vocab_size"] = len(processor)  # the embedding grows for the tokenizer
-    if depth is not None:
-        overrides |= _shallow(config, task, depth)
-    update = {"init": "random", "quantization": "none", "overrides": overrides}
-    plain = config.model_copy(
-        update={
-            "model": config.model.model_copy(update=update),
-            "batch": config.batch.model_copy(update={"layout": "padded"}),
-        }
-    )
-    with _quiet(), torch.device("meta"):
-        model, _, _ = build_model(plain, task, processor, _NoGroup(), num_steps=1000)  # type: ignore[arg-type]
-    return model
+    fewer = {} if depth is None else shallow(_model_config(config, task).to_dict(), depth)
+    return empty_model(config, task, processor, overrides=fewer)
 
 
 def _model_config(config: Config, task: Task) -> PreTrainedConfig:
     return load_model_config(config.model, settings=task.model_settings())
 
 
-def _depth_fields(known: dict[str, Any]) -> list[str]:
-    first = next((name for name in DEPTHS if isinstance(known.get(name), int)), None)
-    if first is None:
-        return []
-    return [first, *(name for name in DECODER_DEPTHS if known.get(name) == known[first])]
-
-
 def _depth(config: Config, task: Task) -> int | None:
     """Blocks of the model; None where its config has no one number of them."""
     known = _model_config(config, task).to_dict()
-    fields = _depth_fields(known)
+    fields = depth_fields(known)
     own_decoder = [name for name in DECODER_DEPTHS if isinstance(known.get(name), int)]
     if not fields or len(fields) <= len(own_decoder) - (len(own_decoder) > 1):
         return None
@@ -222,14 +183,6 @@ def _period(config: Config, task: Task) -> int:
     return next(
         size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in range(len(kinds)))
     )
-
-
-def _shallow(config: Config, task: Task, depth: int) -> dict[str, Any]:
-    known = _model_config(config, task).to_dict()
-    changed: dict[str, Any] = dict.fromkeys(_depth_fields(known), depth)
-    if known.get("layer_types"):
-        changed["layer_types"] = list(known["layer_types"])[:depth]
-    return changed
 
 
 def _equal_blocks(config: Config) -> bool:
@@ -282,17 +235,6 @@ def _to_fake(model: nn.Module, mode: FakeTensorMode) -> None:
                 del module._parameters[name]
                 held = module._parameters if weight.requires_grad else module._buffers
                 held[name] = fake(weight)  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What building says about random weights and counts is about the forecast, not about the run."""
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 # ---------------------------------------------------------------- running

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ftscale.checks import check_config
 from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
@@ -22,6 +21,7 @@ from ftscale.plan.devices import Device, load_device
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
 from ftscale.plan.memory import Memory, forecast_memory, state_bytes
 from ftscale.plan.timing import Time, forecast_time, traffic_bytes, update_seconds
+from ftscale.precheck import check_config
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
@@ -113,8 +113,8 @@ def plan_run(
         config = config.model_copy(update={"model": without_code(config.model)})
     sample = read_sample(config, processor, full=full)
     config, world_size = sample.config, nodes * gpus_per_node
-    if not sample.train.kept:
-        raise UserError("data.train: no row is left to use; see `ftscale check`.")
+    if sample.problems:
+        raise UserError(*sample.problems)
     planner = _Planner(
         config,
         device,
@@ -287,7 +287,10 @@ class _Planner:
         known = self.sizes.get(weights)
         if known and self._memory(variant, replace(known, moments=[]), strategy).total > self.device.memory:
             return []  # weights and optimizer alone are too much
-        memory = self.memory(variant, strategy)
+        try:
+            memory = self.memory(variant, strategy)
+        except UserError:  # not every model can recompute its activations, or take LoRA
+            return []
         self.sizes.setdefault(weights, self.dry(variant, strategy))
         if memory.total > self.device.memory:
             return []

@@ -10,7 +10,7 @@ from typing import Any
 
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.yaml_text import read_yaml, write_yaml
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.plan.forecast import Choice, Plan
 from ftscale.train.loop import duration
 
@@ -28,7 +28,7 @@ def show(plan: Plan) -> None:
         console.print(line)
     if not plan.choices:
         return
-    table = Table("", "strategy", "weights", "checkpointing", "GiB", "tokens/s", "USD", box=None)
+    table = Table("", "strategy", "weights", "checkpointing", "GiB", f"{_unit(plan)}s/s", "USD", box=None)
     shown = list(enumerate(plan.choices[:CHOICES_SHOWN], 1))
     for number, choice in shown:
         table.add_row(str(number), *_row(choice))
@@ -47,8 +47,7 @@ def summary(plan: Plan) -> list[str]:
         f"{plan.strategy} on {plan.nodes} x {plan.gpus_per_node} {device.name}: {memory.total / GIB:.2f} GiB a device "
         f"of {device.memory / GIB:.4g}, {verdict}",
         f"by kind (GiB): {kinds}",
-        f"longest micro-batch: {plan.micro_batch_tokens} tokens; largest that fits: {plan.largest_micro_size} of the "
-        f"longest samples; {plan.step.layout} rows",
+        _micro_batches(plan),
     ]
     if memory.host or memory.nvme:
         found.append(f"offloaded, a process: host {memory.host / GIB:.2f} GiB, local disk {memory.nvme / GIB:.2f} GiB")
@@ -59,11 +58,24 @@ def summary(plan: Plan) -> list[str]:
     )
     if time.total_s is not None and time.usd is not None and time.gpu_hours is not None:
         found.append(
-            f"{plan.num_steps} steps: {duration(time.total_s)}, {time.gpu_hours:.3g} device hours, "
-            f"{time.usd:.2f} USD; {time.tokens_per_s:.0f} tokens/s"
+            f"{counted(plan.num_steps or 0, 'step')}: {duration(time.total_s)}, {time.gpu_hours:.3g} device hours, "
+            f"{time.usd:.2f} USD; {time.tokens_per_s:.0f} {_unit(plan)}s/s"
         )
     found.append(f"a checkpoint: {plan.checkpoint_bytes / GIB:.2f} GiB; disk at most {plan.disk_bytes / GIB:.2f} GiB")
     return found
+
+
+def _micro_batches(plan: Plan) -> str:
+    longest = counted(plan.micro_batch_tokens, _unit(plan))
+    if _unit(plan) == "image":
+        return f"micro-batch: {longest}; largest that fits: {plan.largest_micro_size}"
+    most = f"largest that fits: {plan.largest_micro_size} of the longest samples"
+    return f"longest micro-batch: {longest}; {most}; {plan.step.layout} rows"
+
+
+def _unit(plan: Plan) -> str:
+    """What a sample is made of: an image counts as one."""
+    return "image" if plan.config.task.name == "image_classification" else "token"
 
 
 def as_json_text(plan: Plan) -> str:

@@ -85,6 +85,9 @@ class Task(Protocol):
     def evaluator(self) -> Evaluator:
         """A fresh evaluator."""
 
+    def metric_names(self) -> list[str]:
+        """What the evaluator may score, each class's own metrics included."""
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from ftscale.config.schema import CausalLMSettings, GenerationSettings
 from ftscale.data.chat import read_template, stop_ids
 from ftscale.errors import UserError
 from ftscale.models.attention import padded_attention
+from ftscale.models.generate import check_options, generate, mean_until_end
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
@@ -43,6 +44,7 @@ class CausalLM:
         self.settings = settings
         self.template = read_template(settings.chat_template)
         _check_pattern(settings)
+        check_options(settings.generate or GenerationSettings())
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The chat template's text, so that a later change of its file changes nothing of what was trained."""
@@ -85,9 +87,11 @@ class CausalLM:
         settings = self.settings.generate or GenerationSettings()
         stops = stop_ids(processor, template=self.template)
         with padded_attention(model):
-            written = _generate(model, batch["prompts"], processor, settings=settings, stops=stops)
-            if "labels" not in batch:
-                outputs["scores"] = _mean_log_probabilities(model, batch["prompts"], written, pad=pad_id(processor))
+            written, scores = _generate(
+                model, batch["prompts"], processor, settings=settings, stops=stops, scored="labels" not in batch
+            )
+        if scores is not None:
+            outputs["scores"] = scores
         outputs["predictions"] = [
             processor.decode([token for token in ids if token not in stops], skip_special_tokens=True)
             for ids in written
@@ -96,6 +100,10 @@ class CausalLM:
 
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
+
+    def metric_names(self) -> list[str]:
+        text = None if self.settings.generate is None else "text"
+        return list(_score([_Record(0.0, 1, 1, text, text)], pattern=None))
 
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
@@ -234,54 +242,42 @@ def _generate(
     *,
     settings: GenerationSettings,
     stops: Sequence[int],
-) -> list[list[int]]:
-    """Tokens that the model writes after each prompt, the one that stopped it included; none after an empty prompt."""
+    scored: bool,
+) -> tuple[list[list[int]], list[float | None] | None]:
+    """Tokens that the model writes after each prompt, the one that stopped it included; none after an empty prompt.
+
+    `scored`: also the mean log-probability that these tokens had.
+    """
     pad = pad_id(processor)
     asked = [list(prompt) for prompt in prompts if len(prompt)]
     most = settings.max_new_tokens if asked else 1
     asked = asked or [[pad]]  # under ZeRO-3 other ranks, which write, wait for this one's share of each layer
     longest = max(map(len, asked))
     device = next(model.parameters()).device
-    sequences = model.generate(  # padded on the left, so that all go on at the same position
-        input_ids=torch.tensor([[pad] * (longest - len(ids)) + ids for ids in asked], device=device),
-        attention_mask=torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked], device=device),
-        max_new_tokens=max(min(most, processor.model_max_length - longest), 1),
-        num_beams=settings.num_beams,
-        do_sample=False,
-        temperature=None,  # these three, where the model's own generation config samples
-        top_p=None,
-        top_k=None,
+    inputs = {  # padded on the left, so that all go on at the same position
+        "input_ids": torch.tensor([[pad] * (longest - len(ids)) + ids for ids in asked], device=device),
+        "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in asked], device=device),
+    }
+    written, chances = generate(
+        model,
+        inputs,
+        settings,
+        scored=scored,
+        most=max(min(most, processor.model_max_length - longest), 1),
         eos_token_id=list(stops) or None,
         pad_token_id=pad,
     )
-    written = iter(_until_stop(ids, stops) for ids in sequences[:, longest:].tolist())
-    return [next(written) if len(prompt) else [] for prompt in prompts]
+    texts = iter(_until_stop(ids, stops) for ids in written.tolist())
+    scores = None
+    if chances is not None:
+        means = iter(mean_until_end(chances, written, stops))
+        scores = [next(means) if len(prompt) else None for prompt in prompts]
+    return [next(texts) if len(prompt) else [] for prompt in prompts], scores
 
 
 def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
     end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     return ids[: end + 1]
-
-
-def _mean_log_probabilities(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], written: Sequence[list[int]], *, pad: int
-) -> list[float | None]:
-    """Mean log-probability of the written tokens, by one more forward; None where none were written."""
-    samples = [
-        {"input_ids": [*prompt, *ids], "labels": [IGNORED] * len(prompt) + ids, "row": row}
-        for row, (prompt, ids) in enumerate(zip(prompts, written, strict=True))
-        if ids
-    ]
-    scores: list[float | None] = [None] * len(prompts)
-    if not samples:
-        return scores
-    device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in _collate(samples, pad=pad, layout="padded", train=True).items()}
-    sums = _sample_losses(model, batch)
-    means = (-sums["losses"] / sums["counts"]).tolist()
-    for row, mean in zip(batch["row"].tolist(), means, strict=True):
-        scores[row] = mean
-    return scores
 
 
 # ---------------------------------------------------------------- scores

@@ -113,8 +113,8 @@ def class_id(row: Row, column: str, name: str, *, labels: Sequence[str], ids: di
     known = name if name in ids else name.removesuffix(".0")  # pandas writes 1.0 where some are missing
     if known not in ids:
         raise UserError(
-            f"{unknown_name(f'{where(row)}: {column}', name, labels)} The training data does not have it; "
-            "mend the row, or name all classes in task.labels."
+            f"{unknown_name(f'{where(row)}: {column}', name, labels)} It is not in task.labels, nor, where "
+            "that is null, in data.train; mend the row, or name all classes in task.labels."
         )
     return ids[known]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftscale.config.schema import GenerationSettings, Seq2SeqSettings
+from ftscale.models.generate import check_options, end_ids, generate, mean_until_end
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.models.probing import transformers_model
 from ftscale.tasks import COLUMNS
@@ -33,6 +34,7 @@ class Seq2Seq:
 
     def __init__(self, settings: Seq2SeqSettings) -> None:
         self.settings = settings
+        check_options(settings.generate or GenerationSettings())
 
     @property
     def best_metric(self) -> tuple[str, bool]:
@@ -74,25 +76,30 @@ class Seq2Seq:
         """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets, and `loss`: ().
 
         With `generate`, and without labels, `predictions`: a text each; without labels also `scores`: the mean
-        log-probability of a generated token.
+        log-probability that the generated tokens had.
         """
         outputs: Outputs = _sample_losses(model, batch) if "labels" in batch else {}
         if "labels" in batch and self.settings.generate is None:
             return outputs
-        written = _generate(model, batch, settings=self.settings.generate or GenerationSettings())
+        settings = self.settings.generate or GenerationSettings()
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        written, chances = generate(model, inputs, settings, scored="labels" not in batch)
         outputs["predictions"] = processor.batch_decode(written, skip_special_tokens=True)
-        if "labels" not in batch:
-            sums = _sample_losses(model, {**batch, "labels": _until_end(written, model)})
-            outputs["scores"] = (-sums["losses"] / sums["counts"].clamp(min=1)).tolist()
+        if chances is not None:
+            outputs["scores"] = mean_until_end(chances, written, end_ids(model))
         return outputs
 
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, _score)
 
+    def metric_names(self) -> list[str]:
+        text = None if self.settings.generate is None else "text"
+        return list(_score([_Record(0.0, 1, 1, text, text)]))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:
-        """The generated text, and the mean log-probability of its tokens."""
+        """The generated text, and the mean log-probability that its tokens had."""
         return [
             {"prediction": text, "score": score}
             for text, score in zip(outputs["predictions"], outputs["scores"], strict=True)
@@ -162,26 +169,6 @@ def _sample_losses(model: torch.nn.Module, batch: Batch) -> Outputs:
     sums = torch.zeros(3, len(batch["labels"]), device=losses.device)
     sums.index_add_(1, owners, torch.stack([losses.float(), torch.ones_like(losses.float()), correct.float()]))
     return {"losses": sums[0], "counts": sums[1].long(), "correct": sums[2].long(), "loss": sums[0].sum()}
-
-
-def _generate(model: torch.nn.Module, batch: Batch, *, settings: GenerationSettings) -> torch.Tensor:
-    """(samples, longest) int64: the generated tokens without the start token, padded after the end token."""
-    sequences = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        do_sample=False,
-    )
-    return sequences[:, 1:]
-
-
-def _until_end(written: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """The generated tokens as labels: -100 after the first end token."""
-    end = transformers_model(model).generation_config.eos_token_id
-    is_end = torch.isin(written, torch.tensor([] if end is None else end, device=written.device))
-    after = is_end.cumsum(dim=1) - is_end.long() > 0
-    return written.masked_fill(after, IGNORED)
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:

@@ -105,6 +105,14 @@ class TextClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(self._records, self._score)
 
+    def metric_names(self) -> list[str]:
+        if self.settings.problem == "regression":
+            return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
+        numbers = range(len(self.labels))
+        if self.settings.problem == "multi_label":
+            return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers])]))
+        return list(self._score([(0.0, number, number) for number in numbers]))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:
@@ -127,8 +135,8 @@ class TextClassification:
             yield from items
         if len(lengths) == 1 and 0 not in lengths:
             raise UserError(
-                f"{where(last)}: label = {last['label']!r} and those of all rows are {lengths.pop()} numbers of 0 and "
-                "1; name their classes in task.labels, in this order."
+                f"{where(last)}: label = {last['label']!r} is, as in all rows, a vector of {lengths.pop()} zeros and "
+                "ones; name their classes in task.labels, in this order."
             )
 
     def _items(self, row: Row) -> list[str]:

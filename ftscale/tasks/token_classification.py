@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ftscale.config.schema import TokenClassificationSettings
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 from ftscale.metrics.sequence_tags import EntityScores
 from ftscale.tasks import COLUMNS
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
@@ -114,6 +114,9 @@ class TokenClassification:
     def evaluator(self) -> Evaluator:
         return Evaluator(_records, self._score)
 
+    def metric_names(self) -> list[str]:
+        return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
+
     def predictions(
         self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
     ) -> list[dict[str, Any]]:
@@ -156,7 +159,8 @@ class TokenClassification:
     def _labelled(self, sample: Sample, row: Row, words: Sequence[str]) -> Sample:
         tags = self._tags(row)
         if len(tags) != len(words):
-            raise UserError(f"{where(row)}: {len(words)} words have {len(tags)} tags; give each word one tag.")
+            found = f"{counted(len(words), 'word')} against {counted(len(tags), 'tag')}"
+            raise UserError(f"{where(row)}: {found}; give each word a tag.")
         assert self.settings.scheme != "auto", "the training rows tell the scheme: fit first"
         tags = to_iob2(tags, scheme=self.settings.scheme, place=where(row))
         ids = [class_id(row, "tags", tag, labels=self.labels, ids=self.ids) for tag in tags]

@@ -37,6 +37,12 @@ def parse_list(text: str) -> list[Any] | None:
     return None
 
 
+def items_in(value: Any) -> list[Any]:
+    """The items of a list, or of a text that writes one; of anything else none."""
+    found = parse_list(value) if isinstance(value, str) else value
+    return list(found) if isinstance(found, (list, tuple)) else []
+
+
 def is_cut_list(text: str) -> bool:
     """Whether a text begins or ends like a list that is none, so that its first or last name would have a bracket."""
     text = text.strip()

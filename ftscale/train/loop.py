@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ftscale.config.schema import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, unknown_name
+from ftscale.errors import UserError, counted, unknown_name
 from ftscale.logs import log
 from ftscale.models.attention import padded_attention
 from ftscale.tasks.base import Batch, Task
@@ -166,7 +166,7 @@ def _between_steps(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
         _save(loop, progress)
         loop.after_save()
     if _out_of_patience(loop, progress):
-        log.info("no better %s in %d evaluations: stopping", loop.best_metric[0], loop.evaluation.patience)
+        log.info("no better %s in %s: stopping", loop.best_metric[0], counted(loop.evaluation.patience, "evaluation"))
         loop.metrics.write("event", step, event="stopped_early")
         return "stopped_early"
     return "completed" if last else None
@@ -322,13 +322,14 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
-            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.1f GiB  %s left",
+            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f %s/s  %.1f GiB  %s left",
             progress.step,
             loop.num_steps,
             figures["loss"],
             figures["grad_norm"],
             figures["lr"],
             rate,
+            "tokens" if loop.task.processor_class == "tokenizer" else "images",
             memory / 2**30,
             duration(left),
         )

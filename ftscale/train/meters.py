@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from ftscale.logs import log
-from ftscale.sealed import line_of, read_lines, write_text
+from ftscale.sealed import read_lines, write_text
 
 
 class MetricsFile:
@@ -33,7 +34,7 @@ class MetricsFile:
         if self._path is not None:
             self._file = self._file or self._path.open("a", buffering=1)
             line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
-            self._file.write(line_of({name: _json_number(value) for name, value in line.items()}))
+            self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
 
     def close(self) -> None:
         if self._file is not None:
@@ -46,7 +47,7 @@ def cut_metrics(path: Path, *, after_step: int) -> None:
         lines, damaged = metric_lines(path)
         if damaged:
             log.warning("%d lines of %s are not what was written; left out", damaged, path)
-        write_text(path, "".join(line_of(line) for line in lines if line["step"] <= after_step))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step))
 
 
 def metric_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from ftscale.cluster.table import as_text, result_table
+from ftscale.config import load_config
 from ftscale.config.yaml_text import write_yaml
+from ftscale.data.chat import read_template
 from ftscale.errors import UserError
 
 
@@ -52,6 +54,16 @@ def test_each_setting_has_its_own_mean_and_unfinished_runs_are_not_in_it(tmp_pat
         ("0.0002", "2 of 3", "0.75 +- 0.0707 (2)"),
     ]
     assert [row["status"] for row in rows].count("unfinished") == 1
+
+
+def test_chat_templates_which_configurations_hold_as_texts_are_named(tmp_path: Path):
+    for name, template in (("one", read_template("alpaca")), ("two", read_template("chatml")), ("three", "{{ 'x' }}")):
+        folder = finished(tmp_path / name, seed=0, lr=1e-4, accuracy=0.5)
+        values = {**load_config(folder / "config.yaml").model_dump(), "task": {"name": "causal_lm"}}
+        values["task"]["chat_template"] = template
+        (folder / "config.yaml").write_text(write_yaml(values))
+    rows = result_table([tmp_path / name for name in ("one", "two", "three")])
+    assert [row["task.chat_template"] for row in rows] == ["alpaca", "chatml", "\"{{ 'x' }}\""]
 
 
 def test_the_text_has_aligned_columns(tmp_path: Path):

@@ -159,9 +159,8 @@ TAGS = {"prediction": ["B-ORG", "O", "O"], "entities": [], "score": 0.5}
 SCORES = {"scores": [{"B-ORG": 0.75, "O": 0.25}, {"B-ORG": 0.125, "O": 0.875}, None]}
 
 
-@pytest.mark.parametrize("separator", [None, "\t"])
-def test_conll_comes_out_with_a_tag_and_its_probability_behind_each_line(tmp_path, separator):
-    mark = separator or " "
+@pytest.mark.parametrize(("separator", "mark"), [(None, " "), (None, "\t"), ("\t", "\t"), ("|", "|")])
+def test_conll_comes_out_with_a_tag_and_its_probability_behind_each_line(tmp_path, separator, mark):
     (tmp_path / "rows.conll").write_text(
         "\n".join(mark.join(word) for word in WORDS) + "\n\n" + mark.join(WORDS[0]) + "\n"
     )

@@ -22,7 +22,7 @@ from ftscale.data.chat import (
     stop_ids,
 )
 from ftscale.errors import UserError
-from ftscale.tasks.causal_rows import encode_row
+from ftscale.tasks.causal_rows import encode_row, encode_row_prompt
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 CHAT = [
@@ -452,10 +452,10 @@ def test_roles_of_sharegpt_tool_use():
     [
         ({"messages": [{"role": "assistan", "content": "x"}]}, "did you mean 'assistant'"),
         ({"messages": [{"role": "user"}]}, "must have a role and a text"),
-        ({"messages": [{"role": "user", "content": 3}]}, "must have a role and a text"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages: the content 3 of a turn must be a text"),
         ({"conversations": "Hi"}, "must be a list of turns"),
         ({"messages": []}, "must be a list of turns"),
-        ({"instruction": "x", "output": 3}, "must have a role and a text"),
+        ({"instruction": "x", "output": 3}, "output: the content 3 of a turn must be a text"),
     ],
 )
 def test_rows_that_are_no_chat_are_refused(row, reason):
@@ -503,7 +503,9 @@ def rows_of_any_kind() -> Iterator[dict]:
 def test_each_field_of_a_chat_of_each_type_is_read_or_refused_with_its_row(qwen2):
     def problems(row: dict) -> tuple[str, ...]:
         try:
-            found = encode_row({**row, "_where": "a.jsonl:7"}, qwen2, targets="assistant", template=None)
+            placed = {**row, "_where": "a.jsonl:7"}
+            found = encode_row(placed, qwen2, targets="assistant", template=None)
+            assert encode_row_prompt(placed, qwen2, template=None) or placed["prompt"] == ""
         except UserError as error:
             return error.problems
         assert len(found.input_ids) == len(found.labels)

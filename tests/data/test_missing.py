@@ -21,9 +21,11 @@ from ftscale.config import parse_config
 from ftscale.config.schema import SourceConfig
 from ftscale.data.census import content_of, contradicting, odd_labels, repeated, shared
 from ftscale.data.missing import is_missing, with_none
-from ftscale.data.sources import read_rows
+from ftscale.data.sources import open_stream, read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
+from ftscale.run import train
+from ftscale.tasks import COLUMNS
 from ftscale.tasks.rows import text_of
 
 MISSING = [None, math.nan, np.float32("nan"), np.float64("nan"), decimal.Decimal("NaN"), pandas.NA, pandas.NaT]
@@ -129,6 +131,30 @@ def test_texts_that_stand_for_a_missing_value_are_named_by_the_user(tmp_path):
     assert [(row["text"], row["label"]) for row in rows] == [("a", "N/A"), ("N/A", "x"), ("b", "NaN ")]
 
 
+def test_a_key_that_is_not_there_is_a_missing_value(shared, tmp_path):
+    rows = [{"text": "a", "text_pair": "b", "label": "xy"[number % 2]} for number in range(6)]
+    for number, name in ((1, "text"), (3, "text_pair"), (4, "label")):
+        del rows[number][name]
+    path, task = _write(tmp_path, "jsonl", rows), {"name": "text_classification"}
+    with pytest.raises(UserError, match=r"rows\.jsonl:2 has no column for 'text'"):
+        prepare_inputs(_config(shared, tmp_path, task, path))
+    prepared = prepare_inputs(_config(shared, tmp_path, task, path, drop=["missing"])).train
+    assert [Path(where).name for where in prepared.dataset["where"]] == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:6"]
+    assert prepared.reports[0].dropped == {"missing": 3}
+    source = SourceConfig(path=path, drop=["missing"])
+    items = list(open_stream(source, roles=COLUMNS["text_classification"], position=None))
+    for number, (_, position) in enumerate(items, 1):
+        rest = list(open_stream(source, roles=COLUMNS["text_classification"], position=position))
+        assert rest == items[number:]
+
+
+def test_a_number_that_stands_for_a_missing_value_is_named_as_a_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": -1}\n{"text": "-1", "label": 1}\n')
+    source = SourceConfig(path=f"{tmp_path}/a.jsonl", missing_values=["-1"])
+    rows = read_rows(source, roles=(("text", "label"),))
+    assert [(row["text"], row["label"]) for row in rows] == [("a", None), (None, 1)]
+
+
 def test_a_row_without_any_of_several_classes_is_a_row_of_none(shared, tmp_path):
     rows = [{"text": "a", "label": label} for label in (["x"], None, ["x", "y"], [])]
     task = {"name": "text_classification", "problem": "multi_label"}
@@ -196,7 +222,8 @@ def test_check_and_train_warn_of_rows_that_are_likely_mistakes(shared, tmp_path,
     for said in (
         "data.train: 2 rows have a text of white space alone",
         "data.train: 6 rows have the input of another row and another label",
-        f"{both} of 9 rows have the input of a row of data.train too",
+        f"data.eval_ratio: {both} of 9 rows have the input of a row of data.train too",
+        "little about new data; take repeated rows out of data.train",
         "the class 'NaN' (2 rows)",
         "the classes 'Y' (6 rows) and 'y' (2 rows)",
     ):
@@ -210,6 +237,16 @@ def test_check_and_train_warn_of_rows_that_are_likely_mistakes(shared, tmp_path,
 
 
 ROWS_OF = {line: row["text"] for line, row in enumerate(ROWS * 2, 2)}
+
+
+def test_words_and_tags_that_pandas_wrote_into_a_table_are_lists(shared, tmp_path):
+    pandas.DataFrame([WORDS, WORDS]).to_csv(tmp_path / "a.csv", index=False)
+    data = {"train": f"{tmp_path}/a.csv", "cache_dir": str(tmp_path / "cache")}
+    model = {"name": str(shared / "weights/stories260K"), "processor": str(_bert(shared))}
+    values = tiny.settings(shared, tmp_path, task={"name": "token_classification"}, model=model, data=data)
+    assert prepare_inputs(parse_config(values, source="test")).train.dataset["tags"][:] == [[0, 2], [0, 2]]
+    report = check_run(tiny.write_run(tmp_path, values))
+    assert (report.errors, report.rows[0]) == ([], [("Ada ", False), ("B-PER ", True), ("wrote ", False), ("O ", True)])
 
 
 def test_words_that_give_no_token_are_counted(shared, tmp_path):
@@ -231,3 +268,15 @@ def test_words_that_give_no_token_are_counted(shared, tmp_path):
 
 def _bert(shared: Path) -> Path:
     return shared / "weights/tokenizers/bert-base-uncased"
+
+
+def test_a_stream_leaves_rows_out_too(shared, tmp_path):
+    rows = [{"text": f"row {number}" if number % 5 else None, "label": "xy"[number % 2]} for number in range(24)]
+    data = {
+        "train": {"path": _write(tmp_path, "nan.jsonl", rows), "drop": ["missing"]},
+        "streaming": True,
+        "shuffle": False,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    train(parse_config(tiny.settings(shared, tmp_path, data=data), source="test"))
+    assert [step["targets"] for step in tiny.steps(tmp_path / "run")] == [6, 6, 7]  # of rows 0 to 7, 8 to 15, 16 to 23

@@ -88,3 +88,18 @@ def test_rows_of_like_length_come_together_and_each_once():
     means = [lengths[batch].mean() for batch in first]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # short and long batches in turn
     assert np.concatenate(first).tolist() != np.concatenate(second).tolist()
+
+
+def test_batches_of_like_length_come_at_other_places_in_each_epoch():
+    """Of rows with 0 to 39 tokens the batches are those with 0 to 3, 4 to 7, ...: in every epoch, in a new order."""
+    made = GlobalOrder(
+        np.full(40, 3),
+        [SourceRows(0, 40, 1.0)],
+        batch=BatchConfig(global_size=4),
+        shuffle=True,
+        seed=0,
+        lengths=np.arange(40),
+    )
+    first, second = ([batch.tolist() for batch in made.epoch(epoch)] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == [list(range(start, start + 4)) for start in range(0, 40, 4)]
+    assert first != second

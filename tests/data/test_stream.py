@@ -74,6 +74,13 @@ def test_each_row_of_every_source_comes_once_an_epoch(files):
     assert rows != sorted(rows)
 
 
+def test_a_second_epoch_has_the_same_rows_in_another_order(files):
+    steps = make(files).steps(StreamPosition())
+    first, second = ([number for step in islice(steps, 10) for number in seen(step)] for _ in range(2))
+    assert sorted(first) == sorted(second) == [*range(40), *range(100, 120)]
+    assert first != second
+
+
 def test_without_shuffling_a_single_source_keeps_its_order(files):
     steps = make(files[:1], shuffle=False).steps(StreamPosition())
     assert sorted(seen(next(steps))) == [0, 1, 2, 3, 4, 5]
@@ -131,3 +138,18 @@ def test_an_empty_stream_is_an_error(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="no rows|empty"):
         next(make([path]).steps(StreamPosition()))
+
+
+def test_what_a_chat_template_leaves_out_is_said_once_and_is_no_part_of_a_sample(files, caplog, monkeypatch):
+    def leaving_out(rows):
+        return [{**sample, "said": 10, "left_out": 4, "unseen_prompt": ""} for sample in prepare(rows)]
+
+    steps = make(files)
+    steps.prepare = leaving_out
+    names = []
+    monkeypatch.setattr(steps, "collate", lambda samples: names.extend(map(set, samples)) or collate(samples))
+    with caplog.at_level("WARNING", logger="ftscale"):
+        list(islice(steps.steps(StreamPosition()), 4))
+    [message] = [record.message for record in caplog.records]
+    assert message.startswith("data.train: the chat template leaves out 24 of 60 characters")
+    assert all(not keys & {"said", "left_out", "unseen_prompt"} for keys in names)

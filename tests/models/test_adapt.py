@@ -168,10 +168,28 @@ def test_unknown_fields_come_with_the_nearest_all_at_once():
 
 
 def test_what_peft_refuses_is_the_users_error():
-    with pytest.raises(UserError, match="adapter.method = lora does not go with LlamaForCausalLM.*wrong_proj"):
-        apply_adapter(llama(), AdapterConfig(method="lora", target_modules=["wrong_proj"]), task_type="CAUSAL_LM")
+    config = AdapterConfig.model_validate({"method": "lora", "target_modules": "wrong_proj"})
+    with pytest.raises(UserError, match=r"lora does not go with LlamaForCausalLM.*Its modules: .*q_proj"):
+        apply_adapter(llama(), config, task_type="CAUSAL_LM")
     with pytest.raises(UserError, match="adapter.method = adaption_prompt|leaves the new head classifier untrained"):
         apply_adapter(bert(), AdapterConfig(method="adaption_prompt"), task_type="SEQ_CLS", new_modules=["classifier"])
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "modules_to_save", "exclude_modules"])
+def test_each_module_that_is_named_must_be_there(setting: str):
+    """peft passes over a name in a list as long as another one is there."""
+    config = AdapterConfig.model_validate({"method": "lora", setting: ["q_proj", "q_poj", "lm_heat"]})
+    with pytest.raises(UserError) as error:
+        apply_adapter(llama(), config, task_type="CAUSAL_LM")
+    first, second = error.value.problems
+    assert first.startswith(f"adapter.{setting} = 'q_poj' is not a module of LlamaForCausalLM; did you mean 'q_proj'?")
+    assert second.startswith(
+        f"adapter.{setting} = 'lm_heat' is not a module of LlamaForCausalLM; did you mean 'lm_head'"
+    )
+    assert first.endswith(
+        "The names are: down_proj, embed_tokens, gate_proj, input_layernorm, k_proj, lm_head, norm, "
+        "o_proj, post_attention_layernorm, q_proj, up_proj, v_proj."
+    )
 
 
 def test_checkpointing_recomputes_blocks_and_gives_the_same_gradients():

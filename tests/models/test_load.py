@@ -1,13 +1,16 @@
 """Models and processors by name, and what is said when the name is wrong."""
 
+import json
 import logging
+import shutil
+from functools import partial
 
 import pytest
 import torch
 
 from ftscale.config.schema import ModelConfig, OptimizerConfig
 from ftscale.errors import UserError
-from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
+from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor, load_small_twin
 from ftscale.optim import build_optimizer
 
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -139,9 +142,9 @@ def test_an_unknown_hub_id_offline_says_where_it_looked():
         load_model_config(ModelConfig(name="nobody/nothing"), settings={})
 
 
-def test_a_folder_without_weights_asks_for_pickle_or_random(shared, tmp_path):
+def test_a_folder_without_weights_asks_for_them_or_for_random_ones(shared, tmp_path):
     (tmp_path / "config.json").write_text((shared / "weights/stories260K/config.json").read_text())
-    with pytest.raises(UserError, match="no weights as safetensors; set model.allow_pickle: true"):
+    with pytest.raises(UserError, match=r"holds no weights \(model.safetensors\); .* set model.init: random"):
         load(tmp_path)
 
 
@@ -177,6 +180,77 @@ def test_modelling_code_of_the_folder_runs_only_when_trusted(tmp_path):
         load_model_config(ModelConfig(name=str(tmp_path)), settings={})
     trusted = load_model_config(ModelConfig(name=str(tmp_path), trust_remote_code=True), settings={})
     assert trusted.model_type == "own"
+
+
+def plant(place, folder, *, file, auto, base):
+    """A copy of a model's folder that names code of its own for `auto`, derived from `base`: it makes folder/ran."""
+    shutil.copytree(place, folder)
+    module = f"{auto.lower()}_planted"
+    (folder / f"{module}.py").write_text(
+        f"import os\n\nfrom transformers import {base}\n\nos.mkdir({str(folder / 'ran')!r})\n\n\n"
+        f"class Planted({base}):\n    pass\n"
+    )
+    named = f"{module}.Planted"
+    settings = json.loads((folder / file).read_text())
+    settings["auto_map"] = {auto: [None, named] if auto == "AutoTokenizer" else named}
+    (folder / file).write_text(json.dumps(settings))
+
+
+def load_twin(config):
+    return load_small_twin(config, auto_class="AutoModelForCausalLM", settings={})
+
+
+def load_quantised_under_a_new_head(config):
+    config = config.model_copy(update={"quantization": "nf4"})
+    auto_class = "AutoModelForSequenceClassification"
+    return load_model(config, auto_class=auto_class, settings=LABELS, dtype=torch.float32, seed=0)
+
+
+LLAMA, MOBILENET = "weights/stories260K", "weights/mobilenet_v1_0.25_224"
+PLANTS = {  # what is loaded: the folder, its file that names the code, for what, derived from what, and by what
+    "config": (LLAMA, "config.json", "AutoConfig", "LlamaConfig", partial(load_model_config, settings={})),
+    "model": (
+        LLAMA,
+        "config.json",
+        "AutoModelForCausalLM",
+        "LlamaForCausalLM",
+        partial(load_model, auto_class="AutoModelForCausalLM", settings={}, dtype=torch.float32, seed=0),
+    ),
+    "quantised model": (
+        LLAMA,
+        "config.json",
+        "AutoModelForSequenceClassification",
+        "LlamaForSequenceClassification",
+        load_quantised_under_a_new_head,
+    ),
+    "twin": (LLAMA, "config.json", "AutoModelForCausalLM", "LlamaForCausalLM", load_twin),
+    "tokenizer": (
+        LLAMA,
+        "tokenizer_config.json",
+        "AutoTokenizer",
+        "PreTrainedTokenizerFast",
+        partial(load_processor, kind="tokenizer"),
+    ),
+    "image processor": (
+        MOBILENET,
+        "preprocessor_config.json",
+        "AutoImageProcessor",
+        "MobileNetV1ImageProcessorPil",
+        partial(load_processor, kind="image_processor"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", PLANTS)
+def test_code_planted_in_a_folder_runs_only_when_trusted(shared, tmp_path, what):
+    place, file, auto, base, loading = PLANTS[what]
+    ran = []
+    for trusted in (False, True):
+        folder = tmp_path / f"planted_{trusted}"
+        plant(shared / place, folder, file=file, auto=auto, base=base)
+        loading(ModelConfig(name=str(folder), trust_remote_code=trusted))
+        ran.append((folder / "ran").exists())
+    assert ran == [False, True]
 
 
 def test_a_tokenizer_without_pad_token_pads_with_its_end_token(shared, caplog):

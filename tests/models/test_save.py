@@ -1,5 +1,9 @@
 """What is saved loads again, answers the same, and loads without ftscale."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -300,3 +304,90 @@ def test_a_missing_base_model_names_the_place_to_mend(shared, tmp_path):
 def test_a_folder_without_a_model_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match="holds neither config.json nor adapter_config.json"):
         load_saved(tmp_path, auto_class=CAUSAL)
+
+
+# ---------------------------------------------------------------- planted code, power cuts
+
+
+def plant(folder, *, auto, module, base, file="config.json"):
+    """Have a folder name code of its own for `auto`, derived from `base`: it makes folder/ran."""
+    # a model finds its class by the class of its config, so that must be the usual one
+    planted = f"Planted = {base}" if auto == "AutoConfig" else f"class Planted({base}):\n    pass"
+    (folder / f"{module}.py").write_text(
+        f"import os\n\nfrom transformers import {base}\n\n"
+        f"os.makedirs({str(folder / 'ran')!r}, exist_ok=True)\n\n\n{planted}\n"
+    )
+    named = f"{module}.Planted"
+    settings = json.loads((folder / file).read_text())
+    settings["auto_map"] = {auto: [None, named] if auto == "AutoTokenizer" else named}
+    (folder / file).write_text(json.dumps(settings))
+
+
+def test_code_planted_beside_a_saved_config_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path)
+    plant(tmp_path, auto="AutoConfig", module="saved_config", base="LlamaConfig")
+    load_saved(tmp_path, auto_class=CAUSAL)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_beside_a_saved_model_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "run")
+    plant(tmp_path / "run", auto=CAUSAL, module="saved_model", base="LlamaForCausalLM")
+    load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "run/ran").exists()
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL)
+    assert not (tmp_path / "run/ran").exists()
+
+
+def test_code_planted_beside_the_base_of_an_adapter_is_not_run(shared, tmp_path):
+    save_model(stories(shared), None, tmp_path / "base")
+    save_model(stories(shared, method="lora"), None, tmp_path / "run")
+    plant(tmp_path / "base", auto=CAUSAL, module="saved_base", base="LlamaForCausalLM")
+    planted = (tmp_path / "base/config.json").read_text()
+    (tmp_path / "run/base_config/config.json").write_text(planted)
+    adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = str(tmp_path / "base")
+    (tmp_path / "run/adapter_config.json").write_text(json.dumps(adapter))
+    load_saved(tmp_path / "run", auto_class=CAUSAL)
+    assert not (tmp_path / "base/ran").exists()
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    assert not (tmp_path / "base/ran").exists()
+
+
+def test_code_planted_beside_a_saved_tokenizer_is_not_run(shared, tmp_path):
+    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer.save_pretrained(tmp_path)
+    file = "tokenizer_config.json"
+    plant(tmp_path, auto="AutoTokenizer", module="saved_tokenizer", base="PreTrainedTokenizerFast", file=file)
+    assert load_saved_processor(tmp_path)("Once")["input_ids"] == tokenizer("Once")["input_ids"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_beside_a_saved_image_processor_is_not_run(shared, tmp_path):
+    config = ModelConfig(name="ignored", processor=str(shared / "weights/mobilenet_v1_0.25_224"))
+    load_processor(config, kind="image_processor").save_pretrained(tmp_path)
+    base, file = "MobileNetV1ImageProcessorPil", "preprocessor_config.json"
+    plant(tmp_path, auto="AutoImageProcessor", module="saved_images", base=base, file=file)
+    assert type(load_saved_processor(tmp_path)).__name__ == base
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_saved_model_is_on_the_disk_before_it_has_its_name(shared, tmp_path, monkeypatch):
+    synced, fsync, rename, missing = {}, os.fsync, os.rename, []
+
+    def noted(file):
+        fsync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+        if path.is_file():
+            synced[path] = path.read_bytes()
+
+    def checked(old, new):
+        files = [path for path in Path(old).rglob("*") if path.is_file()]
+        missing.append([path.name for path in files if synced.get(path) != path.read_bytes()])
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", checked)
+    save_model(stories(shared, method="lora"), None, tmp_path / "model")
+    assert missing == [[]]
+    assert {path.name for path in synced} >= {"adapter_model.safetensors", "adapter_config.json", "config.json"}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from ftscale.config import load_config
 from ftscale.config.load import write_config
+from ftscale.plan import plan_run
 
 INPUT = '{"text": "a warm and funny film"}\n'
 
@@ -102,8 +103,7 @@ def test_check_and_plan_go_without_code_and_say_so(native: Path, tmp_path: Path,
     report = json.loads(checked.stdout)
     assert report["facts"]["data"]["train"]["kept"] == 64
     assert any("check runs no code of a model; what is said here" in text for text in report["warnings"])
-    planned = tiny.command("plan", native, "--gpu", "l4", "--json")
-    assert planned.code == 0, planned.stderr
+    assert plan_run(load_config(native), gpu="l4", compare=False).fits
     assert "a plan runs no code of a model" in caplog.text
     assert not (tmp_path / "ran").exists()
 

@@ -1,13 +1,16 @@
 """Each name builds the optimizer that it says; settings that would be ignored are refused."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from transformers.training_args import OptimizerNames
 
 from ftscale.config.schema import OptimizerConfig
 from ftscale.errors import UserError
 from ftscale.optim import build_cpu_adam, build_optimizer
-from ftscale.optim.optimizers import OPTIMIZERS
+from ftscale.optim.optimizers import OPTIMIZERS, check_optimizer
 
 
 def model():
@@ -62,6 +65,24 @@ def test_settings_reach_the_optimizer():
 def test_adafactor_learns_at_the_rate_that_is_asked():
     group = build_optimizer(model(), OptimizerConfig(name="adafactor", lr=1e-3)).param_groups[0]
     assert (group["lr"], group["relative_step"], group["scale_parameter"]) == (1e-3, False, False)
+
+
+@pytest.mark.parametrize("name", [kind.value for kind in OptimizerNames])
+def test_each_name_of_transformers_is_ours_or_told_apart(name: str):
+    """Where the message names one of ours, it is of the same kind: first word, 8 bits or not, paged or not."""
+    if name in OPTIMIZERS:
+        check_optimizer(OptimizerConfig(name=name))
+    else:
+        with pytest.raises(UserError) as error:
+            check_optimizer(OptimizerConfig(name=name))
+        [problem] = error.value.problems
+        if found := re.search(r"set optimizer.name: (\w+)\.$", problem):
+            ours = found.group(1)
+            check_optimizer(OptimizerConfig(name=ours))
+            assert name.replace("paged_", "").split("_")[0] == ours.replace("paged_", "").split("_")[0]
+            assert ("8bit" in name, "paged" in name) == ("8bit" in ours, "paged" in ours)
+        else:
+            assert problem.startswith(f"optimizer.name = '{name}' is not among ftscale's optimizers; known: ")
 
 
 def test_an_unknown_name_comes_with_the_nearest():

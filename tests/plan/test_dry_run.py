@@ -10,11 +10,11 @@ import pytest
 import torch
 from plan.worlds import config_of, llama, run_of
 
-from ftscale.checks import check_config
 from ftscale.checks.sample import read_sample
 from ftscale.plan import dry_run
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
+from ftscale.precheck import check_config
 
 LORA = {"method": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-linear"}
 

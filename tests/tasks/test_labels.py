@@ -59,7 +59,9 @@ def test_vectors_of_0_and_1_are_read_by_the_names_in_task_labels(tmp_path, kind)
     written = [[kind(value) for value in vector] for vector in vectors]
     for rows in _frame(tmp_path, written):
         assert classes(several(labels=["a", "b", "c"]), rows) == [["a", "c"], [], ["b"]]
-        with pytest.raises(UserError, match="3 numbers of 0 and 1; name their classes in task.labels, in this order"):
+        with pytest.raises(
+            UserError, match="a vector of 3 zeros and ones; name their classes in task.labels, in this order"
+        ):
             several().fit(rows)
 
 

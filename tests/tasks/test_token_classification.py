@@ -81,7 +81,7 @@ def test_tags_of_another_scheme_are_learnt_as_iob2(tokenizer):
 
 def test_mistakes_in_rows_are_named(tokenizer):
     task = build()
-    with pytest.raises(UserError, match=r"f:3: 2 words have 1 tags"):
+    with pytest.raises(UserError, match=r"f:3: 2 words against 1 tag"):
         task.prepare([{"words": ["a", "b"], "tags": ["O"], "_where": "f:3"}], tokenizer)
     with pytest.raises(UserError, match=r"f:3: words = 'a b' must be a list of strings"):
         task.prepare([{"words": "a b", "tags": ["O"], "_where": "f:3"}], tokenizer)

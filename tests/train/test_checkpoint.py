@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import Distributed
-from ftscale.train.checkpoint import Part, SaveError, Saver, Snapshot, load_checkpoint
+from ftscale.errors import UserError
+from ftscale.train.checkpoint import Part, SaveError, Saver, Snapshot, load_checkpoint, load_more
 from ftscale.train.manifest import (
     Checkpoint,
     complete_checkpoints,
@@ -43,6 +48,21 @@ def step(distributed: Distributed) -> float:
     return distributed.step()
 
 
+def save_and_wait(writer: Saver, number: int) -> None:
+    writer.save(number, {"loop": number})
+    writer.wait()
+
+
+class Planted:
+    """What makes a folder where it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.made),)
+
+
 def saver(root: Path, distributed: Distributed, *, asynchronous: bool = False, keep: int = 9) -> Saver:
     identity = {"run_id": "this", "config_digest": "d", "versions": {}}
     return Saver(root, distributed, identity=identity, keep=keep, asynchronous=asynchronous)
@@ -71,6 +91,38 @@ def test_weights_optimizer_buffers_and_random_numbers_come_back(tmp_path, distri
     load_checkpoint(checkpoint, distributed)
     assert [step(distributed) for _ in range(3)] == expected
     assert all(torch.equal(value, weights[name]) for name, value in distributed.module.state_dict().items())
+
+
+def test_numbers_drawn_by_python_and_numpy_come_back(tmp_path, distributed):
+    def drawn() -> list[float]:
+        return [random.random(), random.gauss(0.0, 1.0), float(np.random.rand()), float(np.random.normal())]
+
+    random.seed(5)
+    np.random.seed(5)
+    drawn()
+    checkpoint = save(tmp_path, distributed, 1)
+    expected = drawn()
+    random.seed(6)
+    np.random.seed(6)
+    load_checkpoint(checkpoint, distributed)
+    assert drawn() == expected
+
+
+def test_code_planted_in_the_state_is_refused_and_not_run(tmp_path, distributed):
+    checkpoint = save(tmp_path, distributed, 1)
+    state = torch.load(checkpoint.folder / "state.pt", weights_only=True)
+    torch.save({**state, "more": Planted(tmp_path / "ran")}, checkpoint.folder / "state.pt")
+    with pytest.raises((pickle.UnpicklingError, UserError)):
+        load_checkpoint(checkpoint, distributed)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_planted_in_what_else_was_saved_is_refused_and_not_run(tmp_path, distributed):
+    checkpoint = save(tmp_path, distributed, 1)
+    torch.save({"importance": Planted(tmp_path / "ran")}, checkpoint.folder / "more.pt")
+    with pytest.raises((pickle.UnpicklingError, UserError)):
+        load_more(checkpoint)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_frozen_weights_are_not_written(tmp_path, distributed):
@@ -130,6 +182,82 @@ def test_a_snapshot_keeps_tied_tensors_tied_and_uses_its_memory_again():
     again = snapshot.take({"a": weight})
     assert again["a"].data_ptr() == memory
     assert again["a"].tolist() == [10.0, 11.0, 12.0, 13.0]
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def synced_path(file: Any) -> Path:
+    """Of what is given to os.fsync."""
+    return Path(os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+
+
+class Disk:
+    """What would be left after a power cut: contents of files, and names in folders, as they were last synced."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.files: dict[Path, bytes] = {}
+        self.names: dict[Path, set[str]] = {}
+        self.sealed: list[bool] = []
+        """Of each checkpoint that got its final name, whether all of it was on the disk by then."""
+        self._fsync, self._rename = os.fsync, os.rename
+        patch.setattr(os, "fsync", self.fsync)
+        patch.setattr(os, "rename", self.rename)
+
+    def fsync(self, descriptor: Any) -> None:
+        self._fsync(descriptor)
+        path = synced_path(descriptor)
+        if path.is_dir():
+            self.names[path] = {item.name for item in path.iterdir()}
+        else:
+            self.files[path] = path.read_bytes()
+
+    def rename(self, old: Any, new: Any) -> None:
+        if Path(new).name.startswith("step-"):
+            self.sealed.append(self.holds(Path(old)))
+        self._rename(old, new)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder, with a manifest in it, is on the disk as it is now."""
+        items = sorted(folder.iterdir())
+        synced = all(self.files.get(path) == path.read_bytes() for path in items)
+        return synced and self.names.get(folder) == {path.name for path in items} and folder / "manifest.json" in items
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, distributed, monkeypatch, asynchronous):
+    writer = saver(tmp_path, distributed, asynchronous=asynchronous)
+    writer.more = lambda: {"importance": torch.ones(3)}
+    disk = Disk(monkeypatch)
+    save_and_wait(writer, 1)
+    assert disk.sealed == [True]
+    assert "step-00000001" in disk.names.get(tmp_path, ()), "the name itself is on the disk when the save returns"
+
+
+def test_what_a_library_writes_into_a_checkpoint_is_on_the_disk_too(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    (tmp_path / "script.py").write_text("print()\n")
+    files = Part(tmp_path, rank=0, snapshot=None).all_files()
+    assert disk.files == {tmp_path / "script.py": b"print()\n"}
+    assert files["script.py"][0] == 8
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["at once", "in the background"])
+def test_a_disk_that_keeps_other_bytes_than_were_written_is_noticed(tmp_path, distributed, monkeypatch, asynchronous):
+    save(tmp_path, distributed, 1)
+    fsync = os.fsync
+
+    def damaging(descriptor: Any) -> None:
+        fsync(descriptor)
+        path = synced_path(descriptor)
+        if path.name == "state.pt":
+            damage(path.parent, "flipped")
+
+    monkeypatch.setattr(os, "fsync", damaging)
+    writer = saver(tmp_path, distributed, asynchronous=asynchronous)
+    with pytest.raises(SaveError, match=r"step 2 could not be written .*state\.pt was read back with other content"):
+        save_and_wait(writer, 2)
+    assert steps(tmp_path) == [1]
 
 
 # ---------------------------------------------------------------- damage
@@ -244,6 +372,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path, distributed):
         save(tmp_path, distributed, number)
     prune_checkpoints(tmp_path, keep=2, best=2)
     assert steps(tmp_path) == [2, 4, 5]
+
+
+def test_a_torn_checkpoint_does_not_count_among_the_newest(tmp_path, distributed):
+    for number in (1, 2):
+        save(tmp_path, distributed, number)
+    damage(save(tmp_path, distributed, 3).folder, "truncated")
+    prune_checkpoints(tmp_path, keep=1, best=None)
+    assert steps(tmp_path) == [2]
 
 
 def test_saving_deletes_what_is_too_old_only_when_the_new_one_is_complete(tmp_path, distributed, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
+from ftscale.errors import counted
 
 DOCUMENT_START = "-DOCSTART-"
 WHITE_SPACE = re.compile(r"[ \t]+")  # not str.split(): words may hold a no-break space
@@ -33,8 +34,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
             for fields, line in sentence:
                 if len(fields) != len(known):
                     raise file.error(
-                        f"has {len(fields)} fields where the first word has {len(known)}; mend the line, or set "
-                        f"{file.setting}.separator or {file.setting}.comment.",
+                        f"has {counted(len(fields), 'field')} where the first word has {len(known)}; mend the line, or "
+                        f"set {file.setting}.separator or {file.setting}.comment.",
                         line=line,
                     )
             values = [[fields[column] for fields, _ in sentence] for column in wanted]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 
 FIELD_LIMIT = 64 * 2**20
 """Characters of one field; csv's own limit of 128 Ki is met by real documents, none at all by a lost quote."""
@@ -78,8 +78,8 @@ def _reader(file: DataFile, lines: Lines) -> Iterator[list[str]]:
 def _wrong_width(file: DataFile, *, line: int, found: int, expected: int) -> UserError:
     by = "header" if file.source.header else "first line"
     return file.error(
-        f"has {found} fields where the {by} has {expected}; mend the line, quote fields that hold the separator "
-        f"{_separator(file)!r}, or set {file.setting}.separator.",
+        f"has {counted(found, 'field')} where the {by} has {expected}; mend the line, quote fields that hold the "
+        f"separator {_separator(file)!r}, or set {file.setting}.separator.",
         line=line,
     )
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
+from ftscale.errors import counted
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
@@ -50,7 +51,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
             (num_labels,) = _header(file, labels, path, magic=LABELS_MAGIC, dimensions=1)
             if num_labels != count:
                 raise file.error(
-                    f"has {num_labels} labels for {count} images; use files that belong together.", path=path
+                    f"has {counted(num_labels, 'label')} for {counted(count, 'image')}; use files of one set.",
+                    path=path,
                 )
             labels.seek(LABELS_HEADER + start)
         pgm_header = b"P5 %d %d 255\n" % (width, height)

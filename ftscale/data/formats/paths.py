@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-ALIKE = 0.7  # `trian` and `train` are 0.8, `train` and `test` 0.44
+ALIKE = 0.7  # `traim` and `train` are 0.8, `train` and `test` 0.22
 
 
 def files_below(folder: str, *, hidden: tuple[str, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from ftscale.data.formats.base import DataFile
-from ftscale.errors import UserError
+from ftscale.errors import UserError, counted
 
 LABEL_ROLES = frozenset(("label", "tags", "completion", "target", "output"))
 """Roles that rows to predict on need not have."""
@@ -163,5 +163,5 @@ def _nearest(available: tuple[str | int, ...], name: str) -> str | None:
 
 def _shown(available: tuple[str | int, ...]) -> str:
     if available and all(isinstance(column, int) for column in available):
-        return f"{len(available)} columns without names"
+        return f"{counted(len(available), 'column')} without names"
     return f"the columns {', '.join(map(repr, available))}" if available else "no columns"

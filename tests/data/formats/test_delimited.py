@@ -38,7 +38,7 @@ def test_another_separator_can_be_set(tmp_path, read):
 def test_a_row_with_too_few_or_too_many_fields_is_named_with_both_numbers(tmp_path, refused):
     path = tmp_path / "a.csv"
     path.write_text("text,label\nfine,1\nshort\n")
-    assert f"{path}:3 has 1 fields where the header has 2" in refused(path)
+    assert f"{path}:3 has 1 field where the header has 2" in refused(path)
     path.write_text("text,label\nwell, well,1\n")
     assert f"{path}:2 has 3 fields where the header has 2" in refused(path)
     path.write_text("a,1\nb,1,2\n")

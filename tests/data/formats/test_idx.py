@@ -37,7 +37,7 @@ def test_images_alone_will_do_where_no_label_is_needed(tmp_path, read, refused):
 
 def test_wrong_files_are_refused(tmp_path, refused):
     path = _write(tmp_path, pixels=np.zeros((2, 2, 2), np.uint8), labels=[1])
-    assert "train-labels-idx1-ubyte has 1 labels for 2 images" in refused(path, ROLES)
+    assert "train-labels-idx1-ubyte has 1 label for 2 images" in refused(path, ROLES)
     content = _write(tmp_path, pixels=np.zeros((2, 2, 2), np.uint8), labels=[1, 2])
     with open(content, "r+b") as stream:
         stream.truncate(16 + 6)

@@ -35,10 +35,10 @@ def test_folders_that_link_to_each_other_are_read_once(tmp_path):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("trian.csv", "did you mean '{folder}/train.csv'?"),
+        ("traim.csv", "did you mean '{folder}/train.csv'?"),
         ("train.tsv", "did you mean '{folder}/train.csv'?"),
         ("TRAIN.csv", "did you mean '{folder}/train.csv'?"),
-        ("raw/trian.csv", "did you mean '{folder}/raw/train.csv.gz'?"),
+        ("raw/traim.csv", "did you mean '{folder}/raw/train.csv.gz'?"),
         ("raww/train.csv.gz", "did you mean '{folder}/raw/train.csv.gz'?"),
         ("raww/valid.csv", "did you mean '{folder}/raw'? It has 'train.csv.gz'."),
         ("holdout.csv", "'{folder}' has 'raw', 'test.csv', 'train.csv'."),  # nothing there is like it

@@ -78,9 +78,9 @@ def test_a_number_names_no_column_of_json(tmp_path, refused):
             "columns.text_b is no column of the task, which reads text, text_pair, label; did you mean text_pair?",
         ),
         (
-            {"lable": "l"},
+            {"lbel": "l"},
             (SINGLE,),
-            "columns.lable is no column of the task, which reads text, label; did you mean label?",
+            "columns.lbel is no column of the task, which reads text, label; did you mean label?",
         ),
         (
             {"tokens": "w"},

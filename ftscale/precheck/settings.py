@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -22,6 +25,9 @@ from ftscale.config.schema import (
 )
 from ftscale.errors import UserError, unknown_name
 from ftscale.tasks import COLUMNS, columns_of
+
+if TYPE_CHECKING:
+    from ftscale.tasks.base import Task
 
 PEFT_TASK_TYPES = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -54,9 +60,9 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     processor, which checking loads anyway, fitted to the model. `runs_code`: code that comes with the model is run
     where the configuration trusts it; else None is returned where model or processor cannot be had without.
     """
-    from ftscale.checks.fit import fit_problems
     from ftscale.models.load import load_model_config, load_processor
     from ftscale.models.trust import NeedsCodeError, without_code
+    from ftscale.precheck.fit import fit_problems
     from ftscale.tasks import build_task
 
     task = build_task(config.task)
@@ -70,24 +76,66 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
         *_tracker_problems(config.train.trackers),
     ]
     model_config = processor = None
+    found = True
     try:
         model_config = load_model_config(config.model, settings={})
+        problems += _direction_problems(config, model_config)
     except passed_over:
         pass  # the caller says what is not looked at
     except UserError as error:
         problems += error.problems
-    try:
-        processor = load_processor(config.model, kind=task.processor_class)
-    except passed_over:
-        pass
-    except UserError as error:
-        problems += error.problems
+        found = _is_found(config)
+    if found or config.model.processor:  # a model that is not there has no tokenizer either: one mistake
+        try:
+            processor = load_processor(config.model, kind=task.processor_class)
+        except passed_over:
+            pass
+        except UserError as error:
+            problems += error.problems
     if model_config is not None and processor is not None:
         problems += fit_problems(config, task, model_config, processor)
     problems += source_problems(config.data, roles=task.columns)
     if problems:
-        raise UserError(*dict.fromkeys(problems))  # a folder that is not there has neither a config nor a tokenizer
+        raise UserError(*dict.fromkeys(problems))
     return processor if model_config is not None else None
+
+
+def machine_problems(config: Config) -> list[str]:
+    """What this machine cannot do for a run: half precision without a GPU, folders that it may not write."""
+    import torch
+
+    from ftscale.data.prepare import cache_folder
+
+    problems = []
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        problems.append("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
+    problems += folder_problems("run_folder", Path(config.run_folder))
+    problems += folder_problems("data.cache_dir", cache_folder(config.data))
+    if config.distributed.offload_dir and config.distributed.strategy == "zero3_nvme":
+        problems += folder_problems("distributed.offload_dir", Path(config.distributed.offload_dir))
+    return problems
+
+
+def folder_problems(setting: str, folder: Path) -> list[str]:
+    """Why nothing can be written into a folder, which need not be there yet; it is tried in the nearest that is."""
+    try:
+        place = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        for name in folder.absolute().relative_to(place.absolute()).parts:
+            if len(os.fsencode(name)) > os.pathconf(place, "PC_NAME_MAX"):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place):
+            return []
+    except OSError as error:
+        return [
+            f"{setting} = {str(folder)!r} cannot be written ({error.strerror}); change the permissions, or set "
+            f"{setting} to another folder."
+        ]
+
+
+def metric_problems(config: Config, task: Task) -> list[str]:
+    """`evaluation.metric` where the task has no such metric. `task`: with its labels."""
+    name, known = config.evaluation.metric, task.metric_names()
+    return [] if name is None or name in known else [unknown_name("evaluation.metric", name, known)]
 
 
 def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config | None, list[str]]:
@@ -180,6 +228,31 @@ def _load_model_config_without_code(config: ModelConfig) -> None:
             raise
 
 
+def _is_found(config: Config) -> bool:
+    """Whether there is a model at all, whatever is wrong with its settings."""
+    from ftscale.models.load import load_model_config
+
+    plain = ModelConfig(
+        name=config.model.name, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    )
+    return not _problems(partial(load_model_config, plain, settings={}))
+
+
+def _direction_problems(config: Config, model_config: Any) -> list[str]:
+    """An encoder that is to write: each of its tokens sees the one that it is to predict."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
+    settings = model_config.to_dict()
+    writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
+    if config.task.name != "causal_lm" or model_config.model_type not in ENCODERS or writes:
+        return []
+    return [
+        f"task.name = causal_lm needs a model that reads from left to right, and model.name = {config.model.name!r} is "
+        f"an encoder ({model_config.model_type}): each token sees the one that it is to predict; name a decoder, or "
+        "another task."
+    ]
+
+
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.distributed import resolve_strategy
     from ftscale.launched import check_launch
@@ -224,7 +297,13 @@ def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list
     def first_row(part: str, index: int) -> None:
         source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
         also = [data.stratify] if data.stratify else []
-        if problems := role_problems(source.columns, roles=roles, setting=setting, also=also):
+        problems = role_problems(source.columns, roles=roles, setting=setting, also=also)
+        if part != "train" and source.weight != 1:
+            problems.append(
+                f"{setting}.weight = {source.weight:g} is not used: each row is scored once; leave it out, or set "
+                "data.train[0].weight."
+            )
+        if problems:
             raise UserError(*problems)
         next(read_rows(source, roles=roles, setting=setting))
 

@@ -5,24 +5,54 @@ from __future__ import annotations
 from typing import Any
 
 from ftscale.config import Config
-from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings, TextSettings
+from ftscale.config.schema import (
+    CausalLMSettings,
+    GenerationSettings,
+    ImageClassificationSettings,
+    Seq2SeqSettings,
+    TextSettings,
+)
+from ftscale.errors import UserError
+from ftscale.models.agree import STARTS_WITH_THE_END, no_start, start_token
 from ftscale.models.classes import judge_head, labels_of_model
+from ftscale.models.generate import obeyed
+from ftscale.models.languages import set_languages, target_code
 from ftscale.models.lengths import Lengths, model_lengths
-from ftscale.models.load import load_model_config
+from ftscale.models.load import load_generation_config, load_model_config
+from ftscale.precheck.images import image_problems
 from ftscale.tasks.base import Task
 from ftscale.tasks.encode import length_limit
 
 
 def fit_problems(config: Config, task: Task, model_config: Any, processor: Any) -> list[str]:
-    """What does not fit. The tokenizer learns here how much the model takes, and is saved with it."""
-    if not isinstance(config.task, TextSettings):
-        return []
+    """What does not fit. The tokenizer learns here how much the model takes, and in which languages; both are saved."""
+    if isinstance(config.task, ImageClassificationSettings):
+        return image_problems(config, config.task, task, model_config, processor)
     lengths = model_lengths(model_config, auto_class=task.auto_class, trust_remote_code=config.model.trust_remote_code)
     virtual = _virtual_tokens(config)
     if lengths.source is not None:
         # of the samples: transformers has no other place where a tokenizer says what its model takes
         processor.model_max_length = min(processor.model_max_length, lengths.source - virtual)
-    return _length_problems(config.task, processor, lengths, virtual=virtual)
+    return [
+        *_length_problems(config.task, processor, lengths, virtual=virtual),
+        *_decoder_problems(config, model_config, processor),
+    ]
+
+
+def _decoder_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
+    """Languages, and the token with which a decoder starts."""
+    problems, told, own = [], False, None
+    if isinstance(config.task, (CausalLMSettings, Seq2SeqSettings)) or model_config.is_encoder_decoder:
+        try:
+            own = load_generation_config(config.model)
+        except UserError as error:
+            return list(error.problems)
+    if isinstance(config.task, Seq2SeqSettings):
+        problems = set_languages(processor, config.task)
+        told = not problems and target_code(processor) is not None
+    if told or own is None or not model_config.is_encoder_decoder or model_config.model_type in STARTS_WITH_THE_END:
+        return problems
+    return [*problems, *([no_start(processor)] if start_token(model_config, own) is None else [])]
 
 
 def in_model_order(config: Config, task: Task, learned: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +73,14 @@ def head_warnings(config: Config, task: Task) -> list[str]:
     own = load_model_config(config.model, settings={})
     said = judge_head(own, settings, auto_class=task.auto_class, keep=config.head.keep).said
     return [f"{said}."] if said else []
+
+
+def generation_facts(config: Config) -> dict[str, Any]:
+    """What besides the run's own settings says which token may follow: the model's generation config, and options."""
+    if not isinstance(config.task, (CausalLMSettings, Seq2SeqSettings)):
+        return {}
+    own = load_generation_config(config.model)
+    return obeyed(own, config.task.generate or GenerationSettings())
 
 
 def _virtual_tokens(config: Config) -> int:

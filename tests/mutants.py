@@ -1,0 +1,472 @@
+"""Faults put into ftscale on purpose, one at a time, and the tests that must fail with each.
+
+    python tests/mutants.py [--only NAME ...]
+
+Works in a copy of the checkout's tracked files. A mutant is killed when each of its tests, which pass without it, fails
+by an assertion of its own. Ends with 1 where one is not; a run of all goes into benchmarks/results/mutants.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import compileall
+import json
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import forks
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results/mutants.json"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: text of a file, which stands there once, and what stands there instead."""
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    tests: tuple[str, ...]
+    """Node ids of the tests that must fail."""
+
+
+CHECKPOINT, MANIFEST, RUN, LOOP = (
+    "ftscale/train/checkpoint.py",
+    "ftscale/train/manifest.py",
+    "ftscale/run.py",
+    "ftscale/train/loop.py",
+)
+DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed.py", "ftscale/run_folder.py", "ftscale/sealed.py"
+LOAD, SAVE, SCHEMA = "ftscale/models/load.py", "ftscale/models/save.py", "ftscale/config/schema.py"
+
+OF_CHECKPOINT = "tests/train/test_checkpoint.py::test_"
+ON_DISK = tuple(
+    f"{OF_CHECKPOINT}a_checkpoint_is_on_the_disk_before_it_has_its_name[{how}]"
+    for how in ("at once", "in the background")
+)
+READ_BACK = tuple(
+    f"{OF_CHECKPOINT}a_disk_that_keeps_other_bytes_than_were_written_is_noticed[{how}]"
+    for how in ("at once", "in the background")
+)
+LIBRARYS = f"{OF_CHECKPOINT}what_a_library_writes_into_a_checkpoint_is_on_the_disk_too"
+MODEL_ON_DISK = "tests/models/test_save.py::test_a_saved_model_is_on_the_disk_before_it_has_its_name"
+OF_LOOP = "tests/train/test_resumed_loop.py::test_"
+STEPS = f"{OF_LOOP}steps_of_a_resumed_run_are_those_of_the_unbroken_one"
+EVALUATIONS = f"{OF_LOOP}evaluations_and_events_of_a_resumed_run_are_those_of_the_unbroken_one"
+END = f"{OF_LOOP}a_resumed_run_ends_as_the_unbroken_one"
+STORED = f"{OF_LOOP}what_a_resumed_run_stores_for_the_next_resume_is_what_the_unbroken_one_stores"
+IN_A_ROW = f"{OF_LOOP}bad_batches_in_a_row_are_counted_across_a_resume"
+STREAM = f"{OF_LOOP}a_resumed_stream_goes_on_behind_the_rows_that_it_has_read"
+DRAWN = f"{OF_CHECKPOINT}numbers_drawn_by_python_and_numpy_come_back"
+COMES_BACK = f"{OF_CHECKPOINT}weights_optimizer_buffers_and_random_numbers_come_back"
+PLANTED = "tests/models/test_load.py::test_code_planted_in_a_folder_runs_only_when_trusted"
+PLANTED_BESIDE = "tests/models/test_save.py::test_code_planted_beside"
+TAGS = tuple(
+    f"tests/config/test_yaml_text.py::test_a_python_tag_is_refused_with_its_line_and_not_run[{tag}]"
+    for tag in ("apply", "new")
+)
+ORDER = "tests/data/test_order.py::test_"
+ORACLE = "tests/test_oracle.py::test_losses_norms_and_rates_are_those_of_trainer"
+CLIPPED = "tests/test_distributed.py::test_gradients_longer_than_the_limit_are_shortened_to_it[0.5-expected0]"
+RESTORED = "loop.saved = progress.step"  # in _restore, when all else has come back
+
+
+def forgotten(what: str, field: str, empty: str, *tests: str) -> Mutant:
+    """A field of Progress that does not come back."""
+    return Mutant(f"{what} forgotten at resume", RUN, RESTORED, f"progress.{field} = {empty}; {RESTORED}", tests)
+
+
+MUTANTS = (
+    # ------------------------------------------------------------ what is on the disk
+    Mutant("no fsync", SEALED, "os.fsync(descriptor)", "pass", (*ON_DISK, LIBRARYS)),
+    Mutant("a part's files not synced", CHECKPOINT, "sync(names.values())", "pass", ON_DISK),
+    Mutant("a library's files not synced", CHECKPOINT, "sync([path])", "pass", (LIBRARYS,)),
+    Mutant("manifest and folders not synced", MANIFEST, "sync([path, *(", "list([path, *(", ON_DISK),
+    Mutant("the checkpoint's name not synced", MANIFEST, "sync([final.parent])", "pass", ON_DISK),
+    Mutant("the saved model not synced", SAVE, "os.fsync(file)", "pass", (MODEL_ON_DISK,)),
+    Mutant(
+        "no read-back after a write",
+        CHECKPOINT,
+        "if file_digest(path) != self._files",
+        "if False and self._files",
+        READ_BACK,
+    ),
+    Mutant(
+        "folder renamed before its manifest is written",
+        MANIFEST,
+        "os.rename(folder, final)",
+        "text = path.read_text(); path.unlink(); os.rename(folder, final); (final / MANIFEST).write_text(text)",
+        ON_DISK,
+    ),
+    Mutant(
+        "write_json in place",
+        SEALED,
+        "os.replace(partial, path)",
+        "path.write_text(partial.read_text()); partial.unlink()",
+        ("tests/test_faults.py::test_who_reads_while_a_file_of_the_run_is_written_reads_the_whole_old_one",),
+    ),
+    # ------------------------------------------------------------ which checkpoint is taken
+    Mutant(
+        "hash not compared",
+        MANIFEST,
+        "if contents and file_digest(path) != digest",
+        "if False",
+        (f"{OF_CHECKPOINT}a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken[flipped]",),
+    ),
+    Mutant(
+        "size not compared",
+        MANIFEST,
+        "if path.stat().st_size != size",
+        "if False",
+        (f"{OF_CHECKPOINT}a_torn_checkpoint_does_not_count_among_the_newest",),
+    ),
+    Mutant(
+        "any run_id",
+        MANIFEST,
+        "if run_id is not None and",
+        "if False and",
+        (f"{OF_CHECKPOINT}a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken[of another run]",),
+    ),
+    Mutant(
+        "best pruned",
+        MANIFEST,
+        "if checkpoint.step != best",
+        "if True",
+        (f"{OF_CHECKPOINT}the_newest_and_the_best_are_kept",),
+    ),
+    Mutant(
+        "snapshot without copy",
+        CHECKPOINT,
+        "self._room(tensor).copy_(tensor)",
+        "tensor",
+        (f"{OF_CHECKPOINT}a_background_save_holds_the_state_of_its_step_whatever_training_does_meanwhile",),
+    ),
+    # ------------------------------------------------------------ what a resume brings back
+    Mutant("Python's random state forgotten at resume", DISTRIBUTED, "random.setstate(", "str(", (DRAWN, STEPS)),
+    Mutant("numpy's random state forgotten at resume", DISTRIBUTED, "np.random.set_state(", "str(", (DRAWN, STEPS)),
+    Mutant("torch's random state forgotten at resume", DISTRIBUTED, "torch.set_rng_state(", "str(", (COMES_BACK,)),
+    Mutant("optimizer not restored", DISTRIBUTED, "self.optimizer.load_state_dict(", "str(", (COMES_BACK,)),
+    Mutant(
+        "weights not restored",
+        DISTRIBUTED,
+        '_load_trained_state(self.unwrapped, state["weights"])',
+        "pass",
+        (COMES_BACK,),
+    ),
+    Mutant("schedule not restored", RUN, "loop.schedule.load_state_dict(", "str(", (STEPS, STORED)),
+    Mutant(
+        "the adapter's importance not restored",
+        RUN,
+        "load_adapter_state(loop.",
+        "(lambda *_: None)(loop.",
+        ("tests/test_faults.py::test_adalora_goes_on_with_the_importance_it_has_learned",),
+    ),
+    forgotten("position", "step", "0", STEPS),
+    Mutant("data from the start at resume", LOOP, "loop.steps(progress.step)", "loop.steps(0)", (STEPS,)),
+    Mutant("one step on at resume", RUN, RESTORED, f"progress.step += 1; {RESTORED}", (STEPS,)),
+    Mutant(
+        "data one step on at resume",
+        LOOP,
+        "loop.steps(progress.step)",
+        "loop.steps(progress.step + (progress.step > 0))",
+        (STEPS,),
+    ),
+    Mutant("a stream from the start at resume", RUN, "stream.position = StreamPosition", "dict", (STREAM,)),
+    forgotten("tokens", "tokens", "0", STORED),
+    forgotten("targets", "targets", "0", STORED),
+    forgotten("patience count", "bad_evaluations", "0", STEPS, END),
+    forgotten("best metric", "best_metric", "None", END),
+    forgotten("best step", "best_step", "None", END),
+    forgotten("evaluated step", "evaluated", "-1", EVALUATIONS),
+    forgotten("the guard's window", "losses", "[]", STEPS, EVALUATIONS),
+    forgotten("bad batches in a row", "bad_in_row", "0", IN_A_ROW),
+    forgotten("elapsed time", "elapsed_s", "0.0", END),
+    Mutant(
+        "metrics.jsonl not cut at resume",
+        RUN_FOLDER,
+        "cut_metrics(folder /",
+        "dict(file=folder /",
+        (STEPS, EVALUATIONS),
+    ),
+    Mutant(
+        "deadline ignored",
+        "ftscale/train/preemption.py",
+        "if before_end_s and ends",
+        "if False",
+        (
+            "tests/train/test_preemption.py::test_the_end_of_the_jobs_time_is_a_request_that_the_clock_cannot_move",
+            "tests/train/test_preemption.py::test_no_deadline_without_a_launcher_that_names_it_or_with_0",
+        ),
+    ),
+    # ------------------------------------------------------------ whose code runs
+    Mutant(
+        "state.pt by unrestricted pickle",
+        DISTRIBUTED,
+        '"state.pt", map_location="cpu", weights_only=True',
+        '"state.pt", map_location="cpu", weights_only=False',
+        (f"{OF_CHECKPOINT}code_planted_in_the_state_is_refused_and_not_run",),
+    ),
+    Mutant(
+        "more.pt by unrestricted pickle",
+        CHECKPOINT,
+        'torch.load(path, map_location="cpu", weights_only=True)',
+        'torch.load(path, map_location="cpu", weights_only=False)',
+        (f"{OF_CHECKPOINT}code_planted_in_what_else_was_saved_is_refused_and_not_run",),
+    ),
+    Mutant(
+        "swapped sub-groups by unrestricted pickle",
+        "ftscale/swapped.py",
+        'torch.load(path, map_location="cpu", weights_only=True)',
+        'torch.load(path, map_location="cpu", weights_only=False)',
+        ("tests/test_swapped.py::test_planted_code_is_refused_and_not_run[sub-group-00000.pt]",),
+    ),
+    Mutant(
+        "the rest of what is swapped by unrestricted pickle",
+        "ftscale/swapped.py",
+        '"rest.pt", map_location="cpu", weights_only=True',
+        '"rest.pt", map_location="cpu", weights_only=False',
+        ("tests/test_swapped.py::test_planted_code_is_refused_and_not_run[rest.pt]",),
+    ),
+    Mutant("an unsafe YAML loader", "ftscale/config/yaml_text.py", "(yaml.SafeLoader)", "(yaml.UnsafeLoader)", TAGS),
+    Mutant(
+        "code of a model's config always trusted",
+        LOAD,
+        "revision=config.revision, trust_remote_code=config.trust_remote_code",
+        "revision=config.revision, trust_remote_code=True",
+        (f"{PLANTED}[config]",),
+    ),
+    Mutant(
+        "code of a model always trusted",
+        LOAD,
+        "trust_remote_code=config.trust_remote_code,\n        use_safetensors",
+        "trust_remote_code=True,\n        use_safetensors",
+        (f"{PLANTED}[model]",),
+    ),
+    Mutant(
+        "code of a model to be quantised always trusted",
+        LOAD,
+        "(build.from_config(model_config, trust_remote_code=config.trust_remote_code)",
+        "(build.from_config(model_config, trust_remote_code=True)",
+        (f"{PLANTED}[quantised model]",),
+    ),
+    Mutant(
+        "code of a model's twin always trusted",
+        LOAD,
+        "dtype=torch.float32, trust_remote_code=config.trust_remote_code",
+        "dtype=torch.float32, trust_remote_code=True",
+        (f"{PLANTED}[twin]",),
+    ),
+    Mutant(
+        "code of tokenizers and image processors always trusted",
+        LOAD,
+        '{"trust_remote_code": config.trust_remote_code',
+        '{"trust_remote_code": True',
+        (f"{PLANTED}[tokenizer]", f"{PLANTED}[image processor]"),
+    ),
+    Mutant(
+        "code is trusted by default",
+        SCHEMA,
+        "trust_remote_code: bool = False",
+        "trust_remote_code: bool = True",
+        ("tests/models/test_load.py::test_modelling_code_of_the_folder_runs_only_when_trusted",),
+    ),
+    Mutant(
+        "code of a saved config always trusted",
+        SAVE,
+        "AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)",
+        "AutoConfig.from_pretrained(folder, trust_remote_code=True)",
+        (f"{PLANTED_BESIDE}_a_saved_config_is_not_run",),
+    ),
+    Mutant(
+        "code of a saved model always trusted",
+        SAVE,
+        'use_safetensors=True,\n        **({"trust_remote_code": True} if trust_remote_code else {})',
+        "use_safetensors=True,\n        trust_remote_code=True",
+        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run",),
+    ),
+    Mutant(
+        "code of a saved model trusted by default",
+        SAVE,
+        "trust_remote_code: bool = False\n) ->",
+        "trust_remote_code: bool = True\n) ->",
+        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run",),
+    ),
+    Mutant(
+        "code of an exported model trusted by default",
+        SAVE,
+        "trust_remote_code: bool = False,\n",
+        "trust_remote_code: bool = True,\n",
+        (f"{PLANTED_BESIDE}_a_saved_model_is_not_run",),
+    ),
+    Mutant(
+        "code of an adapter's base always trusted",
+        SAVE,
+        'is with the adapter\n            **({"trust_remote_code": True} if trust_remote_code else {})',
+        "is with the adapter\n            trust_remote_code=True",
+        (f"{PLANTED_BESIDE}_the_base_of_an_adapter_is_not_run",),
+    ),
+    Mutant(
+        "code of a saved tokenizer always trusted",
+        SAVE,
+        "AutoTokenizer.from_pretrained(folder)",
+        "AutoTokenizer.from_pretrained(folder, trust_remote_code=True)",
+        (f"{PLANTED_BESIDE}_a_saved_tokenizer_is_not_run",),
+    ),
+    Mutant(
+        "code of a saved image processor always trusted",
+        SAVE,
+        'AutoImageProcessor.from_pretrained(folder, backend="pil")',
+        'AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=True)',
+        (f"{PLANTED_BESIDE}_a_saved_image_processor_is_not_run",),
+    ),
+    Mutant(
+        "pickled weights allowed by default",
+        SCHEMA,
+        "allow_pickle: bool = False",
+        "allow_pickle: bool = True",
+        ("tests/models/test_load.py::test_pickled_weights_load_only_when_asked",),
+    ),
+    Mutant(
+        "pickled weights always allowed",
+        LOAD,
+        "use_safetensors=None if config.allow_pickle else True",
+        "use_safetensors=None",
+        ("tests/models/test_load.py::test_pickled_weights_load_only_when_asked",),
+    ),
+    # ------------------------------------------------------------ the arithmetic
+    Mutant("no gradient clipping", DISTRIBUTED, "if self.max_grad_norm:", "if False:", (CLIPPED, f"{ORACLE}[4]")),
+    Mutant(
+        "the loss divided by the micro-batch's count",
+        LOOP,
+        "loss * (scale *",
+        "loss * (distributed.world_size / max(int(loop.task.count(batch)), 1) *",
+        (f"{ORACLE}[4]",),
+    ),
+    Mutant(
+        "shuffling ignores the epoch",
+        "ftscale/data/order.py",
+        '(self.seed, "order", epoch)',
+        '(self.seed, "order", 0)',
+        (f"{ORDER}the_order_is_a_function_of_seed_and_epoch",),
+    ),
+    Mutant(
+        "batches of like length ignore the epoch",
+        "ftscale/data/order.py",
+        '(self.seed, "batches", epoch)',
+        '(self.seed, "batches", 0)',
+        (f"{ORDER}batches_of_like_length_come_at_other_places_in_each_epoch",),
+    ),
+    Mutant(
+        "a stream's shuffling ignores the epoch",
+        "ftscale/data/stream.py",
+        '(self.seed, "stream", position.epoch,',
+        '(self.seed, "stream", 0,',
+        ("tests/data/test_stream.py::test_a_second_epoch_has_the_same_rows_in_another_order",),
+    ),
+    Mutant(
+        "augmentation ignores the epoch",
+        "ftscale/tasks/augment.py",
+        '(seed, "augment", epoch,',
+        '(seed, "augment", 0,',
+        ("tests/tasks/test_image_classification.py::test_augmentation_depends_on_row_and_epoch_and_not_on_the_batch",),
+    ),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[mutant.name for mutant in MUTANTS])
+    only = parser.parse_args().only
+    chosen = [mutant for mutant in MUTANTS if only is None or mutant.name in only]
+    start, tried = time.monotonic(), commit()
+    with copied_checkout() as checkout:
+        check_unmutated(checkout, chosen)
+        survived = [mutant.name for mutant in chosen if not is_killed(mutant, checkout)]
+    seconds = round(time.monotonic() - start, 1)
+    print(f"{len(chosen)} mutants, {len(chosen) - len(survived)} killed, {len(survived)} survived, {seconds} s")
+    if only is None:
+        counts = {"mutants": len(chosen), "killed": len(chosen) - len(survived), "survived": survived}
+        RESULTS.write_text(json.dumps({"commit": tried, **counts, "seconds": seconds}, indent=1) + "\n")
+    return int(bool(survived))
+
+
+@contextmanager
+def copied_checkout() -> Iterator[Path]:
+    """The tracked files in a folder of their own, beside them ../shared."""
+    with tempfile.TemporaryDirectory(prefix="ftscale-mutants-") as made:
+        checkout = Path(made) / ROOT.name
+        listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+        for name in filter(None, listed.stdout.split("\0")):
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, checkout / name)
+        (checkout.parent / "shared").symlink_to(ROOT.parent / "shared")
+        # by their hashes: of a file that changes twice in a second the time does not tell which one was compiled
+        hashed = py_compile.PycInvalidationMode.CHECKED_HASH
+        compileall.compile_dir(checkout / "ftscale", quiet=1, invalidation_mode=hashed)
+        yield checkout
+
+
+def check_unmutated(checkout: Path, mutants: list[Mutant]) -> None:
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    found = outcomes(checkout, tests)
+    wrong = {test: found.get(test, "not found") for test in tests if found.get(test) != "passed"}
+    if wrong:
+        sys.exit(f"not passed without a mutant: {json.dumps(wrong, indent=1)}")
+    print(f"{len(tests)} tests pass without a mutant", flush=True)
+
+
+def is_killed(mutant: Mutant, checkout: Path) -> bool:
+    """Whether all of its tests fail with it; says so."""
+    start = time.monotonic()
+    path = checkout / mutant.file
+    source = path.read_text()
+    path.write_text(mutated(mutant, source))
+    try:
+        found = outcomes(checkout, list(mutant.tests))
+    finally:
+        path.write_text(source)
+    wrong = {test: found.get(test, "not found") for test in mutant.tests if found.get(test) != "failed"}
+    print(f"{'survived' if wrong else 'killed':8}  {mutant.name}, {time.monotonic() - start:.1f} s", flush=True)
+    for test, outcome in wrong.items():
+        print(f"          {test}: {outcome}", flush=True)
+    return not wrong
+
+
+def mutated(mutant: Mutant, source: str) -> str:
+    """The text of a file with the fault in it. Raises ValueError where it does not fit."""
+    if (count := source.count(mutant.text)) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.text!r} stands {count} times in {mutant.file}, not once")
+    return source.replace(mutant.text, mutant.replacement)
+
+
+def outcomes(checkout: Path, tests: list[str]) -> dict[str, str]:
+    """How the tests end in a process that has not imported ftscale; see outcomes.py."""
+    results = checkout.parent / "results.json"
+    results.unlink(missing_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name != forks.FOLDER}  # not this server's ranks
+    program = Path(__file__).with_name("outcomes.py").read_text()
+    done = forks.fresh_python(program, str(checkout), str(results), *tests, environment=environment)
+    found = json.loads(results.read_text()) if results.is_file() else {}
+    if missing := [test for test in tests if test not in found]:
+        print(f"did not run: {missing}\n{done.stdout[-4000:]}{done.stderr[-4000:]}", file=sys.stderr)
+    return found
+
+
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

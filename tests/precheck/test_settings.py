@@ -1,0 +1,83 @@
+"""What is judged before any row is read: folders to write, the kind of the model, names of metrics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import BertConfig, BertLMHeadModel
+
+from ftscale.config import parse_config
+from ftscale.errors import UserError
+from ftscale.precheck import check_config, folder_problems, machine_problems, metric_problems
+from ftscale.tasks import build_task
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/run", "/proc/run", "/" + "long" * 100])
+def test_a_folder_that_cannot_be_made_is_told(folder: str):
+    """Also to root, who may make any but these."""
+    with pytest.raises(OSError, match=r".") as failed:
+        os.makedirs(f"{folder}/checkpoints")
+    reason = failed.value.strerror
+    [problem] = folder_problems("run_folder", Path(folder))
+    assert problem == (
+        f"run_folder = '{folder}' cannot be written ({reason}); change the permissions, or set run_folder to another "
+        "folder."
+    )
+
+
+def test_a_folder_that_can_be_made_is_left_unmade(tmp_path: Path):
+    assert folder_problems("run_folder", tmp_path / "a/b/c") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_told(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in folder_problems("run_folder", tmp_path / "run")[0]
+
+
+def test_every_folder_of_a_run_is_tried(shared: Path, tmp_path: Path):
+    settings = tiny.settings(shared, tmp_path, run_folder="/dev/null/a")
+    settings["data"]["cache_dir"] = "/dev/null/b"
+    settings["distributed"] = {"strategy": "zero3_nvme", "offload_dir": "/dev/null/c"}
+    problems = machine_problems(parse_config(settings, source="f"))
+    assert [problem.split(" = ")[0] for problem in problems] == [
+        "run_folder",
+        "data.cache_dir",
+        "distributed.offload_dir",
+    ]
+
+
+def test_an_encoder_does_not_write_unless_it_is_made_to(minilm: Path, shared: Path, tmp_path: Path):
+    settings = tiny.settings(shared, tmp_path, task="causal_lm", model=str(minilm))
+    for part in ("train", "eval"):
+        settings["data"][part] = settings["data"][part] | {"columns": {"text": 0}}
+    with pytest.raises(UserError) as error:
+        check_config(parse_config(settings, source="f"))
+    [problem] = error.value.problems
+    assert problem.startswith("task.name = causal_lm needs a model that reads from left to right")
+    assert "is an encoder (bert)" in problem
+    settings["model"] = {"name": str(minilm), "overrides": {"is_decoder": True}}
+    check_config(parse_config(settings, source="f"))
+    # transformers' own attention: a token changes those before it, unless is_decoder
+    import torch
+
+    for is_decoder in (False, True):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        model = BertLMHeadModel(BertConfig(vocab_size=20, is_decoder=is_decoder, **sizes)).eval()
+        first, second = (model(torch.tensor([[1, 2, last]])).logits[0, 0] for last in (3, 4))
+        assert torch.equal(first, second) == is_decoder
+
+
+def test_a_metric_of_every_class_is_known_and_others_are_not(shared: Path, tmp_path: Path):
+    task = {"name": "text_classification", "labels": ["goal", "no goal"]}
+    for metric, wrong in (("f1/no goal", None), ("accuracy", None), ("f1/goall", "'f1/goal'"), ("AUC", "known: ")):
+        values = tiny.settings(shared, tmp_path, task=task, evaluation={"metric": metric})
+        config = parse_config(values, source="f")
+        problems = metric_problems(config, build_task(config.task))
+        assert bool(problems) == bool(wrong)
+        assert not wrong or wrong in problems[0]
