@@ -16,6 +16,9 @@ END_VARIABLES = ("FTSCALE_END_TIME", "SLURM_JOB_END_TIME")
 """Where a launcher says when the job's time is over, in seconds since 1970."""
 
 
+STANDARD_STREAMS = (1, 2)
+
+
 class Interrupted(Exception):
     """A request to stop, where there is nothing to finish first."""
 
@@ -34,6 +37,8 @@ class StopRequest:
         self.listens = True
         """Whether signals are noticed."""
         self._deadline: float | None = None
+        self._terminals: list[int] = []
+        """Descriptors of the standard streams that were a terminal when this began to listen."""
 
     def set_deadline(self, before_end_s: float) -> None:
         """Ask for a stop so many seconds before the end that the launcher names; 0 = never.
@@ -51,6 +56,7 @@ class StopRequest:
 
     def listen(self) -> dict[signal.Signals, signal._HANDLER]:
         """Notice the signals from now on; returns the handlers that stood before."""
+        self._terminals = [stream for stream in STANDARD_STREAMS if os.isatty(stream)]
         return {number: signal.signal(number, self._note) for number in heeded(STOP_SIGNALS)}
 
     def release(self) -> None:
@@ -61,9 +67,19 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.reason = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            self._forget_lost_terminals()
         if self.at_once:
             self.at_once = False  # a second signal must not interrupt what cleans up after the first
             raise Interrupted(self.reason)
+
+    def _forget_lost_terminals(self) -> None:
+        """Writing to a terminal that is gone ends in an error; what there is to say stands in the run's logs."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import time
 
@@ -40,6 +41,26 @@ def test_without_a_terminal_from_the_start_its_end_is_no_request():
         signal.signal(signal.SIGHUP, before)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+def test_nothing_fails_by_writing_to_a_terminal_that_is_gone():
+    kept, (master, terminal) = os.dup(2), pty.openpty()
+    os.dup2(terminal, 2)
+    try:
+        with listening() as request:
+            request.at_once = False
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.write(2, b"still here\n")
+            assert os.read(master, 100) == b"still here\r\n"
+            os.close(master)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(2, b"gone\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.write(2, b"into nothing\n")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(terminal)
 
 
 def test_handlers_come_back():
