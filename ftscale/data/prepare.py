@@ -167,7 +167,9 @@ def processor_key(processor: Any) -> str:
         parts += [json.dumps(processor.special_tokens_map, default=str, sort_keys=True)]
         parts += [str((processor.model_max_length, processor.truncation_side, processor.split_special_tokens))]
         if processor.is_fast:
-            parts.append(processor.backend_tokenizer.to_str())
+            backend = json.loads(processor.backend_tokenizer.to_str())
+            # which it keeps of its last call; each call says its own
+            parts.append(json.dumps({**backend, "truncation": None, "padding": None}, sort_keys=True))
     else:
         parts = [processor.to_json_string()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data import prepare as prepare_module
-from ftscale.data.prepare import prepare_sources, split_rows
+from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.errors import UserError
 
 ROLES = (("text", "label"),)
@@ -208,3 +209,13 @@ def test_a_column_to_stratify_by_must_be_read(tmp_path):
         UserError, match="data.stratify = 'topic' is not a column the task reads; name one of label, text"
     ):
         split_rows(data.train, data=data, roles=ROLES, seed=0)
+
+
+def test_a_tokenizers_key_is_the_same_after_it_has_cut_and_padded(shared: Path):
+    def key(use: bool) -> str:
+        tokenizer = AutoTokenizer.from_pretrained(shared / "weights/stories260K", pad_token="</s>")
+        if use:  # it keeps the settings of its last call
+            tokenizer(["one two three", "four"], truncation=True, max_length=2, padding="max_length")
+        return processor_key(tokenizer)
+
+    assert key(use=True) == key(use=False)
