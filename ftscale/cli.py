@@ -35,6 +35,11 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="The folde
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in its folder from the last checkpoint.")]
 Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 GpusPerNode = Annotated[int, typer.Option(min=1, help="Devices, and processes, of a machine.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model, whatever the run folder says."),
+]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights of an adapter's base model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run in its folder.")]
 
@@ -141,11 +146,15 @@ def evaluate(
     overrides: Overrides = None,
     data: Annotated[str | None, typer.Option(help="Rows to score instead of the run's evaluation rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Score a finished run's model; settings such as data.eval.0.encoding=latin-1 are laid over the run's."""
     from ftscale.inference import evaluate_run
+    from ftscale.models.trust import Trust
 
-    metrics = evaluate_run(run_folder, data=data, overrides=overrides or ())
+    trust = Trust(code=trust_remote_code, pickle=allow_pickle)
+    metrics = evaluate_run(run_folder, data=data, overrides=overrides or (), trust=trust)
     if launched_rank() == 0:
         text = json.dumps(metrics, indent=2)
         print(text)
@@ -170,14 +179,23 @@ def predict(
     ] = None,
     scores: Annotated[str, typer.Option(help="best = of the prediction; all = of every class, as scores.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Predict for new rows, in their order; adds prediction and score to the input's columns."""
     from ftscale.inference import predict_file
+    from ftscale.models.trust import Trust
 
     if scores not in ("best", "all"):
         raise UserError(unknown_name("--scores", scores, ("best", "all")))
     predict_file(
-        run_folder, input_path, reading=reading or (), out=out, every_score=scores == "all", batch_size=batch_size
+        run_folder,
+        input_path,
+        reading=reading or (),
+        out=out,
+        every_score=scores == "all",
+        batch_size=batch_size,
+        trust=Trust(code=trust_remote_code, pickle=allow_pickle),
     )
 
 
@@ -187,11 +205,15 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     merge: Annotated[bool, typer.Option("--merge", help="Merge the adapter into the base model.")] = False,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; the trained one by default.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a plain Hugging Face folder that transformers loads without ftscale."""
     from ftscale.inference import export_run
+    from ftscale.models.trust import Trust
 
-    for line in export_run(run_folder, out, merge=merge, dtype=dtype):
+    trust = Trust(code=trust_remote_code, pickle=allow_pickle)
+    for line in export_run(run_folder, out, merge=merge, dtype=dtype, trust=trust):
         print(shown(line))
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from ftscale.processes import found_environment, restore_environment
 from ftscale.resources import resource
 from ftscale.shards import check_shards, cut_for, reshard
 from ftscale.swapped import load_swapped, save_swapped
+from ftscale.tensor_files import load_tensors
 
 COMPILER_S = 600.0  # a file of DeepSpeed's takes two minutes at most
 
@@ -302,7 +304,7 @@ class Distributed:
     def _save_engine(self, folder: Path, write: Callable[[Any, Path], None]) -> None:
         from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
-        class Writer(TorchCheckpointEngine):  # DeepSpeed's own place for another way of writing
+        class Writer(TorchCheckpointEngine):  # DeepSpeed's own place for another way of writing, and of reading
             def save(self, state_dict: Any, path: str) -> None:
                 if state_dict.get("module"):  # DeepSpeed leaves out frozen weights, not the scales of quantised ones
                     weights = state_dict["module"]
@@ -335,36 +337,52 @@ class Distributed:
             return
         if self.zero_stage:
             with self._cut_for_us(folder) as fitting:
-                self.module.load_checkpoint(  # type: ignore[operator]
-                    str(fitting),
-                    tag=SHARDS,
-                    load_module_strict=False,
-                    load_optimizer_states=True,  # ZeRO-3 keeps the weights themselves among them
-                    load_lr_scheduler_states=False,
-                )
+                self._load_engine(fitting)
             return
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state = load_tensors(folder / "state.pt")
         _load_trained_state(self.unwrapped, state["weights"])
         if not weights_only:
             self.optimizer.load_state_dict(state["optimizer"])
             if state["scaler"] is not None and self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
 
+    def _load_engine(self, folder: Path) -> None:
+        from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+        class Reader(TorchCheckpointEngine):
+            def load(self, path: str, map_location: Any = None) -> Any:
+                del map_location  # to the CPU, however DeepSpeed says it
+                return load_tensors(Path(path), classes=_classes_of_shards())
+
+        engine: Any = self.module
+        usual, engine.checkpoint_engine = engine.checkpoint_engine, Reader()
+        try:
+            engine.load_checkpoint(
+                str(folder),
+                tag=SHARDS,
+                load_module_strict=False,
+                load_optimizer_states=True,  # ZeRO-3 keeps the weights themselves among them
+                load_lr_scheduler_states=False,
+            )
+        finally:
+            engine.checkpoint_engine = usual
+
     @contextlib.contextmanager
     def _cut_for_us(self, folder: Path) -> Iterator[Path]:
         """The folder itself where its shards are ours, else a folder beside it with such, gone afterwards."""
         scratch = folder.with_name(".resharded")
+        read = partial(load_tensors, mmap=True, classes=_classes_of_shards())
         if self.is_main:
             remove(scratch)  # of a resume that was killed
-        if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage):
+        if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage, read=read):
             yield folder
             return
-        check_shards(folder / SHARDS)
+        check_shards(folder / SHARDS, read=read)
         self.barrier()
         layout: dict[Path, dict[str, Any]] = {}  # what this rank would write if it saved now
         self._save_engine(scratch, lambda value, path: layout.update({path: value}))
         shapes = self.gather_objects([value["param_shapes"] for value in layout.values() if "param_shapes" in value])
-        reshard(folder / SHARDS, layout, shapes[0][0], rank=self.rank, world_size=self.world_size)
+        reshard(folder / SHARDS, layout, shapes[0][0], rank=self.rank, world_size=self.world_size, read=read)
         self.barrier()
         yield scratch
         self.barrier()
@@ -376,6 +394,15 @@ class Distributed:
         sharded = self.zero_stage == 3
         state = self.accelerator.get_state_dict(self.module) if sharded else self.unwrapped.state_dict()
         return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
+
+
+def _classes_of_shards() -> list[Any]:
+    """What DeepSpeed's files hold besides tensors and plain values; each of these only keeps numbers."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 def _swap_folder(config: DistributedConfig) -> Path:

@@ -122,6 +122,8 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
                 dtype=dtype,
                 device=distributed.device,
                 quantized=config.model.quantization != "none",
+                trust_remote_code=config.model.trust_remote_code,
+                allow_pickle=config.model.allow_pickle,
             )
         except (UserError, RuntimeError) as error:
             outcome = error

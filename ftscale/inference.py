@@ -40,6 +40,7 @@ from ftscale.logs import log, setup_logging
 from ftscale.models.languages import set_languages
 from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
+from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
 from ftscale.processes import begin_work
 from ftscale.run import batch_layout
 from ftscale.tasks import COLUMNS, build_task
@@ -59,20 +60,24 @@ OF_HUB_AND_FOLDERS = ("name", "split")
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
 
-def evaluate_run(run_folder: Path, *, data: str | None = None, overrides: Sequence[str] = ()) -> dict[str, float]:
+def evaluate_run(
+    run_folder: Path, *, data: str | None = None, overrides: Sequence[str] = (), trust: Trust = NO_TRUST
+) -> dict[str, float]:
     """Metrics of a run's model on its evaluation rows, or on the rows of `data`. Works under a launcher too.
 
-    `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`.
+    `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`. `trust`: what may be run of the
+    model; what the run folder itself says of that does not count.
     Raises UserError: no finished run there; no evaluation rows; unreadable data.
     """
     setup_logging(rank=launched_rank())
-    config, task, processor = _open_run(run_folder)
+    config, task = _read_run(run_folder, trust=trust)
     if data is not None:
         like = _source_like((config.data.eval or config.data.train)[0], data, config, setting="--data: data.eval[0]")
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
     _check_columns(config, task)
+    processor = _processor(run_folder, config, task)
     rows = evaluation_rows(config, task, processor)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
@@ -105,6 +110,7 @@ def predict_file(
     out: Path | None = None,
     every_score: bool = False,
     batch_size: int = 32,
+    trust: Trust = NO_TRUST,
 ) -> int:
     """Predict for each row of a file (of any format that trains; "-" = lines of standard input).
 
@@ -113,11 +119,11 @@ def predict_file(
     `every_score` asks for them, and `note` where rows may be dropped as too long, missing or blank (these have no
     prediction). `reading`: settings of a source, e.g. `input.columns.text=body`. Without `out`, JSON lines are printed;
     with it (CSV, TSV, JSON lines, Parquet, CoNLL), the file is there when all rows are done. Returns their number.
-    Raises UserError: no finished run there; unreadable input; an unknown kind of `out`.
+    `trust`: as of evaluate_run. Raises UserError: no finished run there; unreadable input; an unknown kind of `out`.
     """
     setup_logging()
     _check_out(out, input_path)
-    config, task = _read_run(run_folder)
+    config, task = _read_run(run_folder, trust=trust)
     _check_scores(config, every=every_score)
     by_word = out is not None and out.suffix == ".conll"
     if by_word and not isinstance(config.task, TokenClassificationSettings):
@@ -128,7 +134,7 @@ def predict_file(
         rows = _rows(source, task, added=added)
         first = next(rows)  # what is wrong with the input is told before a model is loaded
         with (
-            open_predictor(run_folder, batch_size=batch_size) as predictor,
+            open_predictor(run_folder, batch_size=batch_size, trust=trust) as predictor,
             open_answers(out, source=source, form=_kind(source)) as write,
         ):
             count = 0
@@ -142,9 +148,10 @@ def predict_file(
 
 
 @contextmanager
-def open_predictor(run_folder: Path, *, batch_size: int = 32) -> Iterator[Predictor]:
+def open_predictor(run_folder: Path, *, batch_size: int = 32, trust: Trust = NO_TRUST) -> Iterator[Predictor]:
     """The model of a finished run, on this machine's device, ready to predict. Raises UserError where there is none."""
-    config, task, processor = _open_run(run_folder)
+    config, task = _read_run(run_folder, trust=trust)
+    processor = _processor(run_folder, config, task)
     distributed = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0)
     try:
         model = _load(run_folder, config, task).to(distributed.device).eval()
@@ -205,22 +212,26 @@ class Predictor:
             return self.task.predictions(outputs, batch, self.processor, every=every)
 
 
-def export_run(run_folder: Path, out: Path, *, merge: bool = False, dtype: str | None = None) -> list[str]:
+def export_run(
+    run_folder: Path, out: Path, *, merge: bool = False, dtype: str | None = None, trust: Trust = NO_TRUST
+) -> list[str]:
     """Write the run's model as a plain Hugging Face folder; returns what there is to say about it.
 
+    `trust`: as of evaluate_run.
     Raises UserError: no finished run there; `out` is not empty; `merge` without an adapter; an unknown dtype.
     """
     setup_logging()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"OUT = {out} is not an empty folder; name a new one.")
-    config, task, _ = _open_run(run_folder)
+    config, task = _read_run(run_folder, trust=trust)
+    _say_what_is_left_out(run_folder, config)
     report = export_model(
         run_folder / "model",
         out,
         auto_class=task.auto_class,
         merge=merge,
         dtype=dtype,
-        trust_remote_code=config.model.trust_remote_code,
+        trust=trust,
     )
     lines = [f"model in {out}"]
     if merge or dtype is not None:
@@ -228,34 +239,45 @@ def export_run(run_folder: Path, out: Path, *, merge: bool = False, dtype: str |
     return lines
 
 
-def _open_run(run_folder: Path) -> tuple[Config, Task, Any]:
-    """The run's configuration, its task, and the processor saved with its model."""
-    config, task = _read_run(run_folder)
-    saved = config.model.model_copy(update={"name": str(run_folder / "model"), "processor": None, "revision": None})
-    processor = load_processor(saved, kind=task.processor_class)
+def _processor(run_folder: Path, config: Config, task: Task) -> Any:
+    """The processor saved with the model."""
+    folder = run_folder / "model"
+    saved = config.model.model_copy(update={"name": str(folder), "processor": None, "revision": None})
+    try:
+        processor = load_processor(saved, kind=task.processor_class)
+    except NeedsCodeError as error:
+        raise needed_code(folder) from error
     if isinstance(config.task, Seq2SeqSettings):
         set_languages(processor, config.task)
-    return config, task, processor
+    return processor
 
 
-def _read_run(run_folder: Path) -> tuple[Config, Task]:
+def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
+    """The run's configuration and task; what its folder says of trust gives way to what the user does."""
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
     config = load_config(run_folder / "config.yaml")
-    return config, build_task(config.task)
+    trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
+    return config.model_copy(update={"model": trusted}), build_task(config.task)
 
 
 def _load(run_folder: Path, config: Config, task: Task) -> Any:
     dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    _say_what_is_left_out(run_folder, config)
     begin_work()
     return load_saved(
         run_folder / "model",
         auto_class=task.auto_class,
         dtype=dtype,
-        trust_remote_code=config.model.trust_remote_code,
+        trust=Trust(code=config.model.trust_remote_code, pickle=config.model.allow_pickle),
     )
+
+
+def _say_what_is_left_out(run_folder: Path, config: Config) -> None:
+    if load_config(run_folder / "config.yaml").model.trust_remote_code and not config.model.trust_remote_code:
+        log.warning("the run was trained with code that came with its model; without --trust-remote-code it is not run")
 
 
 def _without_counts(sample: Sample) -> Sample:

@@ -11,12 +11,17 @@ from ftscale.config import Config
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
 from ftscale.precheck import read_config
-from ftscale.processes import begin_work
+from ftscale.processes import (
+    LAUNCHER_SIGNALS,
+    begin_work,
+    heeded,
+    leave_out_working_folder,
+    unchanged_environment,
+)
 from ftscale.resources import strategy_file
 from ftscale.sealed import DamagedError, read_json
 from ftscale.train.preemption import Interrupted, listening
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and the one that Slurm is asked to send
 STOP_TIMEOUT_S = 600  # for a checkpoint to be written after a signal; torchrun's own is 30 s
 
 
@@ -59,6 +64,8 @@ def _run_accelerate(arguments: list[str], *, config: Config, processes: int) -> 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from ftscale.run_folder import first_files
+
     # what torchrun says of its children is said below in a line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -67,14 +74,21 @@ def _run_accelerate(arguments: list[str], *, config: Config, processes: int) -> 
     command = launch_command_parser().parse_args(
         [*options, "--main_process_port", "0", "-m", "ftscale", "train", *arguments]
     )
-    command.signals_to_handle, command.shutdown_timeout = SIGNALS, STOP_TIMEOUT_S  # torchrun's, not in the parser
+    # torchrun's, not in the parser
+    command.signals_to_handle = ",".join(number.name for number in heeded(LAUNCHER_SIGNALS))
+    command.shutdown_timeout = STOP_TIMEOUT_S
+    folder = Path(config.run_folder)
+    before = first_files(folder)
     try:
-        launch_command(command)
+        with unchanged_environment():
+            leave_out_working_folder()
+            launch_command(command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _exit_code(rank, failure.exitcode)
     except SignalException as error:
-        return EXIT_PREEMPTED if _is_preempted(config) else 128 + error.sigval
+        saved = first_files(folder) == before or _is_preempted(folder)
+        return EXIT_PREEMPTED if saved else 128 + error.sigval
     return 0
 
 
@@ -84,11 +98,9 @@ def _exit_code(rank: int, code: int) -> int:
     return code if code > 0 else EXIT_FAULT
 
 
-def _is_preempted(config: Config) -> bool:
-    """Whether the run can go on: its processes wrote a checkpoint before they ended, or had not begun."""
+def _is_preempted(folder: Path) -> bool:
+    """Whether the processes wrote a checkpoint and then their result; an earlier start's is gone since they began."""
     try:
-        return read_json(Path(config.run_folder) / "result.json").get("status") == "preempted"
-    except FileNotFoundError:
-        return True
-    except DamagedError:
+        return read_json(folder / "result.json").get("status") == "preempted"
+    except (FileNotFoundError, DamagedError):
         return False

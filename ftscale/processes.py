@@ -8,11 +8,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""By which a run is asked to stop."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""By which a run is asked to stop; SIGHUP when its terminal goes away."""
+LAUNCHER_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""What a launcher hands on to its processes: torchrun's own, and the one that asks for a checkpoint."""
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _NO_COMPILER = "TORCHDYNAMO_DISABLE"  # torch's own variable, read at each torch.compile
@@ -75,6 +78,22 @@ def restore_environment(before: Mapping[str, str]) -> None:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
+
+
+def heeded(numbers: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """The signals without SIGHUP where nohup started this process: it goes on without its terminal."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in numbers if not (ignored and number == signal.SIGHUP)]
+
+
+def leave_out_working_folder() -> None:
+    """Have the Pythons that are started from here on, also by `-m`, import nothing from the working folder.
+
+    A user's random.py there would be taken for Python's own. Does nothing where ftscale itself lies in that folder, nor
+    in Python 3.10, which does not know the variable.
+    """
+    if Path(__file__).resolve().parents[1] != Path.cwd().resolve():
+        os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def stop_with_launcher() -> None:

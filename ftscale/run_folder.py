@@ -157,9 +157,14 @@ def holds_run(folder: Path) -> bool:
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
-    """By which one sees whether another run has taken the folder, or gone on in it: contents of its first files."""
+    """By which one sees whether another run has taken the folder, or gone on in it."""
+    return (str(holds_run(folder)).encode(), *first_files(folder))
+
+
+def first_files(folder: Path) -> tuple[bytes, ...]:
+    """The contents of what a start writes, or takes away, before it trains; b"" where there is no such file."""
     files = [folder / name for name in ("config.yaml", "run.json", "result.json")]
-    return (str(holds_run(folder)).encode(), *(path.read_bytes() if path.is_file() else b"" for path in files))
+    return tuple(path.read_bytes() if path.is_file() else b"" for path in files)
 
 
 @contextmanager

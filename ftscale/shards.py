@@ -52,17 +52,19 @@ class Share:
 
 Parts = dict[str, list[tuple[Share, slice]]]
 """Of each weight the shares that it lies in, and where, in the order of its elements."""
+Read = Callable[[Path], dict[str, Any]]
+"""A file's content; its tensors are read where they are touched."""
 
 
-def cut_for(folder: Path, *, world_size: int, stage: int) -> bool:
+def cut_for(folder: Path, *, world_size: int, stage: int, read: Read) -> bool:
     """Whether the shards in a folder are those of so many processes in this stage."""
-    optimizers = _optimizers(folder)
+    optimizers = _optimizers(folder, read)
     return len(optimizers) == world_size and int(optimizers[0]["zero_stage"]) == stage
 
 
-def check_shards(folder: Path) -> None:
+def check_shards(folder: Path, *, read: Read) -> None:
     """Raise UserError where a share of the optimizer's state means something only as it was cut."""
-    shares = _shares(folder)
+    shares = _shares(folder, read)
     for share in shares:
         for name, value in _leaves(share.state):
             if isinstance(value, Tensor) and value.ndim:
@@ -70,7 +72,7 @@ def check_shards(folder: Path) -> None:
             else:
                 divisible = name == "step"
             if not divisible:
-                optimizers = _optimizers(folder)
+                optimizers = _optimizers(folder, read)
                 raise UserError(
                     f"checkpoint {folder.parent}: its optimizer's state {name} belongs to each process's whole share "
                     "of the weights (8-bit states are quantised in blocks of it), so that it cannot be cut in another "
@@ -79,22 +81,24 @@ def check_shards(folder: Path) -> None:
                 )
 
 
-def reshard(old: Path, layout: dict[Path, dict[str, Any]], shapes: Shapes, *, rank: int, world_size: int) -> None:
+def reshard(
+    old: Path, layout: dict[Path, dict[str, Any]], shapes: Shapes, *, rank: int, world_size: int, read: Read
+) -> None:
     """Write the files that this rank would save now, with the state in the folder `old` instead of its own.
 
     `layout`: path and content of each, as DeepSpeed made them; `shapes`: of the weights as this engine lays them.
     """
     parts: Parts = defaultdict(list)
-    for share in _shares(old):
+    for share in _shares(old, read):
         for name, place in share.places.items():
             parts[name].append((share, place.within))
     for path, content in layout.items():
         if "optimizer_state_dict" in content:
             optimizer = content["optimizer_state_dict"]
             _fill_optimizer(optimizer, _shares_of(optimizer, shapes, rank, world_size), shapes, parts)
-            _take_settings(optimizer, _optimizers(old)[0])
+            _take_settings(optimizer, _optimizers(old, read)[0])
         else:
-            before = _load(_files(old, "model")[0])
+            before = read(_files(old, "model")[0])
             content |= {name: before[name] for name in COUNTERS}
             content["module"] = _module(content["module"], before["module"], parts)
         torch.save(content, path)
@@ -108,13 +112,8 @@ def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.glob(f"*{kind}_states.pt"), key=lambda path: int(re.findall(r"rank_(\d+)", path.name)[0]))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A file's content; its tensors are read where they are touched."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-
-
-def _optimizers(folder: Path) -> list[dict[str, Any]]:
-    return [_load(path)["optimizer_state_dict"] for path in _files(folder, "optim")]
+def _optimizers(folder: Path, read: Read) -> list[dict[str, Any]]:
+    return [read(path)["optimizer_state_dict"] for path in _files(folder, "optim")]
 
 
 def _keys(optimizer: dict[str, Any]) -> tuple[str, str]:
@@ -124,9 +123,9 @@ def _keys(optimizer: dict[str, Any]) -> tuple[str, str]:
     return "fp32_flat_groups", "optimizer_state_dict"
 
 
-def _shares(folder: Path) -> list[Share]:
+def _shares(folder: Path, read: Read) -> list[Share]:
     """All shares, rank by rank."""
-    shapes, optimizers = _load(_files(folder, "model")[0])["param_shapes"], _optimizers(folder)
+    shapes, optimizers = read(_files(folder, "model")[0])["param_shapes"], _optimizers(folder, read)
     world_size = len(optimizers)
     return [
         share for rank, optimizer in enumerate(optimizers) for share in _shares_of(optimizer, shapes, rank, world_size)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ftscale.errors import UserError
+from ftscale.tensor_files import load_tensors
 
 
 def save_swapped(engine: Any, folder: Path, write: Callable[[Any, Path], None], *, rank: int) -> None:
@@ -41,7 +42,7 @@ def load_swapped(engine: Any, folder: Path, *, rank: int) -> None:
     zero.checkpoint_event_prologue()
     for number, weight in _sub_groups(zero, write_back=True):
         path = _file(own, number)
-        saved = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+        saved = load_tensors(path) if path.is_file() else None
         if saved is None or saved["weight"].numel() != weight.numel():
             raise UserError(
                 f"the checkpoint {folder.parent} does not fit the model: its trained weights are others; resume with "
@@ -51,7 +52,7 @@ def load_swapped(engine: Any, folder: Path, *, rank: int) -> None:
         _fill(zero.state[weight], saved["state"])
         zero._reassign_or_swap_out_partitioned_parameters(number)  # into the weights that the model computes with
     zero.checkpoint_event_epilogue()
-    rest = torch.load(own / "rest.pt", map_location="cpu", weights_only=True)
+    rest = load_tensors(own / "rest.pt")
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(rest["buffers"][name])
     for group, settings in zip(zero.param_groups, rest["settings"], strict=True):

@@ -19,6 +19,7 @@ from ftscale.config.problems import problems_of
 from ftscale.errors import counted, nearest, unknown_name
 
 FILE_NAMES = ("train.csv", "train.de", "train.en", "train.sbatch", "data.json", "model.safetensors", "task.description")
+FILE_NAMES += tuple(f"train.csv.{end}" for end in ("gz", "bz2", "xz", "zst"))
 """What looks like a setting in the texts of the package and is none."""
 NAMED = re.compile(rf"(?<![\w./])(?:{'|'.join(Config.model_fields)})(?:\.\w+|\[\d+\])+")
 

@@ -210,8 +210,10 @@ def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
         (["train"], signal.SIGTERM),
         (["launch", "--processes", "2"], signal.SIGTERM),
         needs.in_campaign(["launch", "--processes", "2"], signal.SIGUSR1),
+        needs.in_campaign(["train"], signal.SIGHUP),
+        needs.in_campaign(["launch", "--processes", "2"], signal.SIGHUP),
     ],
-    ids=["train", "launch", "launch by SIGUSR1"],
+    ids=["train", "launch", "launch by SIGUSR1", "train by SIGHUP", "launch by SIGHUP"],
 )
 def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     shared: Path, tmp_path: Path, arguments: list[str], number: signal.Signals

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ftscale"
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("files", "shown"),
     ("errors", "sealed"),
-    ("launched",),
+    ("launched", "tensor_files"),
     ("hashing", "logs", "seeding", "resources", "processes", "shards", "swapped"),
     ("config",),
     ("distributed", "data", "models", "optim", "metrics"),

@@ -118,7 +118,7 @@ BAD_MANIFESTS = {
     "strategy": (rewritten(lambda manifest: manifest.update(strategy="qingle")), "strategy 'qingle' is not known"),
     "no strategy": (rewritten(lambda manifest: manifest.pop("strategy")), "strategy: Field required"),
     "more": (rewritten(lambda manifest: manifest.update(more=1)), "more: Extra inputs"),
-    "no files": (rewritten(lambda manifest: manifest.update(files={})), "it names no random-00000.pt"),
+    "no files": (rewritten(lambda manifest: manifest.update(files={})), "it names no random-00000.safetensors"),
     "no weights": (rewritten(lambda manifest: manifest["files"].pop("state.pt")), "it names no weights"),
     "outside": (
         rewritten(lambda manifest: manifest["files"].update({"../../run.json": [1, "0" * 32]})),

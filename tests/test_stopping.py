@@ -106,5 +106,5 @@ def test_the_end_of_the_jobs_time_stops_the_run_without_a_signal(
     assert outcome.code == 75, outcome.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "preempted"
-    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == [f"step-{result['steps']:08d}"]
+    assert max(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == f"step-{result['steps']:08d}"
     assert "asked to stop (time limit)" in outcome.stderr

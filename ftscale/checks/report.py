@@ -72,6 +72,7 @@ def check_run(
 ) -> Report:
     """Check a run's configuration file as `ftscale train` will, and its data beyond that.
 
+    No code of the model is run, also where `model.trust_remote_code` is true; a warning then says so.
     Errors of the schema, of combinations, files and columns are found without importing torch and reported together;
     names inside libraries (optimizer, adapter, schedule, model) are looked at where there are none of these, then the
     data, and the model without its weights.
@@ -94,13 +95,16 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     from ftscale.checks.model import model_problems
     from ftscale.checks.sample import read_sample
     from ftscale.checks.schedule import describe_schedule
+    from ftscale.models.trust import without_code
     from ftscale.precheck.fit import generation_facts, head_warnings
     from ftscale.precheck.vocabulary import vocabulary_warnings
 
     report = Report(errors=_start_problems(config, start))
+    left_out = config.model.trust_remote_code
     try:
-        processor = check_config(config)
-        sample = read_sample(config, processor, full=full)
+        processor = check_config(config, runs_code=False)
+        config = config.model_copy(update={"model": without_code(config.model)})
+        sample = read_sample(config, processor, full=full) if processor is not None else None
     except UserError as error:
         report.errors += error.problems
         return report
@@ -108,8 +112,12 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         {"name": row.name, "text": row.text, "source": row.source, "tests": list(row.tests)}
         for row in matching_rows(config)
     ]
-    report.facts["data"], report.warnings = describe_data(sample, processor)
-    report.warnings += [*metric_warnings(sample), *head_warnings(sample.config, sample.task)]
+    if left_out:
+        report.warnings.append(_left_out(looked=sample is not None))
+    if sample is None:
+        return report
+    report.facts["data"], warnings = describe_data(sample, processor)
+    report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample, processor)
     tokenizer, problems, notes = _tokenizer(sample.config, processor)
     report.facts["tokenizer"] = tokenizer
@@ -122,12 +130,13 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     built = _as_built(sample.config, start)
     refused, untried = model_problems(built, sample.task, processor, here=start.here)
     report.warnings += untried
+    report.warnings += refused if left_out else []  # with its code the model may be another
     report.errors += [
         *sample.problems,
         *problems,
         *steps_problems(config, num_steps=schedule["total_steps"]),
         *metric_problems(sample.config, sample.task),
-        *refused,
+        *([] if left_out else refused),
     ]
     if deep and not report.errors:
         from ftscale.checks.deep import two_steps
@@ -135,6 +144,13 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         report.facts["steps"], problems = two_steps(sample, processor)
         report.errors += problems
     return report
+
+
+def _left_out(*, looked: bool) -> str:
+    text = "model.trust_remote_code = true: check runs no code of a model"
+    if looked:
+        return f"{text}; what is said here is of the model and the tokenizer without it."
+    return f"{text}, and this one cannot be had without; tokenizer, prepared rows and schedule are not looked at."
 
 
 def _start_problems(config: Config, start: Start) -> list[str]:

@@ -22,7 +22,7 @@ from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.logs import FAILURE, LOGS
 from ftscale.precheck import read_config
-from ftscale.processes import begin_work
+from ftscale.processes import begin_work, leave_out_working_folder
 from ftscale.run_folder import at_real_folder, holds_run
 from ftscale.shown import shown
 
@@ -62,6 +62,7 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
     _check(settings)
     records = Records(Path(config.run_folder))
     begin_work()
+    leave_out_working_folder()
     job = Job([str(run), *overrides], settings, records, before_end_s=config.checkpoint.before_end_s)
     with job.listening():
         verdict = job.start()

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from ftscale.errors import EXIT_DONE, EXIT_FAULT
 from ftscale.logs import log, setup_logging
-from ftscale.processes import begin_work
+from ftscale.processes import LAUNCHER_SIGNALS, begin_work
 from ftscale.resources import strategy_file
 
 LAUNCHERS = ("torchrun", "accelerate", "srun")
 """One a node, or none: one Slurm task a process."""
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # torchrun's own, and the one that asks for a checkpoint
+SIGNALS = ",".join(number.name for number in LAUNCHER_SIGNALS)
 SAVE_S = 3600  # for a checkpoint after a signal: torchrun's own 30 s tear it; Slurm's limits end it sooner
 
 

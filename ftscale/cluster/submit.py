@@ -119,10 +119,16 @@ def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site:
         raise UserError(*found.errors)
     if not (site.gpu and gpus and request.plan):
         return
+    from ftscale.models.trust import NeedsCodeError
     from ftscale.plan import plan_run
     from ftscale.plan.report import summary
 
-    plan = plan_run(read_config(run, overrides), gpu=site.gpu, nodes=request.nodes, gpus_per_node=gpus, compare=False)
+    config = read_config(run, overrides)
+    try:
+        plan = plan_run(config, gpu=site.gpu, nodes=request.nodes, gpus_per_node=gpus, compare=False)
+    except NeedsCodeError as error:
+        log.warning("submitted without a plan: %s", error)
+        return
     for line in summary(plan):
         log.info("%s", line)
     if not plan.fits:

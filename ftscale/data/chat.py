@@ -209,11 +209,9 @@ def _message(turn: Any, column: str) -> Message:
             f"{column}: the turn {_short(turn)} must have a role and a text (role and content, or from and value)."
         )
     if not isinstance(content, str):
-        fix = "join its parts into one text" if isinstance(content, (list, tuple)) else "write it as a text"
-        raise UserError(
-            f"{column}: the turn {_short(turn)} must have a role and a text, and its content is of type "
-            f"{type(content).__name__}; {fix}."
-        )
+        parts = isinstance(content, (list, tuple))
+        fix = "join its parts into one text" if parts else "write it in quotes, or leave it out"
+        raise UserError(f"{column}: the content {_short(content)} of a turn must be a text; {fix}.")
     if not isinstance(role, str) or role not in ROLES:
         raise UserError(unknown_name(f"{column}: role", role, ROLES))
     if "tool_calls" in given and (calls := _calls(given.pop("tool_calls"), column)) is not None:

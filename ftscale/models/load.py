@@ -27,6 +27,7 @@ from ftscale.models.classes import apply_verdict, class_names, judge_head
 from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
+from ftscale.models.trust import NeedsCodeError, needs_code
 
 MUCH_DROPOUT = 0.5
 TWIN_SIZES = {"vocab_size": 1000, "intermediate_size": 256}
@@ -47,6 +48,8 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
             return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
+        if needs_code(error):
+            raise _cannot_load(config.model_copy(update={"name": name}), error) from error
         what = kind.replace("_", " ")
         raise UserError(
             f"{setting} = {name!r} gives no {what} ({_first_sentence(error)}); set model.processor to one that does."
@@ -161,10 +164,13 @@ def load_small_twin(config: ModelConfig, *, auto_class: str, settings: dict[str,
     _narrow(model_config.get_text_config())
     if model_config.get_text_config().pad_token_id is None:
         model_config.get_text_config().pad_token_id = 0  # by it a decoder finds the last token that its head reads
-    with seeded_weights(0, "twin"):
-        return getattr(transformers, auto_class).from_config(
-            model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-        )
+    try:
+        with seeded_weights(0, "twin"):
+            return getattr(transformers, auto_class).from_config(
+                model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+            )
+    except ValueError as error:
+        raise _cannot_load(config, error, auto_class=auto_class) from error
 
 
 def _narrow(model_config: PreTrainedConfig) -> None:
@@ -358,8 +364,8 @@ def _quiet() -> Iterator[None]:
 def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | None = None) -> UserError:
     text = str(error)
     name = config.name
-    if "trust_remote_code" in text:
-        return UserError(
+    if needs_code(error):
+        return NeedsCodeError(
             f"model.trust_remote_code = false, but {name} comes with its own modelling code; read it, then set "
             "model.trust_remote_code: true."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ftscale.errors import UserError
 from ftscale.logs import log
+from ftscale.tensor_files import load_tensors
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Largest difference of a logit, as a share of the largest logit: kernels round differently, no more."""
@@ -34,6 +36,17 @@ LAUNCHERS = (
     "PMI",
 )
 """Beginnings of environment variables by which a process takes itself for a part of a group."""
+FOLDERS = {
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_MODULES_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "PYTHONPATH",
+    "TRANSFORMERS_CACHE",
+    "XDG_CACHE_HOME",
+}
+"""Environment variables that name folders."""
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()  # in 3.10 the empty working folder has to do alone
 
 
 @dataclass(frozen=True)
@@ -58,26 +71,41 @@ def prove_saved(
     dtype: torch.dtype,
     device: torch.device,
     quantized: bool,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Proof:
     """Load `folder` in a fresh process and compare its outputs.
 
     `inputs`: of the model's forward, with (samples, ...) tensors; `logits`: the trained model's for them, float32.
+    `trust_remote_code`, `allow_pickle`: as the run's own configuration says of the model that it began with.
     Raises RuntimeError: the folder does not load, or answers otherwise; UserError: an adapter that changes nothing.
     """
     name = str(dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory(prefix="ftscale-proof-") as made:
         work = Path(made)
         torch.save({key: value.cpu() for key, value in inputs.items()}, work / "inputs.pt")
-        request = {"auto_class": auto_class, "dtype": name, "device": str(device)}
+        request = {
+            "auto_class": auto_class,
+            "dtype": name,
+            "device": str(device),
+            "trust_remote_code": trust_remote_code,
+            "allow_pickle": allow_pickle,
+        }
         (work / "request.json").write_text(json.dumps(request))
         program = Path(__file__).with_name("reload.py").read_text()  # by -c: no folder of ours on its path
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
+        environment = _environment()
         environment["HF_HUB_OFFLINE"] = "1"  # the base was loaded by this run: it is here
         environment["TORCHDYNAMO_DISABLE"] = "1"  # one batch is computed sooner than torch's compiler is imported
         done = fresh_python(program, str(folder.resolve()), made, environment=environment)
+        if done.returncode < 0:
+            raise RuntimeError(
+                f"the saved model in {folder} is not proved: the fresh process that loads it was ended by "
+                f"{signal.Signals(-done.returncode).name}{_likely_cause(-done.returncode)}. The checkpoints are good; "
+                "resume to save it again."
+            )
         if done.returncode:
             raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
-        outputs = torch.load(work / "outputs.pt", weights_only=True)
+        outputs = load_tensors(work / "outputs.pt")
     change = None
     if "without" in outputs:
         own = outputs["without"].shape[1]  # a learned prompt adds positions before those of the sample
@@ -124,16 +152,34 @@ def _check_padding(proof: Proof, pads: tuple[int | None, int | None] | None, fol
     log.warning("%s; the model mixes padding into its scores, so compare predictions of equal batches alone", text)
 
 
+def _environment() -> dict[str, str]:
+    """What the fresh process has: nothing of a launcher, and no folder that is named by its way from this one."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
+    for name in FOLDERS & kept.keys():
+        kept[name] = os.pathsep.join(os.path.abspath(part) for part in kept[name].split(os.pathsep) if part)
+    return kept
+
+
 def fresh_python(program: str, *arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a program in a Python process of its own, with this environment alone."""
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-        start_new_session=True,  # a signal to the run's group asks the run, which waits for this
-    )
+    """Run a program in a Python process of its own, with this environment alone, in an empty folder of its own.
+
+    So nothing of the working folder is imported, which Python's -c looks into before its own library.
+    """
+    with tempfile.TemporaryDirectory(prefix="ftscale-empty-") as empty:
+        return subprocess.run(
+            [sys.executable, *SAFE_PATH, "-c", program, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=empty,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            start_new_session=True,  # a signal to the run's group asks the run, which waits for this
+        )
+
+
+def _likely_cause(number: int) -> str:
+    return ", by which the system frees memory" if number == signal.SIGKILL else ""
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

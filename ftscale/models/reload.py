@@ -1,8 +1,9 @@
 """Loads a saved model as its next user would, with transformers and peft alone, and writes its outputs.
 
 Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
-`device`; WORK/inputs.pt the model's inputs. Writes WORK/outputs.pt: `logits`; for an adapter `without`, the logits of
-the base alone; of padded rows `alone` and `beside`, the shortest one's scores without and with padding; and `pads`.
+`device`, and of the base model `trust_remote_code` and `allow_pickle`; WORK/inputs.pt the model's inputs. Writes
+WORK/outputs.pt: `logits`; for an adapter `without`, the logits of the base alone; of padded rows `alone` and `beside`,
+the shortest one's scores without and with padding; and `pads`.
 """
 
 import atexit
@@ -27,7 +28,7 @@ def main(folder: Path, work: Path) -> None:
     dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
     adapter = (folder / "adapter_config.json").is_file()
     load = load_adapter if adapter else load_whole
-    model = load(folder, getattr(transformers, request["auto_class"]), dtype, device).eval()
+    model = load(folder, getattr(transformers, request["auto_class"]), dtype, device, request).eval()
     inputs = {
         name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
     }
@@ -38,7 +39,7 @@ def main(folder: Path, work: Path) -> None:
         if adapter:
             with model.disable_adapter():
                 outputs["without"] = model(**inputs).logits.float().cpu()
-        outputs["pads"] = padding_ids(folder, model)
+        outputs["pads"] = padding_ids(folder, model, request)
     assert "ftscale" not in sys.modules
     torch.save(outputs, work / "outputs.pt")
 
@@ -65,26 +66,28 @@ def row_alone(model, inputs, logits):
     return {"alone": alone, "beside": beside}
 
 
-def padding_ids(folder, model):
+def padding_ids(folder, model, request):
     """The padding id by the model's config, and by the tokenizer."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=request["trust_remote_code"])
     return model.config.get_text_config().pad_token_id, tokenizer.pad_token_id
 
 
-def load_whole(folder, auto_class, dtype, device):
-    config = transformers.AutoConfig.from_pretrained(folder)
+def load_whole(folder, auto_class, dtype, device, request):
+    trust = request["trust_remote_code"]
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     # the code of an MLP head was written into the folder by this very run
-    trust = "mlp_head" in config.to_dict()
-    return auto_class.from_pretrained(folder, dtype=dtype, device_map=device, trust_remote_code=trust)
+    trust = trust or "mlp_head" in config.to_dict()
+    options = {"dtype": dtype, "device_map": device, "use_safetensors": True}
+    return auto_class.from_pretrained(folder, config=config, trust_remote_code=trust, **options)
 
 
-def load_adapter(folder, auto_class, dtype, device):
+def load_adapter(folder, auto_class, dtype, device, request):
     from peft import PeftConfig, PeftModel
 
-    adapter = PeftConfig.from_pretrained(str(folder))
-    config = transformers.AutoConfig.from_pretrained(folder / "base_config")
+    adapter, trust = PeftConfig.from_pretrained(str(folder)), request["trust_remote_code"]
+    config = transformers.AutoConfig.from_pretrained(folder / "base_config", trust_remote_code=trust)
     if "mlp_head" in config.to_dict():  # its code lies beside the adapter, not beside the base
         auto_class = get_class_from_dynamic_module(config.auto_map[auto_class.__name__], str(folder / "base_config"))
     quantization = config.to_dict().get("quantization_config")
@@ -99,6 +102,8 @@ def load_adapter(folder, auto_class, dtype, device):
         device_map=device,
         quantization_config=quantization,
         ignore_mismatched_sizes=True,
+        trust_remote_code=trust,
+        use_safetensors=None if request["allow_pickle"] else True,
     )
     if quantization is not None and device.type == "cpu":
         # bitsandbytes 0.50.2 repacks 4-bit weights at the first inference on AVX512-BF16 and refuses sizes off 32

@@ -31,6 +31,7 @@ from ftscale.models.head import auto_class_of, model_class_with_head, write_head
 from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
+from ftscale.models.trust import NO_TRUST, Trust, needed_code, needs_code
 from ftscale.processes import unchanged_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,26 +77,27 @@ def save_model(
 
 
 def load_saved(
-    folder: str | Path, *, auto_class: str, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    folder: str | Path, *, auto_class: str, dtype: torch.dtype | None = None, trust: Trust = NO_TRUST
 ) -> PreTrainedModel | PeftModel:
     """A model that `save_model` wrote, in eval mode; an adapter on its base, quantised as in training.
 
     `dtype`: of the base weights; None = as saved. An MLP head is built by ftscale's own code, never by the folder's.
+    Raises UserError: it does not load without more trust.
     """
     folder = Path(folder)
     if not (folder / ADAPTER_FILE).is_file():
-        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
-    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust=trust)
+    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust=trust)
     return _attach(base, folder)
 
 
-def load_saved_processor(folder: str | Path) -> Any | None:
+def load_saved_processor(folder: str | Path, *, trust: Trust = NO_TRUST) -> Any | None:
     """The tokenizer or image processor saved in the folder; None where there is none."""
     folder = Path(folder)
     if (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust.code)
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust.code)
     return None
 
 
@@ -106,7 +108,7 @@ def export_model(
     auto_class: str,
     merge: bool = False,
     dtype: str | None = None,
-    trust_remote_code: bool = False,
+    trust: Trust = NO_TRUST,
 ) -> dict[str, Any]:
     """Write a plain folder from a saved one, load it again, and compare the logits on a few probe inputs.
 
@@ -117,14 +119,14 @@ def export_model(
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
-    before = load_saved(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    before = load_saved(folder, auto_class=auto_class, trust=trust)
     probe = _probe_inputs(before.config)
     expected = _logits(before, probe)
     allowed = _allowed_change(before, probe, expected, merge=merge, dtype=dtype)
-    processor = load_saved_processor(folder)
+    processor = load_saved_processor(folder, trust=trust)
     if merge:
         del before
-        model: PreTrainedModel | PeftModel = _merge(folder, auto_class=auto_class, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel | PeftModel = _merge(folder, auto_class=auto_class, trust=trust)
     else:
         model = before
     if dtype is not None:
@@ -132,7 +134,7 @@ def export_model(
     save_model(model, processor, out)
     parameters = sum(weight.numel() for weight in model.parameters())
     del model
-    exported = load_saved(out, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    exported = load_saved(out, auto_class=auto_class, trust=trust)
     change = (_logits(exported, probe) - expected).abs().max().item()
     if not change <= allowed:
         remove(out)
@@ -248,21 +250,19 @@ def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
 # ---------------------------------------------------------------- loading
 
 
-def _load_whole(
-    folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool
-) -> PreTrainedModel:
+def _load_whole(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust: Trust) -> PreTrainedModel:
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{str(folder)!r} holds neither config.json nor {ADAPTER_FILE}; name the folder of a saved model."
         )
-    model_config = _read_config(folder, trust_remote_code=trust_remote_code)
+    model_config = _read_config(folder, trust=trust)
     model, info = _model_class(model_config, auto_class).from_pretrained(
         folder,
         config=model_config,
         dtype=dtype or "auto",
         output_loading_info=True,
         use_safetensors=True,
-        **({"trust_remote_code": True} if trust_remote_code else {}),
+        trust_remote_code=trust.code,
     )
     if info["missing_keys"]:
         raise UserError(
@@ -271,9 +271,9 @@ def _load_whole(
     return model.eval()
 
 
-def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
+def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust: Trust) -> PreTrainedModel:
     adapter = PeftConfig.from_pretrained(str(folder))
-    model_config = _read_config(folder / BASE_CONFIG, trust_remote_code=trust_remote_code)
+    model_config = _read_config(folder / BASE_CONFIG, trust=trust)
     quantization = model_config.to_dict().get("quantization_config")
     if quantization is not None:  # the base on disk is not quantised yet
         del model_config.quantization_config
@@ -287,9 +287,15 @@ def _load_base(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trus
             dtype=dtype or "auto",
             quantization_config=quantization and BitsAndBytesConfig.from_dict(quantization),
             ignore_mismatched_sizes=True,  # the old head of a base whose new one is with the adapter
-            **({"trust_remote_code": True} if trust_remote_code else {}),
+            trust_remote_code=trust.code,
+            use_safetensors=None if trust.pickle else True,
         )
     except OSError as error:
+        if "safetensors" in str(error) and Path(str(place)).is_dir():
+            raise UserError(
+                f"the base model {place!r} of the adapter in {str(folder)!r} has no weights as safetensors; load it by "
+                "transformers and save it again (save_pretrained), or add --allow-pickle where you trust its source."
+            ) from error
         raise UserError(
             f"the base model {place!r} of the adapter in {str(folder)!r} cannot be loaded; put it back there, or write "
             f"its place into base_model_name_or_path of {ADAPTER_FILE}."
@@ -313,8 +319,13 @@ def _saved_in_float32(folder: Path) -> bool:
         return any(weights.get_slice(name).get_dtype() == "F32" for name in weights.keys())  # noqa: SIM118
 
 
-def _read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
-    return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+def _read_config(folder: Path, *, trust: Trust) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust.code)
+    except ValueError as error:
+        if needs_code(error):
+            raise needed_code(folder) from error
+        raise
 
 
 def _model_class(model_config: PreTrainedConfig, auto_class: str) -> Any:
@@ -343,8 +354,8 @@ def _check_export(folder: Path, out: Path, *, merge: bool, dtype: str | None) ->
         raise UserError(*problems)
 
 
-def _merge(folder: Path, *, auto_class: str, trust_remote_code: bool) -> PreTrainedModel:
-    base = _load_base(folder, auto_class=auto_class, dtype=None, trust_remote_code=trust_remote_code)
+def _merge(folder: Path, *, auto_class: str, trust: Trust) -> PreTrainedModel:
+    base = _load_base(folder, auto_class=auto_class, dtype=None, trust=trust)
     if base.config.to_dict().get("quantization_config") is not None:
         base = base.dequantize()  # the adapter learnt on these weights, not on those before quantisation
     adapted = _attach(base, folder)

@@ -11,6 +11,7 @@ from typing import Any
 from ftscale import run
 from ftscale.config import Config
 from ftscale.distributed import Distributed
+from ftscale.models.trust import without_code
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.forecast import plan_run
 from ftscale.plan.timing import calibrate
@@ -26,6 +27,7 @@ def calibrate_here(config: Config, *, device: Device | None = None) -> str:
     `device`: what this machine has; None = its processor.
     """
     device = device or load_device(None)
+    config = config.model_copy(update={"model": without_code(config.model)})  # as the plan, which says so
     plan = plan_run(config, gpu=device.key if device.is_gpu else None, compare=False)
     step_s = measure_step(config)
     computing_s = plan.time.step_s - plan.time.update_s

@@ -14,6 +14,8 @@ from ftscale.config import Config
 from ftscale.config.compatibility import ZERO3, check_combination
 from ftscale.config.schema import TrainableConfig
 from ftscale.errors import UserError
+from ftscale.logs import log
+from ftscale.models.trust import NeedsCodeError, without_code
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.dry_run import DryStep, Probe, dry_step
@@ -93,14 +95,22 @@ def plan_run(
     full: bool = False,
     compare: bool = True,
 ) -> Plan:
-    """Forecast a run on `nodes` machines of `gpus_per_node` devices. No weights are read.
+    """Forecast a run on `nodes` machines of `gpus_per_node` devices. No weights are read, no code of the model is run.
 
     `gpu`: a name of devices.json; None = this machine's processor. `full`: look at all rows. `compare`: also rank other
     strategies, adapters and activation checkpointing. Raises UserError for what `ftscale check` finds, and for an
     unknown device.
     """
     device = load_device(gpu, usd_per_hour=usd_per_hour)
-    processor = check_config(config)
+    processor = check_config(config, runs_code=False)
+    if config.model.trust_remote_code:
+        if processor is None:
+            raise NeedsCodeError(
+                f"model.trust_remote_code = true, but a plan runs no code of a model, and {config.model.name} cannot "
+                "be had without; train a few steps (train.max_steps: 5) and look at memory and time in metrics.jsonl."
+            )
+        log.warning("model.trust_remote_code = true: a plan runs no code of a model; this is the plan without it")
+        config = config.model_copy(update={"model": without_code(config.model)})
     sample = read_sample(config, processor, full=full)
     config, world_size = sample.config, nodes * gpus_per_node
     if sample.problems:

@@ -53,17 +53,22 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(*error.problems, *more) from error
 
 
-def check_config(config: Config) -> Any:
+def check_config(config: Config, *, runs_code: bool = True) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
     Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
-    processor, which checking loads anyway, fitted to the model.
+    processor, which checking loads anyway, fitted to the model. `runs_code`: code that comes with the model is run
+    where the configuration trusts it; else None is returned where model or processor cannot be had without.
     """
     from ftscale.models.load import load_model_config, load_processor
+    from ftscale.models.trust import NeedsCodeError, without_code
     from ftscale.precheck.fit import fit_problems
     from ftscale.tasks import build_task
 
     task = build_task(config.task)
+    passed_over = NeedsCodeError if config.model.trust_remote_code and not runs_code else ()
+    if not runs_code:
+        config = config.model_copy(update={"model": without_code(config.model)})
     problems = [
         *_strategy_problems(config),
         *_optimizer_problems(config.optimizer),
@@ -75,12 +80,16 @@ def check_config(config: Config) -> Any:
     try:
         model_config = load_model_config(config.model, settings={})
         problems += _direction_problems(config, model_config)
+    except passed_over:
+        pass  # the caller says what is not looked at
     except UserError as error:
         problems += error.problems
         found = _is_found(config)
     if found or config.model.processor:  # a model that is not there has no tokenizer either: one mistake
         try:
             processor = load_processor(config.model, kind=task.processor_class)
+        except passed_over:
+            pass
         except UserError as error:
             problems += error.problems
     if model_config is not None and processor is not None:
@@ -88,7 +97,7 @@ def check_config(config: Config) -> Any:
     problems += source_problems(config.data, roles=task.columns)
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return processor
+    return processor if model_config is not None else None
 
 
 def machine_problems(config: Config) -> list[str]:
@@ -184,12 +193,11 @@ def _section_problems(settings: dict[str, Any]) -> list[str]:
     """Unknown names in the sections that are right by themselves, of settings that are wrong elsewhere."""
     from ftscale.distributed import resolve_strategy
     from ftscale.models.adapt import build_peft_config
-    from ftscale.models.load import load_model_config
     from ftscale.optim.optimizers import check_optimizer
     from ftscale.optim.schedules import check_schedule
 
     checks: tuple[tuple[str, Any, Callable[[Any], Any]], ...] = (
-        ("model", ModelConfig, partial(load_model_config, settings={})),
+        ("model", ModelConfig, _load_model_config_without_code),
         ("adapter", AdapterConfig, partial(build_peft_config, task_type=None, num_steps=MANY_STEPS)),
         ("optimizer", OptimizerConfig, check_optimizer),
         ("schedule", ScheduleConfig, partial(check_schedule, num_steps=MANY_STEPS)),
@@ -207,6 +215,18 @@ def _section_problems(settings: dict[str, Any]) -> list[str]:
         if not (name == "adapter" and section.method == "none"):
             problems += _problems(partial(check, section))
     return problems
+
+
+def _load_model_config_without_code(config: ModelConfig) -> None:
+    """Settings that are wrong elsewhere may be of a command that runs no code."""
+    from ftscale.models.load import load_model_config
+    from ftscale.models.trust import NeedsCodeError, without_code
+
+    try:
+        load_model_config(without_code(config), settings={})
+    except NeedsCodeError:
+        if not config.trust_remote_code:
+            raise
 
 
 def _is_found(config: Config) -> bool:

@@ -15,11 +15,13 @@ import torch
 import xxhash
 from torch.utils._pytree import tree_map
 
-from ftscale.distributed import Distributed, check_takeover, random_state, set_random_state
+from ftscale.distributed import Distributed, check_takeover, random_state
 from ftscale.errors import UserError
 from ftscale.files import remove
 from ftscale.sealed import sync, write_text
 from ftscale.seeding import derive_seed, seed_everything
+from ftscale.tensor_files import load_tensors
+from ftscale.train import random_file
 from ftscale.train.manifest import (
     Checkpoint,
     Files,
@@ -103,7 +105,7 @@ class Saver:
         self._try(distributed.save_state, partial, part.write)
         if distributed.is_main and (more := self.more()) is not None:
             part.write(more, partial / MORE)
-        part.write(random_state(), partial / f"random-{distributed.rank:05d}.pt")
+        part.write(random_file.as_bytes(random_state()), partial / random_file.file_name(distributed.rank))
         manifest = {
             "step": step,
             "metric": metric,
@@ -205,7 +207,10 @@ class Part:
             snapshot.restart()
 
     def write(self, value: Any, path: Path) -> None:
-        """Have `value` written to `path` by torch.save; an error is raised by `finish`, outside of collectives."""
+        """Have `value` written to `path` by torch.save, bytes as they are.
+
+        An error is raised by `finish`, outside of collectives.
+        """
         if self._snapshot is not None:
             self._kept.append((self._snapshot.take(value), path))
             return
@@ -249,7 +254,10 @@ class Part:
         with path.open("xb") as file:  # never through a link
             hashing = _HashingFile(file)
             try:
-                torch.save(value, hashing)
+                if isinstance(value, bytes):
+                    hashing.write(value)
+                else:
+                    torch.save(value, hashing)
             except Exception as error:
                 # torch's writer replaces the error of the file by one of its own
                 raise hashing.error or error from None
@@ -331,9 +339,9 @@ def load_checkpoint(checkpoint: Checkpoint, distributed: Distributed) -> None:
         here=(distributed.strategy, distributed.world_size),
     )
     distributed.load_state(checkpoint.folder)
-    own = checkpoint.folder / f"random-{distributed.rank:05d}.pt"
+    own = checkpoint.folder / random_file.file_name(distributed.rank)
     if own.is_file():
-        set_random_state(torch.load(own, map_location="cpu", weights_only=False))
+        random_file.load_random_state(own)
     else:
         seed_everything(derive_seed(torch.initial_seed(), "resumed", checkpoint.step))
 
@@ -341,7 +349,7 @@ def load_checkpoint(checkpoint: Checkpoint, distributed: Distributed) -> None:
 def load_more(checkpoint: Checkpoint) -> Any:
     """What the saver's `more` gave; None where it gave nothing."""
     path = checkpoint.folder / MORE
-    return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+    return load_tensors(path) if path.is_file() else None
 
 
 def _described(error: Exception) -> str:

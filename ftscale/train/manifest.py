@@ -17,6 +17,7 @@ from ftscale.distributed import STRATEGIES
 from ftscale.files import open_new, remove, without_link
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, sealed, sync, unsealed
+from ftscale.train.random_file import file_name
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "incomplete"
@@ -198,7 +199,7 @@ def _problem(manifest: dict[str, Any], folder: Path) -> str:
     names = manifest["files"]
     if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
         return f"{outside[0]} lies outside of the checkpoint"
-    ranks = {f"random-{rank:05d}.pt" for rank in range(manifest["world_size"])}
+    ranks = {file_name(rank) for rank in range(manifest["world_size"])}
     if absent := sorted(ranks - names.keys()):
         return f"it names no {absent[0]}"
     if ranks == names.keys():

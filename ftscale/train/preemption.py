@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ftscale.processes import STOP_SIGNALS
+from ftscale.processes import STOP_SIGNALS, heeded
 
 END_VARIABLES = ("FTSCALE_END_TIME", "SLURM_JOB_END_TIME")
 """Where a launcher says when the job's time is over, in seconds since 1970."""
+
+
+STANDARD_STREAMS = (1, 2)
 
 
 class Interrupted(Exception):
@@ -34,6 +37,8 @@ class StopRequest:
         self.listens = True
         """Whether signals are noticed."""
         self._deadline: float | None = None
+        self._terminals: list[int] = []
+        """Descriptors of the standard streams that were a terminal when this began to listen."""
 
     def set_deadline(self, before_end_s: float) -> None:
         """Ask for a stop so many seconds before the end that the launcher names; 0 = never.
@@ -51,24 +56,35 @@ class StopRequest:
 
     def listen(self) -> dict[signal.Signals, signal._HANDLER]:
         """Notice the signals from now on; returns the handlers that stood before."""
-        return {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._terminals = [stream for stream in STANDARD_STREAMS if os.isatty(stream)]
+        return {number: signal.signal(number, self._note) for number in heeded(STOP_SIGNALS)}
 
     def release(self) -> None:
         """Signals end this process again: there is nothing left to finish."""
-        for number in STOP_SIGNALS:
+        for number in heeded(STOP_SIGNALS):
             signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.reason = signal.Signals(number).name
+        if number == signal.SIGHUP:
+            self._forget_lost_terminals()
         if self.at_once:
             self.at_once = False  # a second signal must not interrupt what cleans up after the first
             raise Interrupted(self.reason)
 
+    def _forget_lost_terminals(self) -> None:
+        """Writing to a terminal that is gone ends in an error; what there is to say stands in the run's logs."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Notice SIGTERM, SIGUSR1 and SIGINT while inside; the handlers that stood before come back after.
+    """Notice SIGTERM, SIGUSR1, SIGINT and SIGHUP while inside; the handlers that stood before come back after.
 
     In another thread than the main one signals are not noticed: Python handles them in the main thread alone.
     """

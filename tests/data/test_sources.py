@@ -335,6 +335,7 @@ def _plain_jsonl(path: str) -> int:
         return sum(1 for row in map(json.loads, stream) if row)
 
 
+@pytest.mark.campaign  # a time, which a busy machine stretches
 @pytest.mark.parametrize(("name", "plain"), [("csv", _plain_csv), ("tsv", _plain_tsv), ("jsonl", _plain_jsonl)])
 def test_reading_costs_little_more_than_the_standard_library_alone(tmp_path, name, plain):
     numbers = range(30_000)

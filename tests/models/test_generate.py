@@ -151,8 +151,8 @@ def test_predict_gives_a_text_a_row_whatever_the_model_asks(shared: Path, tmp_pa
     assert tiny.command("train", path).code == 0
     prompts = [{**{name: value for name, value in row.items() if name in ("prompt", "source")}} for row in rows]
     with open_predictor(tmp_path / "run") as predictor:
-        answers = list(predictor.answers([{**row, "_columns": {}} for row in prompts]))
-        alone = [next(predictor.answers([{**row, "_columns": {}}])) for row in prompts]
+        answers = [answer.as_dict() for answer in predictor.answers([{**row, "_columns": {}} for row in prompts])]
+        alone = [next(predictor.answers([{**row, "_columns": {}}])).as_dict() for row in prompts]
     assert [answer["prediction"] for answer in answers] == [answer["prediction"] for answer in alone]
 
 

@@ -103,7 +103,7 @@ def test_the_saved_folder_translates_by_plain_transformers_as_predict_does(tmp_p
     steps = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=beams == 1, **beam)
     rows = [{"source": row["source"], "_columns": {}} for row in ROWS]
     with open_predictor(tmp_path / "run") as predictor:
-        answers = list(predictor.answers(rows))
+        answers = [answer.as_dict() for answer in predictor.answers(rows)]
     for answer, sequence, chances in zip(answers, found.sequences[:, 1:].tolist(), steps.tolist(), strict=True):
         length = sequence.index(2) + 1 if 2 in sequence else len(sequence)
         assert answer["prediction"] == tokenizer.decode(sequence, skip_special_tokens=True)

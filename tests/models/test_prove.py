@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from models.test_adapt import METHODS, step
+from planted import plant
 
+import ftscale.models.prove
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
+from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import head_module_names, replace_head
 from ftscale.models.load import load_model
@@ -22,7 +31,9 @@ IDS = torch.arange(5, 17)[None]
 CAUSAL, CLASSIFIER = "AutoModelForCausalLM", "AutoModelForSequenceClassification"
 
 
-def prove(model: torch.nn.Module, folder: Path, *, auto_class: str, quantized: bool = False) -> Proof:
+def prove(
+    model: torch.nn.Module, folder: Path, *, auto_class: str, quantized: bool = False, allow_pickle: bool = False
+) -> Proof:
     save_model(model.eval(), None, folder)
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     with torch.no_grad():
@@ -35,6 +46,7 @@ def prove(model: torch.nn.Module, folder: Path, *, auto_class: str, quantized: b
         dtype=model.dtype,
         device=torch.device("cpu"),
         quantized=quantized,
+        allow_pickle=allow_pickle,
     )
 
 
@@ -81,3 +93,96 @@ def test_a_classifier_with_a_head_of_several_layers_is_proved(minilm: Path, tmp_
     heads = head_module_names(model)
     model = apply_adapter(model, adapter, task_type="SEQ_CLS", new_modules=heads, dtype=torch.float32)
     assert prove(model, tmp_path / "model", auto_class=CLASSIFIER).largest_difference < 1e-4
+
+
+# ---------------------------------------------------------------- whose files are read
+
+SHADOWS = ("random", "tokenize", "profile", "yaml", "torch", "reload")
+
+
+@pytest.mark.real_start
+def test_nothing_of_the_working_folder_is_imported(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    for name in SHADOWS:
+        (work / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\nraise ImportError('the user\\'s own')\n"
+        )
+    monkeypatch.chdir(work)
+    assert prove(stories(shared), tmp_path / "model", auto_class=CAUSAL).largest_difference < 1e-4
+    assert not (tmp_path / "ran").exists()
+
+
+def test_folders_that_the_environment_names_are_the_same_for_the_fresh_process(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, str] = {}
+    start = fresh(monkeypatch, lambda work, environment: seen.update(environment))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "cache/hf")
+    monkeypatch.setenv("PYTHONPATH", f"lib::{os.environ['PYTHONPATH']}")
+    prove(stories(shared), tmp_path / "model", auto_class=CAUSAL)
+    assert start.called
+    assert seen["HF_HOME"] == str(tmp_path / "cache/hf")
+    assert seen["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "lib")
+    assert all(seen["PYTHONPATH"].split(os.pathsep))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_proof_that_was_killed_says_by_what(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    killed = subprocess.CompletedProcess(["python"], -number, "", "")
+    monkeypatch.setattr(ftscale.models.prove, "fresh_python", lambda *given, environment: killed)
+    with pytest.raises(RuntimeError, match=rf"is not proved: .* was ended by {number.name}.* The checkpoints are good"):
+        prove(stories(shared), tmp_path / "model", auto_class=CAUSAL)
+
+
+@pytest.mark.parametrize("name", ["inputs.pt", "outputs.pt"])
+def test_a_pickle_among_the_files_of_the_proof_does_not_run(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    mark = tmp_path / "ran"
+    fresh(monkeypatch, lambda work, environment: plant(work / name, mark), after=name == "outputs.pt")
+    with pytest.raises(
+        (UserError, RuntimeError), match=r"outputs.pt is not what ftscale writes|Weights only load failed"
+    ):
+        prove(stories(shared), tmp_path / "model", auto_class=CAUSAL)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_the_base_of_an_adapter_is_read_as_pickle_only_where_the_run_was_told_so(
+    shared: Path, tmp_path: Path, allow_pickle: bool
+):
+    base = tmp_path / "base"
+    shutil.copytree(shared / "weights/stories260K", base)
+    model = load_model(ModelConfig(name=str(base)), auto_class=CAUSAL, settings={}, dtype=torch.float32, seed=0)
+    torch.save(model.state_dict(), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    config = AdapterConfig(method="lora", r=4, init_lora_weights=False)
+    model = apply_adapter(model, config, task_type="CAUSAL_LM", dtype=torch.float32)
+    if allow_pickle:
+        assert prove(model, tmp_path / "model", auto_class=CAUSAL, allow_pickle=True).largest_difference < 1e-4
+        return
+    with pytest.raises(RuntimeError, match=r"does not load in a fresh process[\s\S]*safetensors"):
+        prove(model, tmp_path / "model", auto_class=CAUSAL)
+
+
+def fresh(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[Path, dict[str, str]], object], *, after: bool = False
+) -> Mock:
+    """Have `act(work, environment)` called before the fresh process, or after it."""
+    usual = ftscale.models.prove.fresh_python
+
+    def start(program: str, *arguments: str, environment: dict[str, str]) -> object:
+        if not after:
+            act(Path(arguments[1]), environment)
+        done = usual(program, *arguments, environment=environment)
+        if after:
+            act(Path(arguments[1]), environment)
+        return done
+
+    watched = Mock(side_effect=start)
+    monkeypatch.setattr(ftscale.models.prove, "fresh_python", watched)
+    return watched

@@ -54,6 +54,7 @@ def enlarged(shared: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.real_start  # the hub's folder is read at import
 @pytest.mark.parametrize("prove", ["final", "never"])
 def test_new_tokens_on_a_base_of_the_hub_are_saved_without_it(
     shared: Path, tmp_path: Path, cached: str, lonely: list[Any], prove: str

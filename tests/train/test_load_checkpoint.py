@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from planted import plant
 
 from ftscale.config.schema import DistributedConfig
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
-from ftscale.train.checkpoint import load_checkpoint
+from ftscale.train.checkpoint import load_checkpoint, load_more
 from ftscale.train.manifest import Checkpoint
 
 
@@ -42,3 +43,12 @@ def test_a_rank_that_was_not_there_draws_by_its_seed_and_the_step(tmp_path, dist
 def test_a_checkpoint_of_another_kind_of_strategy_is_refused(tmp_path, distributed):
     with pytest.raises(UserError, match="single cannot go on from .* use zero1 or zero2 or zero3"):
         load_checkpoint(checkpoint(tmp_path, distributed, step=1, strategy="zero2"), distributed)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "more.pt"])
+def test_a_pickle_in_the_place_of_a_file_does_not_run(tmp_path, distributed, name):
+    found = checkpoint(tmp_path, distributed, step=1)
+    plant(tmp_path / name, tmp_path / "ran")
+    with pytest.raises(UserError, match=rf"{name} is not what ftscale writes \(it names"):
+        load_more(found) if name == "more.pt" else load_checkpoint(found, distributed)
+    assert not (tmp_path / "ran").exists()

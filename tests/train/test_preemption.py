@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from ftscale.train.preemption import Interrupted, StopRequest, listening
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noted_and_a_second_does_no_harm(number: signal.Signals):
     with listening() as request:
         request.at_once = False
@@ -26,6 +27,40 @@ def test_before_ranks_wait_for_each_other_a_signal_ends_what_is_done():
             signal.raise_signal(signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # while cleaning up: only noted
         assert request
+
+
+def test_without_a_terminal_from_the_start_its_end_is_no_request():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+    try:
+        with listening() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            request.release()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+
+def test_nothing_fails_by_writing_to_a_terminal_that_is_gone():
+    kept, (master, terminal) = os.dup(2), pty.openpty()
+    os.dup2(terminal, 2)
+    try:
+        with listening() as request:
+            request.at_once = False
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.write(2, b"still here\n")
+            assert os.read(master, 100) == b"still here\r\n"
+            os.close(master)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(2, b"gone\n")
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.write(2, b"into nothing\n")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(terminal)
 
 
 def test_handlers_come_back():
