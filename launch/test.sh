@@ -58,6 +58,7 @@ step ruff check .
 step ruff format --check .
 step codespell
 step mypy
+step bandit -q -r ftscale benchmarks --severity-level medium --baseline launch/bandit.json
 wait $compiling || { tail -n 20 .venv/operators.log && exit 1; }
 
 if (($#)); then
