@@ -546,8 +546,10 @@ def file_of_newest(folder: Path, draw: random.Random, *, every: bool = False) ->
     if not found:
         return None
     own = draw.random() < 0.5
-    where = [*folder.glob("*"), *folder.glob("logs/*")] if every and own else found[-1].rglob("*" if every else "*.pt")
+    where = [*folder.glob("*"), *folder.glob("logs/*")] if every and own else found[-1].rglob("*")
     files = sorted(path for path in where if path.is_file() and path.stat().st_size)
+    if not every:
+        files = [path for path in files if path.suffix in (".pt", ".safetensors")]
     return draw.choice(files) if files else None
 
 
