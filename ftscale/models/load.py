@@ -27,6 +27,7 @@ from ftscale.models.classes import apply_verdict, class_names, judge_head
 from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
+from ftscale.models.sizes import size_problems, told_as_too_large
 
 MUCH_DROPOUT = 0.5
 TWIN_SIZES = {"vocab_size": 1000, "intermediate_size": 256}
@@ -60,11 +61,16 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
 def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTrainedConfig:
     """The model's own config with `model.overrides` and the task's settings (`num_labels`, `id2label`, ...) in it."""
     place = _locate("model.name", config.name)
+    if problems := size_problems(config.overrides, setting="model.overrides"):
+        raise UserError(*problems)
     try:
+        written, _ = PreTrainedConfig.get_config_dict(place, revision=config.revision)
+        if problems := size_problems(written, setting=f"model.name = {config.name!r}: its config.json"):
+            raise UserError(*problems)
         model_config = AutoConfig.from_pretrained(
             place, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _cannot_load(config, error) from error
     problems = _override(model_config, config.overrides, setting="model.overrides")
     problems += _attention_problems(config.attention)
@@ -120,7 +126,7 @@ def load_model(
     build = getattr(transformers, auto_class)
     new_head = bool(LABEL_SETTINGS & settings.keys())
     try:
-        with seeded_weights(seed, "model"), _quiet():
+        with seeded_weights(seed, "model"), _quiet(), told_as_too_large(f"model.name = {config.name!r}"):
             if config.init == "random":
                 model = _random_model(config, build, model_config, dtype=dtype)
             else:

@@ -31,6 +31,7 @@ from ftscale.models.head import auto_class_of, model_class_with_head, write_head
 from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
+from ftscale.models.sizes import check_saved_sizes, told_as_too_large
 from ftscale.processes import unchanged_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +39,8 @@ ADAPTER_FILE = "adapter_config.json"
 BASE_CONFIG = "base_config"  # not config.json beside the adapter: transformers takes such a folder for a whole model
 BASE_MODEL = "base_model"
 GENERATION_CONFIG = "generation_config.json"
+CONFIGS = (ADAPTER_FILE, "config.json", f"{BASE_CONFIG}/config.json", f"{BASE_MODEL}/config.json")
+"""What a saved model is made by."""
 
 
 def save_model(
@@ -83,10 +86,12 @@ def load_saved(
     `dtype`: of the base weights; None = as saved. An MLP head is built by ftscale's own code, never by the folder's.
     """
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file():
-        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
-    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
-    return _attach(base, folder)
+    check_saved_sizes(folder, *CONFIGS)
+    with told_as_too_large(f"the model in {str(folder)!r}"):
+        if not (folder / ADAPTER_FILE).is_file():
+            return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+        base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+        return _attach(base, folder)
 
 
 def load_saved_processor(folder: str | Path) -> Any | None:
@@ -327,6 +332,7 @@ def _model_class(model_config: PreTrainedConfig, auto_class: str) -> Any:
 
 
 def _check_export(folder: Path, out: Path, *, merge: bool, dtype: str | None) -> None:
+    check_saved_sizes(folder, *CONFIGS)
     problems = []
     is_adapter = (folder / ADAPTER_FILE).is_file()
     if dtype is not None and dtype not in DTYPES:
