@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from typing import AnyStr, BinaryIO
+from typing import BinaryIO
 
 from ftscale.data.formats.base import DataFile, Place, compression_of, first_bytes, open_bytes, told_as_damage
 from ftscale.data.formats.content import has_bare_returns, wide_encoding
@@ -65,7 +66,9 @@ class Lines:
         if self.offset and self._stream.seekable():  # a remote file may not be
             self._stream.seek(self.offset)
             skip = 0
-        for raw in islice(self._bounded(self._stream.readline), skip, None):
+        for raw in islice(iter(partial(self._stream.readline, LINE_LIMIT + 1), b""), skip, None):
+            if len(raw) > LINE_LIMIT:  # of which no more is read
+                raise self._too_long()
             self.line += 1
             self.offset += len(raw)
             try:
@@ -78,22 +81,20 @@ class Lines:
     def _decoded_as_a_stream(self) -> Iterator[str]:
         stream = io.TextIOWrapper(self._stream, encoding=self._encoding, newline="\n")
         try:
-            for text in islice(self._bounded(stream.readline), self.line, None):
+            for text in islice(iter(partial(stream.readline, LINE_LIMIT + 1), ""), self.line, None):
+                if len(text) > LINE_LIMIT:
+                    raise self._too_long()
                 self.line += 1
                 yield text.removeprefix("\ufeff") if self.line == 1 else text
         except UnicodeError as error:  # decoded in blocks: the line is where the block begins
             raise self._not_decodable(error, line=self.line + 1) from error
 
-    def _bounded(self, read_line: Callable[[int], AnyStr]) -> Iterator[AnyStr]:
-        """Lines until an empty one. Raises UserError for one beyond the limit, of which no more is read."""
-        while line := read_line(LINE_LIMIT + 1):
-            if len(line) > LINE_LIMIT:
-                raise self._file.error(
-                    f"has more than the {LINE_LIMIT} bytes that a line may have; split it, or mend its line ends.",
-                    line=self.line + 1,
-                    path=self._path,
-                )
-            yield line
+    def _too_long(self) -> UserError:
+        return self._file.error(
+            f"has more than the {LINE_LIMIT} bytes that a line may have; split it, or mend its line ends.",
+            line=self.line + 1,
+            path=self._path,
+        )
 
     def _not_decodable(self, error: UnicodeError, *, line: int) -> UserError:
         return not_decodable(self._file, error, line=line, path=self._path)
