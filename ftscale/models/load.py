@@ -47,7 +47,7 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
         if kind == "image_processor":
             return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         what = kind.replace("_", " ")
         raise UserError(
             f"{setting} = {name!r} gives no {what} ({_first_sentence(error)}); set model.processor to one that does."
