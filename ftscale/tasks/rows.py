@@ -14,6 +14,7 @@ from ftscale.tasks.base import KEPT, Row, Sample, Task
 from ftscale.tasks.written_lists import parse_list
 
 TEXTS = ("text", "text_pair", "source", "words")  # columns in which white space alone says nothing
+SHOWN_CHARACTERS = 1000
 PANIC = "PanicException"  # of Rust's code in Python: it can be imported from nowhere, and is no Exception
 LEAVE_OUT = "set drop: [missing] of its source to leave such rows out"
 
@@ -52,9 +53,14 @@ def words_of(row: Row, column: str) -> list[str]:
         value = parse_list(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise UserError(
-            f"{where(row)}: {column} = {row.get(column)!r} must be a list of strings, one a word; mend the row."
+            f"{where(row)}: {column} = {_shown(row.get(column))} must be a list of strings, one a word; mend the row."
         )
     return list(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def mend(value: Any) -> str:
