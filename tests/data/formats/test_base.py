@@ -56,7 +56,8 @@ def test_a_compressed_bomb_is_refused_while_it_is_unpacked(
     monkeypatch.setattr(base, "MOST_UNPACKED", 2**20)
     ending = "txt" if form == "text" else form
     text = {"csv": "text\n", "json": "["}.get(form, "")
-    line = {"csv": "a\n", "jsonl": '{"text": "a"}\n', "json": '{"text": "a"},', "text": "a\n"}[form]
+    word = "a" * 1000
+    line = {"jsonl": f'{{"text": "{word}"}}\n', "json": f'{{"text": "{word}"}},'}.get(form, f"{word}\n")
     packed = pack((text + line * (3 * 2**20 // len(line))).encode())
     assert len(packed) < 16_000
     path = tmp_path / f"rows.{ending}.{suffix}"
