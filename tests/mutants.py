@@ -358,6 +358,48 @@ MUTANTS = (
         '(seed, "augment", 0,',
         ("tests/tasks/test_image_classification.py::test_augmentation_depends_on_row_and_epoch_and_not_on_the_batch",),
     ),
+    Mutant(
+        "Pillow's warning of many pixels only a warning",
+        "ftscale/tasks/image_files.py",
+        'simplefilter("error"',
+        'simplefilter("default"',
+        ("tests/tasks/test_image_files.py::test_the_limit_is_a_setting_above_pillows_own_too",),
+    ),
+    Mutant(
+        "images of any format opened",
+        "ftscale/tasks/image_files.py",
+        "formats=FORMATS",
+        "formats=None",
+        ("tests/tasks/test_image_files.py::test_postscript_is_not_opened_whatever_its_name",),
+    ),
+    Mutant(
+        "aliases of YAML without limit",
+        "ftscale/config/yaml_text.py",
+        "self.repeated > MOST_REPEATED",
+        "self.repeated > 10**30",
+        ("tests/config/test_yaml_text.py::test_aliases_that_stand_for_millions_of_values_are_refused_at_once[lists]",),
+    ),
+    Mutant(
+        "compressed files without limit",
+        "ftscale/data/formats/base.py",
+        "self._given > self._most",
+        "self._given > 10**30",
+        ("tests/data/formats/test_base.py::test_a_compressed_bomb_is_refused_while_it_is_unpacked[text-gz-compress]",),
+    ),
+    Mutant(
+        "rendered conversations of any length",
+        "ftscale/data/rendering.py",
+        "len(text) > MOST_CHARACTERS",
+        "len(text) > 10**30",
+        ("tests/data/test_rendering.py::test_a_long_text_is_refused_before_a_tokenizer_gets_it",),
+    ),
+    Mutant(
+        "sizes of models without limit",
+        "ftscale/models/sizes.py",
+        "largest <= most",
+        "largest <= 10**30",
+        ("tests/models/test_sizes.py::test_check_and_train_refuse_a_vocabulary_of_a_million_million",),
+    ),
 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftscale.checks.characters import lost_text, writes_tokens
 from ftscale.checks.sample import DataSample, Part
-from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings
+from ftscale.config.schema import CausalLMSettings, ImageClassificationSettings, Seq2SeqSettings
 from ftscale.data.census import content_of, contradicting, odd_labels, repeated, row_warnings, shared_warning
 from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.errors import counted
@@ -33,8 +33,8 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
     """Figures of the sample, and warnings about it."""
     facts: dict[str, Any] = {"train": _part(sample.train, sample, processor)}
     warnings = _warnings("data.train", facts["train"]) + _of_template("data.train", sample.train)
-    if sample.config.task.name == "image_classification":
-        warnings += _flat_images(sample.train)
+    if isinstance(task := sample.config.task, ImageClassificationSettings):
+        warnings += _flat_images(sample.train, max_pixels=task.max_pixels)
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
         facts["eval"] = _part(sample.evaluation, sample, processor)
@@ -117,7 +117,7 @@ def _part(part: Part, sample: DataSample, processor: Any) -> dict[str, Any]:
     return facts
 
 
-def _flat_images(part: Part) -> list[str]:
+def _flat_images(part: Part, *, max_pixels: int) -> list[str]:
     """A warning of images that show nearly nothing, as one does whose values use little of the range of its depth."""
     from ftscale.tasks.image_classification import decode
     from ftscale.tasks.image_depth import NEARLY_ONE, value_range
@@ -126,7 +126,7 @@ def _flat_images(part: Part) -> list[str]:
     looked_at = kept[:: max(len(kept) // LOOKED_AT_IMAGES, 1)]
     flat = []
     for number, item in enumerate(looked_at):
-        low, high = value_range(decode(item, name=f"image {number}"))
+        low, high = value_range(decode(item, name=f"image {number}", max_pixels=max_pixels))
         if high - low < NEARLY_ONE:
             flat.append(f"{item['image_path'] or 'one in the rows'} ({low} to {high} of 255)")
     if not flat:

@@ -14,9 +14,11 @@ from ftscale.config import Config
 from ftscale.errors import UserError
 from ftscale.finish import disk_problems
 from ftscale.logs import log
+from ftscale.models.adapt import count_parameters
 from ftscale.models.head import replace_head
 from ftscale.models.layout import choose_layout
 from ftscale.models.load import load_model, load_model_config, load_small_twin
+from ftscale.models.sizes import MOST_PARAMETERS
 from ftscale.run import build_model
 from ftscale.tasks.base import Task
 
@@ -46,6 +48,12 @@ def model_problems(config: Config, task: Task, processor: Any, *, here: bool) ->
             untried = f"the model cannot be tried without its weights ({reason}); use --deep to try it with them."
             return [], [*files, untried]
         return list(error.problems), files
+    _, number = count_parameters(model)
+    if number > MOST_PARAMETERS:
+        return [
+            f"model.name = {config.model.name!r} has {number} parameters by its config, more than any model "
+            f"({MOST_PARAMETERS}); see the sizes in its config.json and in model.overrides."
+        ], files
     disk = disk_problems(config, model, sharded=(config.distributed.strategy or "").startswith("zero"))
     return (disk, files) if here else ([], [*files, *disk])
 

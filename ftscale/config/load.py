@@ -116,6 +116,8 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def _read_text(path: Path) -> str:
+    if path.is_fifo() and not path.is_relative_to("/dev"):  # /dev/stdin and <(command) of a shell have a writer
+        raise UserError(f"config file {str(path)!r} is a pipe, which would be waited for; name a YAML file.")
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -187,6 +187,9 @@ class ImageClassificationSettings(ClassNames):
     """The task."""
     image_size: PositiveInt | None = None
     """Height and width in pixels after preparation; null = the image processor's own."""
+    max_pixels: PositiveInt = 64_000_000
+    """Most pixels of an image as it lies in its file; one with more is refused before it is decoded, which takes up to
+    32 bytes of memory a pixel."""
     augment: AugmentationSettings = AugmentationSettings()
     """Random changes of training images."""
 

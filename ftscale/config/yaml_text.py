@@ -23,10 +23,20 @@ _SCALARS = (  # the core schema of YAML 1.2; PyYAML's own is 1.1, where 1e-5 is 
     ),
     ("tag:yaml.org,2002:merge", re.compile(r"<<$"), "<"),
 )
+MOST_CHARACTERS = 4 * 2**20  # a configuration has some hundred lines
+MOST_LEVELS = 64
+MOST_REPEATED = 100_000  # values that aliases stand for: nine levels of nine aliases in 1 KB stand for 400 million
+MOST_DIGITS = 32  # of an integer; 64 bits have 20
+SHOWN = 40
 
 
 def read_yaml(text: str, *, source: str) -> Any:
     """The value of one YAML document. Raises UserError with the line for what is not YAML, and for a key twice."""
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(
+            f"{source}: has {len(text)} characters, and {MOST_CHARACTERS} are the most; keep lists of names in a file "
+            "of their own."
+        )
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -37,13 +47,23 @@ def read_yaml(text: str, *, source: str) -> Any:
     except yaml.YAMLError as error:  # a character that YAML does not allow
         said = " ".join(str(error).split())
         raise UserError(f"{source}: not valid YAML: {said}; remove the character.") from error
+    except (
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:  # of a tag: `!!bool x`
+        raise UserError(f"{source}: not valid YAML: a tag (!!) does not fit its value ({error}); remove it.") from error
 
 
 def read_scalar(text: str) -> Any:
     """One plain value as YAML reads it: a number, true, false, null, or else the text itself, `#` and `: ` included."""
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-    return loader.construct_object(yaml.ScalarNode(tag, text))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{text[:SHOWN]!r}: {error.problem}; correct it.") from error
 
 
 def write_yaml(value: Any) -> str:
@@ -53,6 +73,31 @@ def write_yaml(value: Any) -> str:
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+        self.sizes: dict[int, int] = {}
+        """Of each node by its id: the values in it, those of aliases as often as they stand there."""
+        self.repeated = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        is_alias = isinstance(event, yaml.AliasEvent)
+        if self.depth == MOST_LEVELS:
+            raise _refusal(f"it is nested deeper than {MOST_LEVELS} levels", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias:
+            if id(node) not in self.sizes:  # its end is still to come
+                raise _refusal(f"the alias *{event.anchor} stands inside what it is the name of", event.start_mark)
+            self.repeated += self.sizes[id(node)]
+            if self.repeated > MOST_REPEATED:
+                raise _refusal(f"aliases repeat more than {MOST_REPEATED} values", event.start_mark)
+        elif node is not None:
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(item)] for item in _items(node))
+        return node
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -68,6 +113,23 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _items(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [item for pair in node.value for item in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    digits = loader.construct_scalar(node)
+    if len(digits) > MOST_DIGITS:
+        raise _refusal(f"a number of {len(digits)} digits; {MOST_DIGITS} are the most", node.start_mark)
+    return loader.construct_yaml_int(node)
+
+
+def _refusal(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
 class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
@@ -76,4 +138,5 @@ for _tag, _pattern, _first in _SCALARS:
     _characters = ["" if character == "\0" else character for character in _first]
     _Loader.add_implicit_resolver(_tag, _pattern, _characters)
     _Dumper.add_implicit_resolver(_tag, _pattern, _characters)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Dumper.add_representer(tuple, _Dumper.represent_list)

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from ftscale.data.parts import Span
+from ftscale.data.rendering import TooMuch, bounded_rendering, check_rendered
 from ftscale.errors import UserError
 
 Message = dict[str, Any]
@@ -41,20 +42,22 @@ class Renderer:
 
         Raises UserError: the template refuses the conversation.
         """
-        with _told(messages):
-            return self.tokenizer.apply_chat_template(
+        with _told(messages), bounded_rendering(self.template):
+            text = self.tokenizer.apply_chat_template(
                 list(messages),
                 tools=json.loads(self.tools),
                 chat_template=self.template,
                 add_generation_prompt=prompt,
                 tokenize=False,
             )
+            check_rendered(text)
+        return text
 
     def marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The conversation as text, and what stands in it between the template's {% generation %} marks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _told(messages):
+        with _told(messages), bounded_rendering(self.template):
             [text], [spans] = render_jinja_template(
                 [list(messages)],
                 tools=json.loads(self.tools),
@@ -62,6 +65,7 @@ class Renderer:
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
             )
+            check_rendered(text)
         return text, spans
 
 
@@ -202,6 +206,11 @@ def _told(messages: Sequence[Message]) -> Iterator[None]:
 
     try:
         yield
+    except TooMuch as error:
+        raise UserError(
+            f"task.chat_template, or else the tokenizer's own template: it {error}; set task.chat_template to another "
+            "template."
+        ) from error
     except (
         TemplateError,
         TypeError,

@@ -10,15 +10,18 @@ from ftscale.errors import UserError
 from ftscale.logs import log
 
 SHOWN_CHARACTERS = 40
+MOST_TEXT = 10_000_000
+"""Characters of one value of a row, a whole chat too: `War and Peace` three times."""
 
 
 def check_characters(row: dict[str, Any]) -> None:
     """Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\\ud83d` in JSON).
 
+    And for a value of more than `MOST_TEXT`: a tokenizer takes 150 bytes of memory a character.
     Of what the task reads: `_columns`, which prediction gives back, may hold anything.
     """
     for name, value in row.items():
-        if type(value) is str and value.isascii():  # most are, and each row of a data set comes by here
+        if type(value) is str and value.isascii() and len(value) <= MOST_TEXT:  # most are, and each row comes by here
             continue
         if not name.startswith("_"):
             _check_texts(value, name, row["_where"])
@@ -39,7 +42,14 @@ def without_made_nulls(row: dict[str, Any], names: tuple[str, ...], *, setting: 
 
 
 def _check_texts(value: Any, name: str, where: str) -> None:
+    characters = 0
     for text in _texts(value):
+        characters += len(text)
+        if characters > MOST_TEXT:
+            raise UserError(
+                f"{ascii(where)[1:-1]}: {name} has more than the {MOST_TEXT} characters that the text of one row may "
+                "have; split it into several rows."
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ftscale.config.schema import AdapterConfig
 from ftscale.errors import UserError, nearest, unknown_name
 from ftscale.models.initialize import seeded_weights
+from ftscale.models.sizes import size_problems, told_as_too_large
 from ftscale.processes import unchanged_environment
 
 ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -60,8 +61,9 @@ def apply_adapter(
         peft_config.target_modules = "all-linear"
     if "modules_to_save" in names and new_modules:
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), *new_modules})
+    too_large = told_as_too_large(f"adapter = {{method: {config.method}, ...}}")
     try:
-        with seeded_weights(seed, "adapter"), unchanged_environment():
+        with seeded_weights(seed, "adapter"), unchanged_environment(), too_large:
             wrapped = get_peft_model(model, peft_config, autocast_adapter_dtype=dtype is None)
     except (ValueError, TypeError, AttributeError, NotImplementedError, KeyError) as error:
         names_it_has = f" Its modules: {', '.join(_module_names(model))}." if "arget modules" in str(error) else ""
@@ -84,8 +86,8 @@ def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps
     known = {field.name for field in fields(config_class)} - OWN_FIELDS
     options: dict[str, Any] = dict(config.model_extra or {})
     unknown = [unknown_name(f"adapter ({config.method})", name, known) for name in options if name not in known]
-    if unknown:
-        raise UserError(*unknown)
+    if problems := [*unknown, *size_problems(options, setting="adapter")]:
+        raise UserError(*problems)
     if "total_step" in known and num_steps is not None:
         options.setdefault("total_step", num_steps)
     try:

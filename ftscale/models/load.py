@@ -27,6 +27,7 @@ from ftscale.models.classes import apply_verdict, class_names, judge_head
 from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.quantize import keep_gradients, quantization_config
+from ftscale.models.sizes import size_problems, told_as_too_large
 from ftscale.models.trust import NeedsCodeError, needs_code
 
 MUCH_DROPOUT = 0.5
@@ -47,7 +48,7 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
         if kind == "image_processor":
             return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if needs_code(error):
             raise _cannot_load(config.model_copy(update={"name": name}), error) from error
         what = kind.replace("_", " ")
@@ -63,11 +64,16 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
 def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTrainedConfig:
     """The model's own config with `model.overrides` and the task's settings (`num_labels`, `id2label`, ...) in it."""
     place = _locate("model.name", config.name)
+    if problems := size_problems(config.overrides, setting="model.overrides"):
+        raise UserError(*problems)
     try:
+        written, _ = PreTrainedConfig.get_config_dict(place, revision=config.revision)
+        if problems := size_problems(written, setting=f"model.name = {config.name!r}: its config.json"):
+            raise UserError(*problems)
         model_config = AutoConfig.from_pretrained(
             place, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _cannot_load(config, error) from error
     problems = _override(model_config, config.overrides, setting="model.overrides")
     problems += _attention_problems(config.attention)
@@ -124,7 +130,7 @@ def load_model(
     build = getattr(transformers, auto_class)
     new_head = bool(LABEL_SETTINGS & settings.keys())
     try:
-        with seeded_weights(seed, "model"), _quiet():
+        with seeded_weights(seed, "model"), _quiet(), told_as_too_large(f"model.name = {config.name!r}"):
             if config.init == "random":
                 model = _random_model(config, build, model_config, dtype=dtype)
             else:

@@ -31,6 +31,7 @@ from ftscale.models.head import auto_class_of, model_class_with_head, write_head
 from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
+from ftscale.models.sizes import check_saved_sizes, told_as_too_large
 from ftscale.models.trust import NO_TRUST, Trust, needed_code, needs_code
 from ftscale.processes import unchanged_environment
 
@@ -39,6 +40,8 @@ ADAPTER_FILE = "adapter_config.json"
 BASE_CONFIG = "base_config"  # not config.json beside the adapter: transformers takes such a folder for a whole model
 BASE_MODEL = "base_model"
 GENERATION_CONFIG = "generation_config.json"
+CONFIGS = (ADAPTER_FILE, "config.json", f"{BASE_CONFIG}/config.json", f"{BASE_MODEL}/config.json")
+"""What a saved model is made by."""
 
 
 def save_model(
@@ -85,10 +88,12 @@ def load_saved(
     Raises UserError: it does not load without more trust.
     """
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file():
-        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust=trust)
-    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust=trust)
-    return _attach(base, folder)
+    check_saved_sizes(folder, *CONFIGS)
+    with told_as_too_large(f"the model in {str(folder)!r}"):
+        if not (folder / ADAPTER_FILE).is_file():
+            return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust=trust)
+        base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust=trust)
+        return _attach(base, folder)
 
 
 def load_saved_processor(folder: str | Path, *, trust: Trust = NO_TRUST) -> Any | None:
@@ -338,6 +343,7 @@ def _model_class(model_config: PreTrainedConfig, auto_class: str) -> Any:
 
 
 def _check_export(folder: Path, out: Path, *, merge: bool, dtype: str | None) -> None:
+    check_saved_sizes(folder, *CONFIGS)
     problems = []
     is_adapter = (folder / ADAPTER_FILE).is_file()
     if dtype is not None and dtype not in DTYPES:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ftscale.tasks.augment import Augment
 from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
 from ftscale.tasks.collate import row_numbers
 from ftscale.tasks.image_depth import largest_value, to_rgb
+from ftscale.tasks.image_files import opened_image
 from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
 
@@ -75,7 +75,8 @@ class ImageClassification:
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
         sizes = _sizes(processor, self.settings.image_size)
         augment = Augment(self.settings.augment, size=_crop_size(sizes)) if train else None
-        return partial(_collate, processor=processor, sizes=sizes, augment=augment)
+        most = self.settings.max_pixels
+        return partial(_collate, processor=processor, sizes=sizes, augment=augment, max_pixels=most)
 
     def count(self, batch: Batch) -> torch.Tensor:
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
@@ -108,8 +109,7 @@ class ImageClassification:
 
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)
-        with _naming(path or where(row)):
-            image = _open(path, data)
+        with opened_image(path, data, name=path or where(row), max_pixels=self.settings.max_pixels) as image:
             largest_value(image)
             image.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
             image.load()
@@ -147,24 +147,27 @@ def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int
     return list(zip(outputs["losses"].tolist(), best.tolist(), batch["labels"].tolist(), strict=True))
 
 
-def _collate(samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None) -> Batch:
-    images = [decode(sample, name=f"image of row {sample['row']}") for sample in samples]
-    if augment is not None:
-        images = [
-            augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
-            for image, sample in zip(images, samples, strict=True)
-        ]
-    batch: Batch = dict(processor(images, return_tensors="pt", **sizes))
+def _collate(
+    samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None, max_pixels: int
+) -> Batch:
+    made = []
+    for sample in samples:  # one by one: the pixels of one image at a time, however large they are in the files
+        image = decode(sample, name=f"image of row {sample['row']}", max_pixels=max_pixels)
+        if augment is not None:
+            image = augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
+        made.append(processor([image], return_tensors="pt", **sizes))
+    batch: Batch = {name: torch.cat([inputs[name] for inputs in made]) for name in made[0]}
     batch["row"] = row_numbers(samples)
     if "labels" in samples[0]:
         batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
     return batch
 
 
-def decode(sample: Sample, *, name: str) -> Image.Image:
+def decode(sample: Sample, *, name: str, max_pixels: int) -> Image.Image:
     """The RGB image of a sample, upright as its camera noted. `name`: of an image without a path, in errors."""
-    with _naming(sample["image_path"] or name):
-        return to_rgb(_open(sample["image_path"], sample["image_bytes"]))
+    path = sample["image_path"]
+    with opened_image(path, sample["image_bytes"], name=path or name, max_pixels=max_pixels) as image:
+        return to_rgb(image)
 
 
 def _location(row: Row) -> tuple[str, bytes]:
@@ -174,28 +177,17 @@ def _location(row: Row) -> tuple[str, bytes]:
         image = image.get("bytes") or image.get("path")
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        with _naming(where(row)):
+        try:
             largest_value(image)
             image.save(buffer, "PNG")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{where(row)}: not a readable image ({error}); mend or remove it.") from error
         image = buffer.getvalue()
     if isinstance(image, (str, Path)) and str(image):
         return str(image), b""
     if isinstance(image, bytes) and image:
         return "", image
     raise UserError(f"{where(row)}: image = {image!r} must be a path or the bytes of an image file; {mend(image)}.")
-
-
-def _open(path: str, data: bytes) -> Image.Image:
-    return Image.open(path if path else io.BytesIO(data))
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turns Pillow's errors into one that names the image."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not a readable image ({error}); mend or remove the file.") from error
 
 
 def _sizes(processor: Any, image_size: int | None) -> Sizes:

@@ -22,7 +22,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if most > 255:
         values = np.asarray(upright).astype(np.float64)
-        upright = Image.fromarray(np.rint(values * (255 / most)).clip(0, 255).astype(np.uint8))
+        values *= 255 / most  # in place: of a large image each copy takes 8 bytes a pixel
+        upright = Image.fromarray(np.rint(values, out=values).clip(0, 255, out=values).astype(np.uint8))
     return upright.convert("RGB")
 
 

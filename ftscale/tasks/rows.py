@@ -14,6 +14,8 @@ from ftscale.tasks.base import KEPT, Row, Sample, Task
 from ftscale.tasks.written_lists import parse_list
 
 TEXTS = ("text", "text_pair", "source", "words")  # columns in which white space alone says nothing
+SHOWN_CHARACTERS = 1000
+PANIC = "PanicException"  # of Rust's code in Python: it can be imported from nowhere, and is no Exception
 LEAVE_OUT = "set drop: [missing] of its source to leave such rows out"
 
 
@@ -51,9 +53,14 @@ def words_of(row: Row, column: str) -> list[str]:
         value = parse_list(value)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise UserError(
-            f"{where(row)}: {column} = {row.get(column)!r} must be a list of strings, one a word; mend the row."
+            f"{where(row)}: {column} = {_shown(row.get(column))} must be a list of strings, one a word; mend the row."
         )
     return list(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def mend(value: Any) -> str:
@@ -66,14 +73,27 @@ def prepare_rows(task: Task, rows: Sequence[Row], processor: Any, *, labelled: b
     """`task.prepare`, with a sample that has a note alone for each row that its source leaves out."""
     reasons = [left_out(task, row, labelled=labelled) for row in rows]
     if not any(reasons):
-        return task.prepare(rows, processor, labelled=labelled)
+        return _prepare(task, rows, processor, labelled=labelled)
     kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
-    samples = task.prepare(kept, processor, labelled=labelled) if kept else []
+    samples = _prepare(task, kept, processor, labelled=labelled) if kept else []
     noted = [_noted(reason) for reason in reasons if reason]
     if len(samples) != len(kept):  # joined from several rows
         return [*noted, *samples]
     ready, aside = iter(samples), iter(noted)
     return [next(aside if reason else ready) for reason in reasons]
+
+
+def _prepare(task: Task, rows: Sequence[Row], processor: Any, *, labelled: bool) -> list[Sample]:
+    """`task.prepare`. Raises UserError where the tokenizer's own code gives up."""
+    try:
+        return task.prepare(rows, processor, labelled=labelled)
+    except BaseException as error:
+        if type(error).__name__ != PANIC:
+            raise
+        raise UserError(
+            f"model.processor: the tokenizer gives up on a row of {where(rows[0])} to {where(rows[-1])} ({error}): a "
+            "regular expression of its tokenizer.json may try too many ways; set model.processor to another one."
+        ) from error
 
 
 def left_out(task: Task, row: Row, *, labelled: bool = True) -> str:

@@ -12,12 +12,16 @@ ARRAY = re.compile(r"(?:array|frozenset|set)\((.*?)(?:, dtype=[\w'<>]+)?\)", re.
 QUOTED = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 QUOTED_BY_NUMPY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})+\s*\]")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+MOST_CHARACTERS = 2**20
+"""Of a text that is read as a list: Python takes 250 bytes of memory a character for it; a book has 200,000 words."""
 NUMBERS_BY_NUMPY = re.compile(rf"\[\s*{NUMBER}(?:\s+{NUMBER})*\s*\]")
 
 
 def parse_list(text: str) -> list[Any] | None:
     """The items of a list (or tuple, or set, in sorted order) that a text writes; None where it writes none."""
     text = text.strip()
+    if len(text) > MOST_CHARACTERS:
+        return None
     if found := ARRAY.fullmatch(text):
         text = found[1].strip()
     if not text or text[0] not in OPEN or text[-1] not in CLOSE:

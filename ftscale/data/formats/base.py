@@ -23,6 +23,10 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
 """Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
 HEAD_BYTES = 2**16
+MOST_UNPACKED = 2**28
+MOST_RATIO = 200
+"""Times its own size that a compressed file may hold, beyond `MOST_UNPACKED` bytes: text comes to 3 to 20, zeros to
+1,000 by gzip and to millions by bzip2."""
 
 Place = dict[str, Any]
 """JSON-able place in a file just after a record; each format has its own keys."""
@@ -84,6 +88,8 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
     """The decompressed bytes of a local or remote file (`path` where it is not the file's first)."""
     path = path or file.path
     compression = compression_of(path)
+    if not is_url(path):
+        check_regular(path, setting=file.setting)
     try:
         # zstd by pyarrow: Python before 3.14 has none of its own, pyarrow is there anyhow
         opened = fsspec.open(path, "rb", compression=None if compression == "zstd" else compression).open()
@@ -97,7 +103,9 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
     with opened as stream:
         if compression == "zstd":
             stream = _zstd(stream)
-        elif compression is None and is_url(path):  # fsspec's remote files take a whole block for each line
+        if compression is not None and not is_url(path):
+            stream = io.BufferedReader(_Unpacked(stream, file, path), buffer_size=2**18)
+        if compression is None and is_url(path):  # fsspec's remote files take a whole block for each line
             stream = io.BufferedReader(stream, buffer_size=2**20)
         if file.format in TEXT_FORMATS:
             with told_as_damage(file, path=path):
@@ -105,6 +113,49 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
             if what := foreign_content(head, setting=file.setting):
                 raise file.error(what, path=path)
         yield stream
+
+
+def check_regular(path: str, *, setting: str) -> None:
+    """Raise UserError for a pipe, a socket or a device, which would be waited for, or never end."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(
+            f"{setting}.path = {path!r} is a pipe or a device, which cannot be read twice; write its content into a "
+            "file, and name that."
+        )
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a decompressor, up to `MOST_UNPACKED` and beyond it to `MOST_RATIO` times the file's size."""
+
+    def __init__(self, stream: BinaryIO, file: DataFile, path: str) -> None:
+        self._stream, self._file, self._path = stream, file, path
+        self._most = max(MOST_UNPACKED, MOST_RATIO * os.path.getsize(path))
+        self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._given = self._stream.seek(offset, whence)
+        return self._given
+
+    def tell(self) -> int:
+        return self._given
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self._given += len(content)
+        if self._given > self._most:
+            raise self._file.error(
+                f"unpacks to more than {MOST_RATIO} times its size and {MOST_UNPACKED} bytes; if that is right, unpack "
+                "it, and name the file inside.",
+                path=self._path,
+            )
+        return len(content)
 
 
 def first_bytes(stream: BinaryIO) -> bytes:

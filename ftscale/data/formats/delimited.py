@@ -10,7 +10,7 @@ from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
 from ftscale.errors import UserError, counted
 
-FIELD_LIMIT = 64 * 2**20
+FIELD_LIMIT = 32 * 2**20
 """Characters of one field; csv's own limit of 128 Ki is met by real documents, none at all by a lost quote."""
 
 

@@ -13,7 +13,7 @@ import fsspec
 
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import MODULES
-from ftscale.data.formats.base import DataFile, compression_of, is_url
+from ftscale.data.formats.base import DataFile, check_regular, compression_of, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.paths import files_below, nearest_path, relative_to
@@ -135,6 +135,7 @@ def _files(path: str, setting: str) -> list[str]:
         if not found:
             raise UserError(f"{setting}.path = {path!r} is an empty folder; put the data files there, or name another.")
         return [os.path.join(path, file) for file in found]
+    check_regular(path, setting=setting)
     if not glob.has_magic(path):
         raise missing(path, setting=setting)
     matches = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
@@ -207,6 +208,7 @@ def _parallel_paths(path: str, setting: str) -> tuple[str, str]:
         )
     for part in pair:
         if not is_url(part) and not os.path.isfile(part):
+            check_regular(part, setting=setting)
             raise missing(part, setting=setting)
     return pair
 

@@ -17,6 +17,7 @@ from ftscale.errors import counted
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
+MOST_PIXELS = 2**24  # of one image, which is read at once, whatever size the header gives it; MNIST has 784
 IMAGES_NAME = re.compile(r"images([.-])idx3")
 
 
@@ -43,6 +44,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     with ExitStack() as stack:
         stream = stack.enter_context(open_bytes(file))
         count, height, width = _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
+        if height * width > MOST_PIXELS:
+            raise file.error(f"has images of {height} x {width} pixels, and {MOST_PIXELS} are the most; name another.")
         stream.seek(IMAGES_HEADER + start * height * width)
         labels = None
         if 1 in wanted:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
-from ftscale.data.formats.lines import check_encoding, not_decodable
+from ftscale.data.formats.lines import check_encoding, first_part, not_decodable
 
 
 def columns(file: DataFile) -> None:
@@ -49,3 +49,5 @@ def _parse(file: DataFile) -> Any:
         fix = f"mend it, or set {file.setting}.format: jsonl if it has one object a line."
         what = f"is not one JSON value ({error.msg} at character {error.colno}); {fix}"
         raise file.error(what, line=error.lineno) from error
+    except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; a thousand levels
+        raise file.error(f"cannot be read as JSON ({first_part(error)}); mend it.") from error

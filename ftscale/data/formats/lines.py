@@ -6,12 +6,16 @@ import codecs
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import BinaryIO
 
 from ftscale.data.formats.base import DataFile, Place, compression_of, first_bytes, open_bytes, told_as_damage
 from ftscale.data.formats.content import has_bare_returns, wide_encoding
 from ftscale.errors import UserError
+
+LINE_LIMIT = 32 * 2**20
+"""Bytes of one line (characters in UTF-16): a book is 1 to 6 MB. JSON takes up to twenty times as much in memory."""
 
 
 @contextmanager
@@ -62,7 +66,9 @@ class Lines:
         if self.offset and self._stream.seekable():  # a remote file may not be
             self._stream.seek(self.offset)
             skip = 0
-        for raw in islice(self._stream, skip, None):
+        for raw in islice(iter(partial(self._stream.readline, LINE_LIMIT + 1), b""), skip, None):
+            if len(raw) > LINE_LIMIT:  # of which no more is read
+                raise self._too_long()
             self.line += 1
             self.offset += len(raw)
             try:
@@ -75,11 +81,20 @@ class Lines:
     def _decoded_as_a_stream(self) -> Iterator[str]:
         stream = io.TextIOWrapper(self._stream, encoding=self._encoding, newline="\n")
         try:
-            for text in islice(stream, self.line, None):
+            for text in islice(iter(partial(stream.readline, LINE_LIMIT + 1), ""), self.line, None):
+                if len(text) > LINE_LIMIT:
+                    raise self._too_long()
                 self.line += 1
                 yield text.removeprefix("\ufeff") if self.line == 1 else text
         except UnicodeError as error:  # decoded in blocks: the line is where the block begins
             raise self._not_decodable(error, line=self.line + 1) from error
+
+    def _too_long(self) -> UserError:
+        return self._file.error(
+            f"has more than the {LINE_LIMIT} bytes that a line may have; split it, or mend its line ends.",
+            line=self.line + 1,
+            path=self._path,
+        )
 
     def _not_decodable(self, error: UnicodeError, *, line: int) -> UserError:
         return not_decodable(self._file, error, line=line, path=self._path)
@@ -108,6 +123,11 @@ def _check_text(file: DataFile, head: bytes, path: str) -> None:
             "< OLD > NEW.",
             path=path,
         )
+
+
+def first_part(error: Exception) -> str:
+    """What an error of Python says, without its advice for programmers."""
+    return str(error).partition(";")[0]
 
 
 def not_decodable(file: DataFile, error: UnicodeError, *, line: int, path: str | None = None) -> UserError:

@@ -35,3 +35,40 @@ def test_a_missing_column_is_refused_with_all_that_there_are(tmp_path, refused):
     message = refused(path, columns={"label": "categry"})
     assert "data.train[0].columns.label = 'categry' is not a column" in message
     assert "the columns 'text', 'category'; did you mean 'category'?" in message
+
+
+def test_one_large_text_in_a_thousand_rows_of_a_small_file_is_refused(tmp_path, refused):
+    path = tmp_path / "a.parquet"
+    numbers = pyarrow.array([0] * 1000, pyarrow.int32())
+    texts = pyarrow.DictionaryArray.from_arrays(numbers, pyarrow.array(["x" * 9_000_000]))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
+    assert path.stat().st_size < 2000
+    assert "a.parquet unpacks to more than 268435456 bytes of large rows, more than 200 times its size" in refused(
+        path, ("text",)
+    )
+
+
+def test_pages_that_unpack_to_very_much_are_refused_before_they_are_read(tmp_path, refused):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["x" * 9_000_000] * 30})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 20_000
+    assert "bytes of column 'text', more than 200 times its size; if that is right, write it as JSON" in refused(
+        path, ("text",)
+    )
+
+
+def test_millions_of_rows_in_a_small_file_are_refused(tmp_path, refused):
+    path = tmp_path / "a.parquet"
+    numbers = pyarrow.nulls(10_000_001, pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": numbers}), path, row_group_size=10_000_001)
+    assert "unpacks to 10000001 rows, more than 200 times its size" in refused(path, ("text",))
+
+
+def test_a_prompt_that_stands_in_every_row_is_read(tmp_path, read):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["p" * 20_000] * 20_000}), path, compression="zstd")
+    assert path.stat().st_size * 200 < 20_000 * 20_000
+    rows = read(path, ("text",))
+    assert len(rows) == 20_000
+    assert rows[-1] == {"text": "p" * 20_000, "_where": f"{path} row 20000"}
