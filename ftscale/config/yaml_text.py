@@ -34,6 +34,9 @@ def read_yaml(text: str, *, source: str) -> Any:
         where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
         said = " ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{where}: not valid YAML: {said}; mend that line.") from error
+    except (ValueError, RecursionError) as error:
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise UserError(f"{source}: not valid YAML: {what}; mend that value.") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         said = " ".join(str(error).split())
         raise UserError(f"{source}: not valid YAML: {said}; remove the character.") from error
@@ -43,7 +46,10 @@ def read_scalar(text: str) -> Any:
     """One plain value as YAML reads it: a number, true, false, null, or else the text itself, `#` and `: ` included."""
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-    return loader.construct_object(yaml.ScalarNode(tag, text))
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError:  # a number of more digits than Python reads
+        return text
 
 
 def write_yaml(value: Any) -> str:

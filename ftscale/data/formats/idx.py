@@ -17,6 +17,7 @@ from ftscale.errors import counted
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
+BLOCK_BYTES = 2**20
 IMAGES_NAME = re.compile(r"images([.-])idx3")
 
 
@@ -43,6 +44,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
     with ExitStack() as stack:
         stream = stack.enter_context(open_bytes(file))
         count, height, width = _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
+        if not height * width:
+            raise file.error(f"has images of {height} x {width} pixels; copy or download it again.")
         stream.seek(IMAGES_HEADER + start * height * width)
         labels = None
         if 1 in wanted:
@@ -71,8 +74,11 @@ def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensio
 
 
 def _take(file: DataFile, stream: BinaryIO, size: int, number: int) -> bytes:
+    content = bytearray()
     with told_as_damage(file):
-        content = stream.read(size)
+        # block by block: a damaged header may ask for more than there is memory
+        while block := stream.read(min(size - len(content), BLOCK_BYTES)):
+            content += block
     if len(content) != size:
         raise file.error(f"ends inside row {number}; copy or download it again.")
-    return content
+    return bytes(content)

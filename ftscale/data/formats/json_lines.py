@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from ftscale.data.formats.base import DataFile, Place, Record
+from ftscale.data.formats.content import not_json
 from ftscale.data.formats.lines import open_lines
 
 
@@ -22,9 +23,9 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
                 continue
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise file.error(
-                    f"is not JSON ({error.msg} at character {error.colno}); mend the line, or set "
+                    f"is not JSON ({not_json(error)}); mend the line, or set "
                     f"{file.setting}.format: json if the file is one list.",
                     line=lines.line,
                 ) from error
