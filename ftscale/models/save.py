@@ -6,7 +6,8 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import (
 from ftscale.errors import UserError, unknown_name
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.load import first_sentence
 from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
@@ -83,19 +85,21 @@ def load_saved(
     `dtype`: of the base weights; None = as saved. An MLP head is built by ftscale's own code, never by the folder's.
     """
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file():
-        return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
-    base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
-    return _attach(base, folder)
+    with _told_as_damage(folder):
+        if not (folder / ADAPTER_FILE).is_file():
+            return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+        base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust_remote_code=trust_remote_code)
+        return _attach(base, folder)
 
 
 def load_saved_processor(folder: str | Path) -> Any | None:
     """The tokenizer or image processor saved in the folder; None where there is none."""
     folder = Path(folder)
-    if (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil")
-    if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+    with _told_as_damage(folder):
+        if (folder / "preprocessor_config.json").is_file():
+            return AutoImageProcessor.from_pretrained(folder, backend="pil")
+        if (folder / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(folder)
     return None
 
 
@@ -246,6 +250,20 @@ def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- loading
+
+
+@contextmanager
+def _told_as_damage(folder: Path) -> Iterator[None]:
+    """Turns whatever transformers, peft, safetensors and tokenizers raise for a damaged folder into a UserError."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{str(folder)!r} holds no model that can be loaded ({first_sentence(error)}); copy it again, or save the "
+            "model again."
+        ) from error
 
 
 def _load_whole(
