@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ftscale.errors import EXIT_FAULT, EXIT_USER_ERROR, UserError
@@ -32,6 +32,24 @@ FAILURE = "failure.json"
 
 _kept = logging.handlers.MemoryHandler(capacity=0)  # holds lines as long as it has no file to pass them to
 _failures: Path | None = None
+
+
+class _LogFile(logging.FileHandler):
+    """A log that does not end its run where it cannot be written, as on a full disk: this is said once."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            print(f"{self.baseFilename} cannot be written ({error.strerror}): lines may be lost", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # said of its last line already
+            super().close()
 
 
 def setup_logging(*, rank: int = 0, level: str = "INFO") -> None:
@@ -53,7 +71,7 @@ def open_log(run_folder: Path, *, rank: int) -> None:
     _failures = folder / FAILURE
     if rank == 0:
         _failures.unlink(missing_ok=True)
-    file = logging.FileHandler(folder / f"rank-{rank:05d}.log", encoding="utf-8")
+    file = _LogFile(folder / f"rank-{rank:05d}.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _kept.setTarget(file)
     assert file.stream is not None
@@ -113,7 +131,17 @@ def _write_traceback(error: BaseException) -> None:
 
 
 def note_failure(error: BaseException, *, exit_code: int) -> bool:
-    """Write logs/failure.json; False where another process's own error stands there. A lost peer is no cause."""
+    """Write logs/failure.json; False where another process's own error stands there. A lost peer is no cause.
+
+    On a full disk nothing is written.
+    """
+    try:
+        return _note_failure(error, exit_code=exit_code)
+    except OSError:
+        return True
+
+
+def _note_failure(error: BaseException, *, exit_code: int) -> bool:
     if _failures is None:
         return True
     lost = _is_peer_lost(error)

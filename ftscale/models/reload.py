@@ -7,6 +7,7 @@ the base alone; of padded rows `alone` and `beside`, the shortest one's scores w
 
 import atexit
 import gc
+import io
 import json
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def main(folder: Path, work: Path) -> None:
                 outputs["without"] = model(**inputs).logits.float().cpu()
         outputs["pads"] = padding_ids(folder, model)
     assert "ftscale" not in sys.modules
-    torch.save(outputs, work / "outputs.pt")
+    content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+    torch.save(outputs, content)
+    (work / "outputs.pt").write_bytes(content.getvalue())
 
 
 def row_alone(model, inputs, logits):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ftscale.errors import UserError
 
-LONGER = 2
+LONGER = 200
 """So many times the examples of an ordinary run are tried in the campaign."""
 
 ODD_TEXTS = ("", " ", "\0", "\ud83d", "\ufeff", "nan", "null", "[]", "{}", "1e999", "{{ x }}", "../../x", "a\nb", "\x1b[2J")
