@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forks
 import pyarrow
 import pytest
 import safetensors.torch
@@ -81,17 +82,19 @@ def full_disk(where: str, *, after: int = 0) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[[Path], Config], Path]:
-    """Configurations of runs of 4 steps that save after each, evaluate after two and are proved; and one that ended."""
+def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[..., Config], Path]:
+    """Configurations of runs of 4 steps that save after each and evaluate after two; and one that ended."""
     work = tmp_path_factory.mktemp("whole")
 
-    def config(place: Path) -> Config:
+    forks.fresh_python("", environment=dict(os.environ))  # the server of the proofs: once, not in each run
+
+    def config(place: Path, *, prove: str = "never") -> Config:
         values = tiny.settings(
             shared,
             place,
             train={"max_steps": 4},
             evaluation={"every": 2},
-            checkpoint={"every": 1, "keep": 9, "prove": "final", "async": False},
+            checkpoint={"every": 1, "keep": 9, "prove": prove, "async": False},
         )
         return parse_config(values, source="test")
 
@@ -127,14 +130,14 @@ PHASES: dict[str, tuple[str, int, str]] = {
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_full_disk_is_told_in_a_sentence_and_the_run_comes_to_the_same_end(
-    whole: tuple[Callable[[Path], Config], Path],
+    whole: tuple[Callable[..., Config], Path],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     phase: str,
 ):
     make, uninterrupted = whole
     where, after, says = PHASES[phase]
-    config, folder = make(tmp_path), tmp_path / "run"
+    config, folder = make(tmp_path, prove="final" if "proof" in phase else "never"), tmp_path / "run"
     if "prepared" not in phase:
         shutil.copytree(uninterrupted.parent / "cache", tmp_path / "cache")
     with full_disk(where, after=after) as met, pytest.raises(UserError, match="No space left on device") as told:
@@ -160,7 +163,7 @@ def _is_late(phase: str) -> bool:
 
 
 def test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on(
-    whole: tuple[Callable[[Path], Config], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    whole: tuple[Callable[..., Config], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     make, uninterrupted = whole
     shutil.copytree(uninterrupted.parent / "cache", tmp_path / "cache")
@@ -173,7 +176,7 @@ def test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on(
 
 
 def test_a_full_disk_of_the_proofs_own_process_is_no_fault_of_the_model(
-    whole: tuple[Callable[[Path], Config], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Callable[..., Config], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     make, uninterrupted = whole
     shutil.copytree(uninterrupted.parent / "cache", tmp_path / "cache")
@@ -183,13 +186,11 @@ def test_a_full_disk_of_the_proofs_own_process_is_no_fault_of_the_model(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_text", lambda path, *a, **k: text if path == program else read(path, *a, **k))
         with pytest.raises(UserError, match="a disk is full .No space left on device.*go on with --resume"):
-            train(make(tmp_path))
-    assert train(make(tmp_path), resume=True).status == "completed"
+            train(make(tmp_path, prove="final"))
+    assert train(make(tmp_path, prove="final"), resume=True).status == "completed"
 
 
-def test_a_command_says_in_a_sentence_that_its_disk_is_full(
-    whole: tuple[Callable[[Path], Config], Path], tmp_path: Path
-):
+def test_a_command_says_in_a_sentence_that_its_disk_is_full(whole: tuple[Callable[..., Config], Path], tmp_path: Path):
     _, uninterrupted = whole
     rows = tmp_path / "rows.txt"
     rows.write_text("a film\n")

@@ -16,7 +16,22 @@ from ftscale.errors import UserError
 LONGER = 200
 """So many times the examples of an ordinary run are tried in the campaign."""
 
-ODD_TEXTS = ("", " ", "\0", "\ud83d", "\ufeff", "nan", "null", "[]", "{}", "1e999", "{{ x }}", "../../x", "a\nb", "\x1b[2J")
+ODD_TEXTS = (
+    "",
+    " ",
+    "\0",
+    "\ud83d",
+    "\ufeff",
+    "nan",
+    "null",
+    "[]",
+    "{}",
+    "1e999",
+    "{{ x }}",
+    "../../x",
+    "a\nb",
+    "\x1b[2J",
+)
 ODD_NUMBERS = (0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**400, 1e308, 5e-324, float("inf"), float("nan"))
 
 scalars = st.one_of(

@@ -27,7 +27,7 @@ overrides = st.tuples(keys, st.sampled_from(["=", "", "=="]), texts | st.text(ma
 def test_a_recipe_with_anything_in_it_is_a_configuration_or_refused(tmp_path: Path, recipe: Path):
     values = read_yaml(recipe.read_text(), source=recipe.name)
 
-    @budget(12)
+    @budget(5)
     @given(altered(values) | altered(values).flatmap(altered) if isinstance(values, dict) else json_values)
     def read(values: Any) -> None:
         with refused():

@@ -55,7 +55,7 @@ def test_a_damaged_file_of_any_format_is_read_or_refused(tmp_path: Path, suffix:
     path.write_bytes(content)
     assert len(_read(path, task)) >= 1
 
-    @budget(25)
+    @budget(15)
     @given(damaged(content))
     def read(content: bytes) -> None:
         path.write_bytes(content)

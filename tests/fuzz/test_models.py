@@ -83,7 +83,7 @@ def test_a_damaged_file_of_a_model_is_read_or_refused(folders: dict[str, Path], 
     shutil.copytree(whole, tmp_path / kind)
     path = tmp_path / kind / name
 
-    @budget(12)
+    @budget(6)
     @given(changes(whole / name))
     def load(content: bytes | None) -> None:
         for loader in FILES[kind, name]:

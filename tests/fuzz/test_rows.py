@@ -54,10 +54,9 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     ),
     "regression": ({"name": "text_classification", "problem": "regression"}, ({"text": "a", "label": 0.5},)),
     "token_classification": ({"name": "token_classification"}, ({"words": ["a", "b"], "tags": ["O", "B-x"]},)),
-    "causal_lm": ({"name": "causal_lm", "chat_template": "tool_calls"}, CHATS),
+    "causal_lm": ({"name": "causal_lm", "chat_template": "chatml"}, CHATS),
     "seq2seq": ({"name": "seq2seq"}, ({"source": "a", "target": "b"},)),
 }
-TASKS["causal_lm"][0]["chat_template"] = "chatml"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def rows_like(example: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return altered(example) | altered(example).flatmap(altered) | columns
 
 
-@budget(250)
+@budget(150)
 @given(st.one_of(*map(rows_like, CHATS)))
 def test_a_chat_of_any_json_becomes_messages_or_is_refused(row: dict[str, Any]):
     with refused():
@@ -102,7 +101,7 @@ def test_rows_of_any_json_are_prepared_for_every_task_or_refused(tokenizer: Any,
     source = {"path": str(tmp_path / "rows.jsonl")}
     about = {"task": settings, "model": "m", "run_folder": "r", "data": {"train": source}}
 
-    @budget(25)
+    @budget(15)
     @given(st.lists(rows_of() | st.sampled_from(examples), min_size=1, max_size=3), st.booleans(), st.booleans())
     def prepare(rows: list[dict[str, Any]], drops: bool, labelled: bool) -> None:
         (tmp_path / "rows.jsonl").write_bytes(b"".join(as_json(row) + b"\n" for row in rows))
@@ -130,7 +129,7 @@ def test_rows_of_images_of_any_json_are_prepared_or_refused(tmp_path: Path):
     about = {"task": "image_classification", "model": "m", "run_folder": "r", "data": {"train": source}}
     config = parse_config(about, source="test")
 
-    @budget(40)
+    @budget(20)
     @given(st.lists(rows_like(example) | st.just(example), min_size=1, max_size=2))
     def prepare(rows: list[dict[str, Any]]) -> None:
         (tmp_path / "rows.jsonl").write_bytes(b"".join(as_json(row) + b"\n" for row in rows))
