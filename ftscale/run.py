@@ -77,7 +77,8 @@ def _space_for(config: Config) -> str:
     """What to do when a disk is full."""
     folder, cache = Path(config.run_folder), cache_folder(config.data)
     go_on = "go on with --resume: the complete checkpoints are as they were" if holds_run(folder) else "start again"
-    return f"free space where run_folder = {folder}, data.cache_dir = {cache} and temporary files (TMPDIR) lie, then {go_on}."
+    places = f"run_folder = {folder}, data.cache_dir = {cache} and temporary files (TMPDIR)"
+    return f"free space where {places} lie, then {go_on}."
 
 
 def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:

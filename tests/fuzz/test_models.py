@@ -14,7 +14,6 @@ from fuzz.anything import altered, as_json, budget, damaged, json_values, refuse
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save
 from transformers import LlamaConfig, LlamaForCausalLM, ViTImageProcessorPil
 
 from ftscale.config.schema import ModelConfig

@@ -1,4 +1,4 @@
-"""Whatever JSON stands in a row, of a chat or of any task, it is prepared or refused in a sentence that names the row."""
+"""Whatever JSON stands in a row, of a chat or of any task, it is prepared or refused in a sentence."""
 
 from __future__ import annotations
 
