@@ -47,7 +47,7 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
         if kind == "image_processor":
             return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        _check_template_names(tokenizer)
+        _check_tokenizer(tokenizer)
     except UserError:
         raise
     except Exception as error:  # of a damaged file: tokenizers has no kinds of errors, and transformers has all
@@ -199,11 +199,14 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None
     log.info("embeddings enlarged from %d to %d rows for the tokenizer; the new rows are random", rows, tokens)
 
 
-def _check_template_names(tokenizer: Any) -> None:
-    """Raise UserError for a named chat template that could not be saved with the model: its name is one of a file."""
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raise an error for what is found out only when it is used: a length that is no number, or, after training, a
+    named chat template that cannot be saved with the model, in a file of its name."""
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"model_max_length = {tokenizer.model_max_length!r} is no number")
     templates = tokenizer.chat_template
     for name in templates if isinstance(templates, dict) else ():
-        if Path(name).name != name or "\0" in name:
+        if Path(f"{name}.jinja").name != f"{name}.jinja" or "\0" in name:
             raise UserError(
                 f"the tokenizer has a chat template called {name!r}, which is no name of a file, so that it could not "
                 "be saved; rename it in tokenizer_config.json."

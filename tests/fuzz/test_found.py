@@ -130,11 +130,10 @@ def test_a_tokenizer_config_that_is_none_is_refused(shared: Path, tmp_path: Path
     shutil.copytree(shared / "weights/stories260K", tmp_path / "model")
     (tmp_path / "model/tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match="gives no tokenizer"):
-        tokenizer = load_processor(ModelConfig(name=str(tmp_path / "model")), kind="tokenizer")
-        tokenizer("a", truncation=True)
+        load_processor(ModelConfig(name=str(tmp_path / "model")), kind="tokenizer")
 
 
-@pytest.mark.parametrize("name", ["../../x", "/abs", "a/b", "a\0", "..", ""])
+@pytest.mark.parametrize("name", ["../../x", "/abs", "a/b", "a\0"])
 def test_a_chat_template_whose_name_is_no_files_is_refused_before_training(shared: Path, tmp_path: Path, name: str):
     shutil.copytree(shared / "weights/stories260K", tmp_path / "model")
     path = tmp_path / "model/tokenizer_config.json"
