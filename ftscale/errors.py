@@ -51,9 +51,10 @@ def _said_of_full(error: BaseException | None) -> str | None:
     """What an error, or one that it was raised for, says of a full disk; None = nothing."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
-            return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
-        if (said := next((said for said in SAID_OF_FULL if said in str(error)), None)) is not None:
-            return said
+            said = os.strerror(error.errno)
+            return f"{said}: {error.filename}" if error.filename else said
+        if found := [said for said in SAID_OF_FULL if said in str(error)]:
+            return found[0]
         error = error.__cause__ or error.__context__
     return None
 
