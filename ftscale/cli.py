@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, unknown_name
+from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, told_if_full, unknown_name
 from ftscale.launched import launched_processes, launched_rank
 from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
 from ftscale.shown import shown
@@ -49,7 +49,8 @@ def main() -> None:
     quiet_libraries()
     escape_output()
     try:
-        app()
+        with told_if_full(lambda: "free space, then give the command again."):
+            app()
     except UserError as error:
         note_failure(error, exit_code=EXIT_USER_ERROR)
         report(error)

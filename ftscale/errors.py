@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 from ftscale.shown import shown
@@ -11,6 +14,11 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run me again
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SAID_OF_FULL = (*map(os.strerror, FULL), "No usable temporary directory")
+"""What stands in the errors of libraries, and of other processes, that met a full disk."""
 
 
 class UserError(Exception):
@@ -26,6 +34,31 @@ class UserError(Exception):
 
     def __reduce__(self):  # so that it crosses process boundaries whole
         return (type(self), self.problems)
+
+
+@contextmanager
+def told_if_full(fix: Callable[[], str]) -> Iterator[None]:
+    """Turns an error of a full disk, whichever library met it, into a UserError. `fix`: what to do, after that."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (said := _said_of_full(error)) is None:
+            raise
+        raise UserError(f"a disk is full ({said}); {fix()}") from error
+
+
+def _said_of_full(error: BaseException | None) -> str | None:
+    """What an error, or one that it was raised for, says of a full disk; None = nothing."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            said = os.strerror(error.errno)
+            return f"{said}: {error.filename}" if error.filename else said
+        if found := [said for said in SAID_OF_FULL if said in str(error)]:
+            return found[0]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def unknown_name(setting: str, value: object, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -46,12 +46,26 @@ _failures: Path | None = None
 
 
 class _LogFile(logging.FileHandler):
-    """A log that is no link."""
+    """A log that is no link, and ends no run where it cannot be written, as on a full disk: this is said once."""
+
+    _said = False
 
     def _open(self) -> TextIOWrapper:
         file = open_to_append(Path(self.baseFilename))
         assert isinstance(file, TextIOWrapper)
         return file
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._said:
+            self._said = True
+            print(f"{self.baseFilename} cannot be written ({error.strerror}): lines may be lost", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # said of its last line already
+            super().close()
 
 
 def setup_logging(*, rank: int = 0, level: str = "INFO") -> None:
@@ -133,7 +147,17 @@ def _write_traceback(error: BaseException) -> None:
 
 
 def note_failure(error: BaseException, *, exit_code: int) -> bool:
-    """Write logs/failure.json; False where another process's own error stands there. A lost peer is no cause."""
+    """Write logs/failure.json; False where another process's own error stands there. A lost peer is no cause.
+
+    On a full disk nothing is written.
+    """
+    try:
+        return _note_failure(error, exit_code=exit_code)
+    except OSError:
+        return True
+
+
+def _note_failure(error: BaseException, *, exit_code: int) -> bool:
     if _failures is None:
         return True
     lost = _is_peer_lost(error)

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import describe_batch
 from ftscale.data.loader import TrainingSteps, iterate_steps
 from ftscale.data.order import GlobalOrder
+from ftscale.data.prepare import cache_folder
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.distributed import Distributed, leaving_no_trace
-from ftscale.errors import UserError, counted
+from ftscale.errors import UserError, counted, told_if_full
 from ftscale.files import own_id
 from ftscale.finish import check_disk, finish, save_and_prove
 from ftscale.inputs import Inputs, Preparer, global_order, joins, num_steps_of, prepare_inputs
@@ -68,9 +69,18 @@ def train(
     """
     with leaving_no_trace():
         if stop_request is not None:  # of a process that ends with the run, and tells of its end
+            with told_if_full(partial(_space_for, config)):
+                return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+        with own_logging(), listening() as stop_request, told_if_full(partial(_space_for, config)):
             return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
-        with own_logging(), listening() as stop_request:
-            return _train_in_this_process(config, stop_request, resume=resume, overwrite=overwrite)
+
+
+def _space_for(config: Config) -> str:
+    """What to do when a disk is full."""
+    folder, cache = Path(config.run_folder), cache_folder(config.data)
+    go_on = "go on with --resume: the complete checkpoints are as they were" if holds_run(folder) else "start again"
+    places = f"run_folder = {folder}, data.cache_dir = {cache} and temporary files (TMPDIR)"
+    return f"free space where {places} lie, then {go_on}."
 
 
 def _train_in_this_process(config: Config, stop_request: StopRequest, *, resume: bool, overwrite: bool) -> Result:
@@ -159,8 +169,9 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
         result = finish(inputs, loop, progress, status, layout=layout)
     except Exception as error:
         if distributed.is_main:
-            loop.metrics.write("event", progress.step, event="failed", error=str(error))
-            write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
+            with suppress(OSError):  # the disk may be full: the first error is the one to tell
+                loop.metrics.write("event", progress.step, event="failed", error=str(error))
+                write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
         raise
     finally:
         loop.saver.end()

@@ -193,8 +193,8 @@ def locked(folder: Path) -> Iterator[None]:
         log.warning("the file system of run_folder = %s has no locks: a second run on it would not be noticed", folder)
     if path.exists():
         log.info("taking over the lock of %s, which has ended without giving it back", _holder(path))
-    write_json(path, {"host": platform.node(), "process": os.getpid(), "since": _now()})
     try:
+        write_json(path, {"host": platform.node(), "process": os.getpid(), "since": _now()})
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -88,6 +88,21 @@ def forgotten(what: str, field: str, empty: str, *tests: str) -> Mutant:
 
 
 MUTANTS = (
+    # ------------------------------------------------------------ full disks
+    Mutant(
+        "a full disk is a fault of ours",
+        "ftscale/errors.py",
+        "if (said := _said_of_full(error)) is None:",
+        "if True:",
+        ("tests/test_full_disk.py::test_a_command_says_in_a_sentence_that_its_disk_is_full",),
+    ),
+    Mutant(
+        "a log without room prints tracebacks",
+        "ftscale/logs.py",
+        "if not isinstance(error, OSError):",
+        "if True:",
+        ("tests/test_full_disk.py::test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on",),
+    ),
     # ------------------------------------------------------------ what is on the disk
     Mutant("no fsync", SEALED, "os.fsync(descriptor)", "pass", (*ON_DISK, LIBRARYS)),
     Mutant("a part's files not synced", CHECKPOINT, "sync(names.values())", "pass", ON_DISK),

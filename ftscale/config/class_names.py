@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             return json.loads(text)
-    except ValueError as error:  # not UTF-8, not JSON
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise ValueError(f"the file cannot be read ({error})") from error
     return text.removesuffix("\n").split("\n")
 

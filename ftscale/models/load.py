@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -48,12 +49,15 @@ def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_pro
         if kind == "image_processor":
             return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, RecursionError) as error:
+        _check_tokenizer(tokenizer)
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file: tokenizers has no kinds of errors, and transformers has all
         if needs_code(error):
             raise _cannot_load(config.model_copy(update={"name": name}), error) from error
         what = kind.replace("_", " ")
         raise UserError(
-            f"{setting} = {name!r} gives no {what} ({_first_sentence(error)}); set model.processor to one that does."
+            f"{setting} = {name!r} gives no {what} ({first_sentence(error)}); set model.processor to one that does."
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -73,7 +77,9 @@ def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTr
         model_config = AutoConfig.from_pretrained(
             place, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, RecursionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file, whatever transformers meets first
         raise _cannot_load(config, error) from error
     problems = _override(model_config, config.overrides, setting="model.overrides")
     problems += _attention_problems(config.attention)
@@ -96,10 +102,10 @@ def load_generation_config(config: ModelConfig) -> GenerationConfig:
             return GenerationConfig.from_pretrained(place, revision=config.revision)
         except OSError:  # no such file
             return GenerationConfig.from_pretrained(place, revision=config.revision, config_file_name="config.json")
-    except ValueError as error:
+    except Exception as error:  # of a damaged file, whatever transformers meets first
         raise UserError(
             f"model.name = {config.name!r}: transformers refuses its generation_config.json "
-            f"({_first_sentence(error)}); mend or remove that file."
+            f"({first_sentence(error)}); mend or remove that file."
         ) from error
 
 
@@ -138,7 +144,9 @@ def load_model(
                 model, info = _pretrained_model(
                     config, build, model_config, dtype=dtype, quantization=quantization, device=device
                 )
-    except (OSError, ValueError, ImportError) as error:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of a damaged file: safetensors and transformers raise all kinds
         raise _cannot_load(config, error, auto_class=auto_class) from error
     if config.init == "random":
         log.info("all weights are random: %s for the config of %s", type(model).__name__, config.name)
@@ -204,6 +212,20 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None
     with seeded_weights(seed, "vocabulary"):
         model.resize_token_embeddings(tokens)
     log.info("embeddings enlarged from %d to %d rows for the tokenizer; the new rows are random", rows, tokens)
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raise an error for what is found out only when it is used: a length that is no number, or, after training, a
+    named chat template that cannot be saved with the model, in a file of its name."""
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"model_max_length = {tokenizer.model_max_length!r} is no number")
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():
+        if Path(f"{name}.jinja").name != f"{name}.jinja" or "\0" in name:
+            raise UserError(
+                f"the tokenizer has a chat template called {name!r}, which is no name of a file, so that it could not "
+                "be saved; rename it in tokenizer_config.json."
+            )
 
 
 # ---------------------------------------------------------------- names
@@ -377,10 +399,14 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
         )
     if "Attention" in text or "attn_implementation" in text:
         return UserError(
-            f"model.attention = {config.attention!r} does not work here ({_first_sentence(error)}); "
+            f"model.attention = {config.attention!r} does not work here ({first_sentence(error)}); "
             "use model.attention: auto."
         )
     folder = Path(name).expanduser()
+    if isinstance(error, SafetensorError):
+        return UserError(
+            f"model.name = {name!r} has damaged weights ({first_sentence(error)}); copy or download them again."
+        )
     if "safetensors" in text and folder.is_dir() and not any(folder.glob("*.bin")):
         return UserError(
             f"model.name = {name!r} holds no weights (model.safetensors); put them there, or set model.init: random "
@@ -403,14 +429,15 @@ def _cannot_load(config: ModelConfig, error: Exception, *, auto_class: str | Non
         )
     if Path(name).expanduser().is_dir():
         return UserError(
-            f"model.name = {name!r} holds no model that transformers can load ({_first_sentence(error)}); name a "
+            f"model.name = {name!r} holds no model that transformers can load ({first_sentence(error)}); name a "
             "folder with a config.json."
         )
     return UserError(
         f"model.name = {name!r} is neither a folder here nor to be had from the Hugging Face hub or its local cache "
-        f"({_first_sentence(error)}); check the name, or download it where there is internet."
+        f"({first_sentence(error)}); check the name, or download it where there is internet."
     )
 
 
-def _first_sentence(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
+    """What a library says, without its advice."""
     return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__

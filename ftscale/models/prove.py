@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -83,7 +84,9 @@ def prove_saved(
     name = str(dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory(prefix="ftscale-proof-") as made:
         work = Path(made)
-        torch.save({key: value.cpu() for key, value in inputs.items()}, work / "inputs.pt")
+        content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+        torch.save({key: value.cpu() for key, value in inputs.items()}, content)
+        (work / "inputs.pt").write_bytes(content.getvalue())
         request = {
             "auto_class": auto_class,
             "dtype": name,

@@ -8,6 +8,7 @@ the shortest one's scores without and with padding; and `pads`.
 
 import atexit
 import gc
+import io
 import json
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def main(folder: Path, work: Path) -> None:
                 outputs["without"] = model(**inputs).logits.float().cpu()
         outputs["pads"] = padding_ids(folder, model, request)
     assert "ftscale" not in sys.modules
-    torch.save(outputs, work / "outputs.pt")
+    content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
+    torch.save(outputs, content)
+    (work / "outputs.pt").write_bytes(content.getvalue())
 
 
 def row_alone(model, inputs, logits):

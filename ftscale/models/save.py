@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ftscale.errors import UserError, unknown_name
 from ftscale.files import partial_path, remove, remove_partials
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
+from ftscale.models.load import first_sentence
 from ftscale.models.probing import transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
@@ -89,7 +91,7 @@ def load_saved(
     """
     folder = Path(folder)
     check_saved_sizes(folder, *CONFIGS)
-    with told_as_too_large(f"the model in {str(folder)!r}"):
+    with _told_as_damage(folder), told_as_too_large(f"the model in {str(folder)!r}"):
         if not (folder / ADAPTER_FILE).is_file():
             return _load_whole(folder, auto_class=auto_class, dtype=dtype, trust=trust)
         base = _load_base(folder, auto_class=auto_class, dtype=dtype, trust=trust)
@@ -99,10 +101,11 @@ def load_saved(
 def load_saved_processor(folder: str | Path, *, trust: Trust = NO_TRUST) -> Any | None:
     """The tokenizer or image processor saved in the folder; None where there is none."""
     folder = Path(folder)
-    if (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust.code)
-    if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust.code)
+    with _told_as_damage(folder):
+        if (folder / "preprocessor_config.json").is_file():
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=trust.code)
+        if (folder / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust.code)
     return None
 
 
@@ -253,6 +256,20 @@ def _finish_config(model_config: PreTrainedConfig, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- loading
+
+
+@contextmanager
+def _told_as_damage(folder: Path) -> Iterator[None]:
+    """Turns whatever transformers, peft, safetensors and tokenizers raise for a damaged folder into a UserError."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{str(folder)!r} holds no model that can be loaded ({first_sentence(error)}); copy it again, or save the "
+            "model again."
+        ) from error
 
 
 def _load_whole(folder: Path, *, auto_class: str, dtype: torch.dtype | None, trust: Trust) -> PreTrainedModel:

@@ -126,9 +126,10 @@ def folder_problems(setting: str, folder: Path) -> list[str]:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=place):
             return []
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of characters that no name has
+        why = error.strerror if isinstance(error, OSError) else str(error)
         return [
-            f"{setting} = {str(folder)!r} cannot be written ({error.strerror}); change the permissions, or set "
+            f"{setting} = {str(folder)!r} cannot be written ({why}); change the permissions, or set "
             f"{setting} to another folder."
         ]
 

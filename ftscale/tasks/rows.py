@@ -39,7 +39,7 @@ def number_of(row: Row, column: str) -> float:
     value = row.get(column)
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{where(row)}: {column} = {value!r} must be a number; {mend(value)}.")

@@ -204,7 +204,7 @@ def _is_number(tag: Any) -> bool:
     """Whether a tag is a whole number, also as text."""
     if isinstance(tag, str):
         return tag.isdecimal()
-    return isinstance(tag, (int, float)) and not isinstance(tag, bool) and float(tag).is_integer()
+    return not isinstance(tag, bool) and (isinstance(tag, int) or (isinstance(tag, float) and tag.is_integer()))
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 OPEN, CLOSE = "[({", "])}"
@@ -27,13 +28,14 @@ def parse_list(text: str) -> list[Any] | None:
     if not text or text[0] not in OPEN or text[-1] not in CLOSE:
         return None
     if QUOTED_BY_NUMPY.fullmatch(text):  # to Python, neighbours are one string
-        return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
+        with suppress(SyntaxError):  # of an escape that Python does not know
+            return [ast.literal_eval(item) for item in re.findall(QUOTED, text)]
     if NUMBERS_BY_NUMPY.fullmatch(text):
         return [float(item) for item in re.findall(NUMBER, text)]
     for read in (ast.literal_eval, json.loads):
         try:
             value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             continue
         if isinstance(value, (set, frozenset)):
             return sorted(value, key=repr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 UNPACK = "unpack it, and name the file inside"
 CONTENTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "gzip data", "give its name the end .gz (train.csv.gz)"),
@@ -66,3 +68,10 @@ def wide_encoding(head: bytes) -> str | None:
         if len(zeros) >= 4 and zeros.count(0) > 0.8 * len(zeros) and not others.count(0):
             return name
     return None
+
+
+def not_json(error: Exception) -> str:
+    """Why Python's reader did not take a text for JSON: `error`, a ValueError or RecursionError, is what it raised."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.colno}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"

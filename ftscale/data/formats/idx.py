@@ -18,6 +18,7 @@ from ftscale.errors import counted
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
 MOST_PIXELS = 2**24  # of one image, which is read at once, whatever size the header gives it; MNIST has 784
+BLOCK_BYTES = 2**20
 IMAGES_NAME = re.compile(r"images([.-])idx3")
 
 
@@ -46,6 +47,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
         count, height, width = _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
         if height * width > MOST_PIXELS:
             raise file.error(f"has images of {height} x {width} pixels, and {MOST_PIXELS} are the most; name another.")
+        if not height * width:
+            raise file.error(f"has images of {height} x {width} pixels; copy or download it again.")
         stream.seek(IMAGES_HEADER + start * height * width)
         labels = None
         if 1 in wanted:
@@ -74,8 +77,11 @@ def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensio
 
 
 def _take(file: DataFile, stream: BinaryIO, size: int, number: int) -> bytes:
+    content = bytearray()
     with told_as_damage(file):
-        content = stream.read(size)
+        # block by block: a damaged header may ask for more than there is memory
+        while block := stream.read(min(size - len(content), BLOCK_BYTES)):
+            content += block
     if len(content) != size:
         raise file.error(f"ends inside row {number}; copy or download it again.")
-    return content
+    return bytes(content)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 
 from ftscale.data.formats.base import DataFile, Place, Record
-from ftscale.data.formats.lines import first_part, open_lines
+from ftscale.data.formats.content import not_json
+from ftscale.data.formats.lines import open_lines
 
 
 def columns(file: DataFile) -> None:
@@ -22,15 +23,12 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
                 continue
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise file.error(
-                    f"is not JSON ({error.msg} at character {error.colno}); mend the line, or set "
+                    f"is not JSON ({not_json(error)}); mend the line, or set "
                     f"{file.setting}.format: json if the file is one list.",
                     line=lines.line,
                 ) from error
-            except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; a thousand levels
-                what = f"cannot be read as JSON ({first_part(error)}); mend the line."
-                raise file.error(what, line=lines.line) from error
             if type(value) is not dict:
                 raise file.error(
                     f"is of type {type(value).__name__}, must be an object; write one {{...}} a line.", line=lines.line

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
-from ftscale.data.formats.lines import check_encoding, first_part, not_decodable
+from ftscale.data.formats.content import not_json
+from ftscale.data.formats.lines import check_encoding, known_encoding, not_decodable
 
 
 def columns(file: DataFile) -> None:
@@ -38,16 +39,16 @@ def _objects(file: DataFile) -> list[Any]:
 def _parse(file: DataFile) -> Any:
     with open_bytes(file) as stream, told_as_damage(file):
         content = stream.read()
+    encoding = known_encoding(file)
     check_encoding(file, content[:HEAD_BYTES], file.path)
     if not content.strip():
         return []
     try:
-        return json.loads(content.decode(file.source.encoding).removeprefix("\ufeff"))
-    except UnicodeDecodeError as error:
-        raise not_decodable(file, error, line=content.count(b"\n", 0, error.start) + 1) from error
-    except json.JSONDecodeError as error:
+        return json.loads(content.decode(encoding).removeprefix("\ufeff"))
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        raise not_decodable(file, error, line=content.count(b"\n", 0, start) + 1) from error
+    except (ValueError, RecursionError) as error:
         fix = f"mend it, or set {file.setting}.format: jsonl if it has one object a line."
-        what = f"is not one JSON value ({error.msg} at character {error.colno}); {fix}"
-        raise file.error(what, line=error.lineno) from error
-    except (ValueError, RecursionError) as error:  # an integer of over 4,300 digits; a thousand levels
-        raise file.error(f"cannot be read as JSON ({first_part(error)}); mend it.") from error
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 0
+        raise file.error(f"is not one JSON value ({not_json(error)}); {fix}", line=line) from error

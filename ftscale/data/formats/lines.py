@@ -44,7 +44,7 @@ class Lines:
         self.offset = place.get("offset", 0) if place else 0
         """Bytes taken, of the lines where the file can be entered at a byte."""
         self._file, self._path, self._stream = file, path, stream
-        self._encoding = _known_encoding(file)
+        self._encoding = known_encoding(file)
         self.is_ascii_based = is_ascii_based(self._encoding)
         """Whether a line ends with the byte of `\\n`, so that each can be decoded by itself."""
         self.place = self._offset_place if self.is_ascii_based and compression_of(path) is None else self._line_place
@@ -73,7 +73,7 @@ class Lines:
             self.offset += len(raw)
             try:
                 text = raw.decode(encoding)
-            except UnicodeDecodeError as error:
+            except UnicodeError as error:
                 raise self._not_decodable(error, line=self.line) from error
             # no test for the first line: a byte-order mark means nothing elsewhere either
             yield text.removeprefix("\ufeff") if self.line == 1 else text
@@ -103,7 +103,7 @@ class Lines:
 def check_encoding(file: DataFile, head: bytes, path: str) -> None:
     """Raise UserError for the first bytes of a text in UTF-16 or UTF-32 where the setting is another encoding."""
     found = wide_encoding(head)
-    if found and is_ascii_based(_known_encoding(file)):
+    if found and is_ascii_based(known_encoding(file)):
         raise UserError(
             f"{file.setting}.encoding = {file.source.encoding!r} is not that of {path}, which is {found.upper()}; set "
             f"{file.setting}.encoding: {found}."
@@ -139,10 +139,13 @@ def not_decodable(file: DataFile, error: UnicodeError, *, line: int, path: str |
     )
 
 
-def _known_encoding(file: DataFile) -> str:
+def known_encoding(file: DataFile) -> str:
+    """Python's name of the source's encoding. Raises UserError where it is none, or none of texts, as zlib."""
     try:
-        return codecs.lookup(file.source.encoding).name
-    except LookupError as error:
+        name = codecs.lookup(file.source.encoding).name
+        "\n".encode(name)
+        return name
+    except (LookupError, ValueError) as error:
         raise UserError(
             f"{file.setting}.encoding = {file.source.encoding!r} is not an encoding that Python knows; "
             "use e.g. utf-8, latin-1, cp1252 or utf-16."

@@ -97,7 +97,7 @@ def _open(file: DataFile) -> Iterator[pyarrow.parquet.ParquetFile]:
         try:
             with pyarrow.parquet.ParquetFile(stream) as table:
                 yield table
-        except (pyarrow.ArrowInvalid, OSError) as error:
+        except (pyarrow.ArrowException, ValueError, OverflowError, OSError) as error:  # ValueError: names, texts, dates
             if isinstance(error, OSError) and error.errno is not None:  # real I/O errors have a number
                 raise
             raise file.error(f"is damaged or not Parquet ({error}); copy or download it again.") from error
