@@ -44,13 +44,12 @@ def read_yaml(text: str, *, source: str) -> Any:
         where = f"{source}, line {mark.line + 1}, column {mark.column + 1}" if mark else source
         said = " ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{where}: not valid YAML: {said}; mend that line.") from error
-    except (ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-        raise UserError(f"{source}: not valid YAML: {what}; mend that value.") from error
+    except RecursionError as error:
+        raise UserError(f"{source}: not valid YAML: it is nested too deeply; mend that value.") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         said = " ".join(str(error).split())
         raise UserError(f"{source}: not valid YAML: {said}; remove the character.") from error
-    except (LookupError, ArithmeticError, AttributeError) as error:  # of a tag: `!!bool x`
+    except (ValueError, LookupError, ArithmeticError, AttributeError) as error:  # of a tag: `!!bool x`
         raise UserError(f"{source}: not valid YAML: a tag (!!) does not fit its value ({error}); remove it.") from error
 
 

@@ -88,7 +88,7 @@ def _has_powers(template: str) -> bool:
     from jinja2 import Environment
 
     before = ""
-    for _, kind, value in Environment().lex(template):
+    for _, kind, value in Environment(autoescape=True).lex(template):
         if kind == "operator" and value == "**" and before not in ("(", ","):
             return True
         if kind != "whitespace":

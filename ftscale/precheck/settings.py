@@ -118,8 +118,8 @@ def machine_problems(config: Config) -> list[str]:
 
 def folder_problems(setting: str, folder: Path) -> list[str]:
     """Why nothing can be written into a folder, which need not be there yet; it is tried in the nearest that is."""
-    real = Path(os.path.realpath(folder))  # a link may lead into a disk that was cleared
     try:
+        real = Path(os.path.realpath(folder))  # a link may lead into a disk that was cleared
         place = next(place for place in (real, *real.parents) if os.path.lexists(place))
         for name in real.relative_to(place).parts:
             if len(os.fsencode(name)) > os.pathconf(place, "PC_NAME_MAX"):

@@ -52,7 +52,7 @@ def test_json_that_costs_its_reader_too_much_is_refused(tmp_path: Path, name: st
 
 def test_idx_images_of_more_pixels_than_there_are_bytes_are_refused(tmp_path: Path):
     path = tmp_path / "train-images-idx3-ubyte"
-    with pytest.raises(UserError, match="ends inside row 1; copy or download it again"):
+    with pytest.raises(UserError, match="has images of 2147483648 x 2147483648 pixels, and 16777216 are the most"):
         _read(path, struct.pack(">4I", 0x803, 1, 2**31, 2**31), "image_classification", columns={"label": "image"})
     with pytest.raises(UserError, match="has images of 0 x 5 pixels"):
         _read(path, struct.pack(">4I", 0x803, 2**31, 0, 5), "image_classification", columns={"label": "image"})
@@ -69,7 +69,7 @@ def test_a_text_that_python_cannot_make_a_list_of_is_none(text: str):
 
 
 def test_yaml_of_too_many_digits_or_levels_is_refused():
-    with pytest.raises(UserError, match="not valid YAML: Exceeds the limit"):
+    with pytest.raises(UserError, match="not valid YAML: a number of 5000 digits"):
         read_yaml("a: " + "1" * 5000, source="x")
     with pytest.raises(UserError, match="nested too deeply"):
         read_yaml("[" * 2000, source="x")

@@ -121,5 +121,6 @@ def test_json_that_python_does_not_read_is_refused_by_its_place(tmp_path: Path, 
     path = tmp_path / f"rows.{form}"
     path.write_text(f'[{{"text": {value}}}]' if form == "json" else f'{{"text": {value}}}\n')
     where = str(path) if form == "json" else f"{path}:1"
-    with pytest.raises(UserError, match=rf"{where} cannot be read as JSON \((Exceeds|maximum recursion).*\); mend"):
+    why = "a number in it has too many digits|it is nested too deeply"
+    with pytest.raises(UserError, match=rf"{where} is not (one JSON value|JSON) \(({why})\); mend"):
         rows(path)
