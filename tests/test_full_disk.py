@@ -118,6 +118,8 @@ PHASES: dict[str, tuple[str, int, str]] = {
     "metrics": (r"/run/metrics\.jsonl", 0, "go on with --resume"),
     "a checkpoint's weights": (r"\.partial/state\.pt", 2, "the checkpoint of step 3 could not be written"),
     "a checkpoint's random state": (r"\.partial/random-", 1, "the checkpoint of step 2 could not be written"),
+    "a checkpoint's list of files": (r"\.partial/\.files-", 1, "the checkpoint of step 2 could not be written"),
+    "a manifest": (r"\.partial/manifest\.json", 3, "the checkpoint of step 4 could not be written"),
     "the final model's config": (r"/\.model\.[^/]*/?.*config\.json", 0, "go on with --resume"),
     "the final model's weights": (r"/\.model\..*model\.safetensors", 0, "go on with --resume"),
     "the proof's inputs": (r"ftscale-proof-.*inputs\.pt", 0, "go on with --resume"),
