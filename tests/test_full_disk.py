@@ -51,10 +51,9 @@ def full_disk(where: str, *, after: int = 0) -> Iterator[list[str]]:
         return True
 
     def open_python(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if WRITING.search(mode) and is_full(file):
-            if "opener" not in options:
-                real_open(file, "ab").close()
-            options.pop("opener", None)
+        # an opener opens by os.open, which is watched too
+        if "opener" not in options and WRITING.search(mode) and is_full(file):
+            real_open(file, "ab").close()
             return real_open(FULL_DEVICE, mode.replace("x", "w").replace("a", "w"), *arguments, **options)
         return real_open(file, mode, *arguments, **options)
 
@@ -118,7 +117,7 @@ PHASES: dict[str, tuple[str, int, str]] = {
     "metrics": (r"/run/metrics\.jsonl", 0, "go on with --resume"),
     "a checkpoint's weights": (r"\.partial/state\.pt", 2, "the checkpoint of step 3 could not be written"),
     "a checkpoint's random state": (r"\.partial/random-", 1, "the checkpoint of step 2 could not be written"),
-    "a checkpoint's list of files": (r"\.partial/\.files-", 1, "the checkpoint of step 2 could not be written"),
+    "a checkpoint's list of files": (r"\.partial/\.\.files-", 1, "the checkpoint of step 2 could not be written"),
     "a manifest": (r"\.partial/manifest\.json", 3, "the checkpoint of step 4 could not be written"),
     "the final model's config": (r"/\.model\.[^/]*/?.*config\.json", 0, "go on with --resume"),
     "the final model's weights": (r"/\.model\..*model\.safetensors", 0, "go on with --resume"),
