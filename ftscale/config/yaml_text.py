@@ -61,8 +61,6 @@ def read_scalar(text: str) -> Any:
         return loader.construct_object(yaml.ScalarNode(tag, text))
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{text[:SHOWN]!r}: {error.problem}; correct it.") from error
-    except ValueError:  # a number of more digits than Python reads
-        return text
 
 
 def write_yaml(value: Any) -> str:
