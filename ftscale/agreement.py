@@ -51,7 +51,7 @@ def rows_text(prepared: Prepared | None) -> str:
     if prepared is None:
         return "none"
     targets = sum(report.targets for report in prepared.reports)
-    return f"{len(prepared)} rows with {targets} targets (content {prepared.content})"
+    return f"{len(prepared)} rows with {targets} targets (content {prepared.samples_hash})"
 
 
 def _files(source: SourceConfig) -> list[tuple[str, int]]:

@@ -156,10 +156,10 @@ def _row_warnings(inputs: Inputs) -> list[str]:
     for setting, part in (("data.train", inputs.train), ("data.eval", inputs.evaluation), ("data.test", inputs.test)):
         if part is not None:
             blank, lost = sum(report.blank for report in part.reports), sum(report.lost for report in part.reports)
-            found += row_warnings(setting, contradicting(part.contents), blank=blank, lost=lost)
+            found += row_warnings(setting, contradicting(part.row_hashes), blank=blank, lost=lost)
         if part is not None and part is not inputs.train and inputs.train is not None:
             is_held = part is inputs.evaluation and splits(inputs.config)
-            number = shared(inputs.train.contents, part.contents)
+            number = shared(inputs.train.row_hashes, part.row_hashes)
             found += shared_warning(setting, number, len(part), held_out=is_held)
     return found
 

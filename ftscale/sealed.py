@@ -53,10 +53,13 @@ def write_json(path: Path, value: Mapping[str, Any], *, seal: bool = True) -> No
     write_text(path, json.dumps(sealed(finite) if seal else finite, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a file. Raises FileNotFoundError; DamagedError for whatever else stands there."""
+def read_json(path: Path, *, needs_hash: bool = False) -> dict[str, Any]:
+    """The object of a file. Raises FileNotFoundError; DamagedError for whatever else stands there.
+
+    `needs_hash`: one without a hash is damaged too.
+    """
     try:
-        return unsealed(path.read_bytes())
+        return unsealed(path.read_bytes(), needs_hash=needs_hash)
     except FileNotFoundError:
         raise
     except OSError as error:

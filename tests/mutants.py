@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "no read-back after a write",
         CHECKPOINT,
-        "if file_digest(path) != self._files",
+        "if hash_file(path) != self._files",
         "if False and self._files",
         READ_BACK,
     ),
@@ -135,7 +135,7 @@ MUTANTS = (
     Mutant(
         "hash not compared",
         MANIFEST,
-        "if contents and file_digest(path) != digest",
+        "if contents and hash_file(path) != digest",
         "if False",
         (f"{OF_CHECKPOINT}a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken[flipped]",),
     ),

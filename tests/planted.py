@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ftscale.hashing import hash_file
 from ftscale.sealed import sealed
-from ftscale.train.manifest import MANIFEST, file_digest
+from ftscale.train.manifest import MANIFEST
 
 
 class Planted:
@@ -30,5 +31,5 @@ def plant(path: Path, mark: Path) -> None:
 def reseal(checkpoint: Path) -> None:
     """The manifest as whoever can write the folder can make it: right again."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    files = {name: ((checkpoint / name).stat().st_size, file_digest(checkpoint / name)) for name in manifest["files"]}
+    files = {name: ((checkpoint / name).stat().st_size, hash_file(checkpoint / name)) for name in manifest["files"]}
     (checkpoint / MANIFEST).write_text(json.dumps(sealed({**manifest, "files": files})))

@@ -36,7 +36,7 @@ from ftscale.train.preemption import StopRequest
 
 STEPS = 2
 SAMPLES = 2
-NOTED = ("note", "blank", "lost", "content")  # of samples, for reports alone
+NOTED = ("note", "blank", "lost", "row_hashes")  # of samples, for reports alone
 FEW_BLOCKS = 2
 DIVISORS = (1, 4, 16)
 """By which a model that does not fit is made narrower, after it has lost most of its blocks."""

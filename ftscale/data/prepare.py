@@ -25,12 +25,13 @@ from ftscale.files import own_id, partial_path, remove, remove_partials, without
 from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.processes import leave_signals_to_parent
+from ftscale.sealed import DamagedError, read_json, write_json
 from ftscale.seeding import derive_seed
 from ftscale.shown import without_secrets
 
-FORMAT = 3  # of the files below; a new number makes old caches unread
+FORMAT = 4  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
-NOT_CONTENT = frozenset(("where", "image_path", "content"))  # of places, which may differ between machines
+NOT_CONTENT = frozenset(("where", "image_path", "row_hashes"))  # of places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -103,9 +104,9 @@ class Prepared:
     dataset: Any
     sources: list[SourceRows]
     reports: list[SourceReport]
-    content: str
+    samples_hash: str
     """A hash of the samples, equal wherever equal rows were prepared alike."""
-    contents: np.ndarray
+    row_hashes: np.ndarray
     """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
     are joined from several rows."""
 
@@ -233,7 +234,7 @@ def _build(
     remove_partials(folder)
     partial = partial_path(folder)
     partial.mkdir(mode=0o700)
-    reports, files, content = [], {}, xxhash.xxh3_128()
+    reports, files, samples = [], {}, xxhash.xxh3_128()
     for index, source in enumerate(sources):
         rows: Iterable[dict[str, Any]] = read_rows(
             source, roles=roles, setting=f"data.{name}[{index}]", labelled=labelled
@@ -243,11 +244,10 @@ def _build(
         report = SourceReport(without_secrets(source.path))
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
         path = partial / f"source-{index}.arrow"
-        _write(path, (sift(chunk, report) for chunk in chunks), content)
+        _write(path, (sift(chunk, report) for chunk in chunks), samples)
         reports.append(asdict(report))
         files[path.name] = hash_file(path)
-    about = {"sources": reports, "files": files, "content": content.hexdigest()}
-    (partial / REPORT).write_text(json.dumps({**about, "self": _hash_of(about)}))
+    write_json(partial / REPORT, {"sources": reports, "files": files, "samples": samples.hexdigest()})
     remove(folder)
     os.rename(partial, folder)
 
@@ -257,19 +257,14 @@ def _verified(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         return None
     try:
-        report = json.loads((folder / REPORT).read_text())
-        intact = report.pop("self") == _hash_of(report)
-        intact = intact and all(hash_file(folder / name) == known for name, known in report["files"].items())
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        report = read_json(folder / REPORT, needs_hash=True)
+        intact = all(hash_file(folder / name) == known for name, known in report["files"].items())
+    except (OSError, DamagedError):
         intact = False
     if intact:
         return report
     log.warning("the prepared data in %s is damaged or was changed: it is prepared anew", folder)
     return None
-
-
-def _hash_of(report: dict[str, Any]) -> str:
-    return xxhash.xxh3_128(json.dumps(report, sort_keys=True).encode()).hexdigest()
 
 
 def _check_owner(folder: Path) -> None:
@@ -361,7 +356,7 @@ def _narrow(schema: Any) -> Any:
 
     fields = [
         pa.field(item.name, pa.list_(pa.int32()))
-        if item.type == pa.list_(pa.int64()) and item.name != "content"
+        if item.type == pa.list_(pa.int64()) and item.name != "row_hashes"
         else item
         for item in schema
     ]
@@ -372,19 +367,19 @@ def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) 
     from datasets import Dataset, concatenate_datasets
 
     reports = [SourceReport(**about) for about in saved["sources"]]
-    parts, contents, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
+    parts, hashes, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
             part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
-            if "content" in part.column_names:
-                chunks = part.data.column("content").chunks
-                contents += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
-                part = part.remove_columns("content")
+            if "row_hashes" in part.column_names:
+                chunks = part.data.column("row_hashes").chunks
+                hashes += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
+                part = part.remove_columns("row_hashes")
             parts.append(part)
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
     whole = concatenate_datasets(parts) if parts else []
-    return Prepared(whole, spans, reports, saved["content"], np.concatenate(contents))
+    return Prepared(whole, spans, reports, saved["samples"], np.concatenate(hashes))
 
 
 def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:

@@ -113,7 +113,7 @@ def facts_of(task: Task, row: Row, sample: Sample) -> Sample:
     """What is counted of a prepared row: whether it is blank, words without a token, and hashes of its content."""
     if sample["note"] not in KEPT:
         return {}
-    facts: Sample = {"blank": is_blank(row), "content": content_of(row)}
+    facts: Sample = {"blank": is_blank(row), "row_hashes": content_of(row)}
     if "places" in sample and sample["note"] == "":
         facts["lost"] = sum(place < 0 for place in sample["places"])
     return facts

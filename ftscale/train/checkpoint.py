@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from ftscale.distributed import Distributed, check_takeover, random_state
 from ftscale.errors import UserError
 from ftscale.files import remove
+from ftscale.hashing import hash_file
 from ftscale.sealed import sync, write_text
 from ftscale.seeding import derive_seed, seed_everything
 from ftscale.tensor_files import load_tensors
@@ -25,7 +26,6 @@ from ftscale.train import random_file
 from ftscale.train.manifest import (
     Checkpoint,
     Files,
-    file_digest,
     folder_name,
     partial_folder,
     prune_checkpoints,
@@ -228,7 +228,7 @@ class Part:
         names = {name: self.folder / name for name in self._files}
         sync(names.values())
         for name, path in names.items():
-            if file_digest(path) != self._files[name][1]:
+            if hash_file(path) != self._files[name][1]:
                 raise OSError(f"{path} was read back with other content than was written")
         own = self.folder / f".files-{self._rank:05d}.json"
         write_text(own, json.dumps(self._files))
@@ -247,7 +247,7 @@ class Part:
             name = path.relative_to(self.folder).as_posix()
             if name not in files:
                 sync([path])
-                files[name] = (path.stat().st_size, file_digest(path))
+                files[name] = (path.stat().st_size, hash_file(path))
         return files
 
     def _write(self, value: Any, path: Path) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-import xxhash
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from ftscale.distributed import STRATEGIES
 from ftscale.files import open_new, remove, without_link
+from ftscale.hashing import hash_file
 from ftscale.logs import log
 from ftscale.sealed import DamagedError, sealed, sync, unsealed
 from ftscale.train.random_file import file_name
@@ -170,7 +170,7 @@ def read_checkpoint(folder: Path, *, run_id: str | None = None, contents: bool =
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         try:
-            if contents and file_digest(path) != digest:
+            if contents and hash_file(path) != digest:
                 return f"{name} has other content than when it was written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
@@ -216,15 +216,6 @@ def seal(folder: Path, final: Path, manifest: Mapping[str, Any], files: Files) -
     remove(final)  # a checkpoint of this step that was not complete
     os.rename(folder, final)
     sync([final.parent])
-
-
-def file_digest(path: Path) -> str:
-    """Hash of a file's content."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _folders(root: Path) -> list[Path]:

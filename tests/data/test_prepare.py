@@ -186,10 +186,10 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
 def test_equal_rows_have_one_content_hash_and_others_another(tmp_path):
     path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
     first = run([path], cache=tmp_path / "one")
-    assert run([path], cache=tmp_path / "two", prepare_workers=2).content == first.content
-    assert run([path], cache=tmp_path / "one").content == first.content
+    assert run([path], cache=tmp_path / "two", prepare_workers=2).samples_hash == first.samples_hash
+    assert run([path], cache=tmp_path / "one").samples_hash == first.samples_hash
     write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2499)] + ["other"])
-    assert run([path], cache=tmp_path / "one").content != first.content
+    assert run([path], cache=tmp_path / "one").samples_hash != first.samples_hash
 
 
 def test_too_many_rows_without_a_target_are_refused_unless_accepted(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from ftscale.config import parse_config
 from ftscale.errors import UserError
 from ftscale.precheck import check_config, folder_problems, machine_problems, metric_problems
 from ftscale.tasks import build_task
+
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/run", "/proc/run", "/" + "long" * 100])
@@ -33,10 +36,20 @@ def test_a_folder_that_can_be_made_is_left_unmade(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told(tmp_path: Path):
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in folder_problems("run_folder", tmp_path / "run")[0]
+def test_a_folder_without_permission_is_told():
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place, "closed")
+        folder.mkdir(mode=0o555)
+        is_root = os.geteuid() == 0
+        if is_root:  # who may write everywhere
+            os.seteuid(NOBODY)
+        try:
+            [problem] = folder_problems("run_folder", folder / "run")
+        finally:
+            if is_root:
+                os.seteuid(0)
+    assert "cannot be written (Permission denied)" in problem
 
 
 def test_every_folder_of_a_run_is_tried(shared: Path, tmp_path: Path):
