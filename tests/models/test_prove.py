@@ -120,7 +120,7 @@ def test_folders_that_the_environment_names_are_the_same_for_the_fresh_process(
     start = fresh(monkeypatch, lambda work, environment: seen.update(environment))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", "cache/hf")
-    monkeypatch.setenv("PYTHONPATH", f"lib::{os.environ['PYTHONPATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["lib", "", str(tmp_path)]))
     prove(stories(shared), tmp_path / "model", auto_class=CAUSAL)
     assert start.called
     assert seen["HF_HOME"] == str(tmp_path / "cache/hf")
