@@ -110,6 +110,7 @@ def test_8bit_adam_learns_as_well_as_adamw(captions: dict[str, Any], shared: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_pretraining_helps(shared: Path, tmp_path: Path):
     from ftscale.config import load_config
 

@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 pytestmark = pytest.mark.slow
-MANY = 60_000  # rows: some seconds of tokenising
+MANY = 25_000  # rows: some seconds of tokenising
 
 
 def begin(work: Path, values: dict[str, Any], *arguments: str) -> subprocess.Popen:
