@@ -179,15 +179,17 @@ def _check_checkpoint(config: Config, start: Start) -> None:
     """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
     from ftscale.distributed import check_takeover, resolve_strategy
     from ftscale.run_folder import run_id
-    from ftscale.train.manifest import latest_checkpoint
+    from ftscale.train.manifest import folder_name, newest_manifest
 
     root = Path(config.run_folder) / "checkpoints"
-    newest = latest_checkpoint(root, run_id=run_id(root.parent)) if root.is_dir() else None
-    if newest is None or (not start.here and config.distributed.strategy is None):
+    newest = newest_manifest(root)  # a job may be writing there: nothing is set aside
+    if newest is None or newest["run_id"] != run_id(root.parent):
+        return
+    if not start.here and config.distributed.strategy is None:
         return  # what the launcher will say is not known here
     check_takeover(
-        str(newest.folder),
-        made_by=(newest.manifest["strategy"], newest.manifest["world_size"]),
+        str(root / folder_name(newest["step"])),
+        made_by=(newest["strategy"], newest["world_size"]),
         here=(resolve_strategy(config.distributed), start.world_size),
     )
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ftscale.models.without_weights import model_without_weights
+
 POSITION_TABLES = ("position_embeddings", "char_position_embeddings", "embed_positions", "positions_embed", "wpe")
 """Last names of the modules that hold one vector a position, in transformers' models."""
-NO_MODEL = (AttributeError, ImportError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
-"""What the making of a model raises that its config does not suffice for: loading it will say so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ def model_lengths(model_config: PreTrainedConfig, *, auto_class: str, trust_remo
     window is no limit, nor are relative positions (T5, DeBERTa-v3, XLNet) and ALiBi (BLOOM, Falcon).
     """
     config = model_config.get_text_config()
-    tables = _tables_without_weights(model_config, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    model = model_without_weights(model_config, auto_class=auto_class, trust_remote_code=trust_remote_code)
+    tables = {} if model is None else position_tables(model)
     said = _config_limit(config, has_table=bool(tables))
     writes = auto_class == "AutoModelForSeq2SeqLM"
     target = [rows for name, rows in tables.items() if writes and "decoder" in name]
@@ -55,17 +54,6 @@ def _positions(table: nn.Embedding) -> int:
     if offset is None:  # RoBERTa and its kin count from padding_idx + 1
         offset = 0 if table.padding_idx is None else table.padding_idx + 1
     return table.num_embeddings - offset
-
-
-def _tables_without_weights(
-    model_config: PreTrainedConfig, *, auto_class: str, trust_remote_code: bool
-) -> dict[str, int]:
-    try:
-        with torch.device("meta"):
-            model = getattr(transformers, auto_class).from_config(model_config, trust_remote_code=trust_remote_code)
-    except NO_MODEL:
-        return {}
-    return position_tables(model)
 
 
 def _config_limit(config: PreTrainedConfig, *, has_table: bool) -> int | None:

@@ -6,13 +6,12 @@ import io
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 
 from ftscale.config import Config
 from ftscale.config.schema import ImageClassificationSettings
 from ftscale.errors import UserError
-from ftscale.models.lengths import NO_MODEL
+from ftscale.models.without_weights import model_without_weights
 from ftscale.tasks.base import Task, model_inputs
 
 SHAPES = ((64, 48), (48, 64))  # of made images, width and height: real ones are of all shapes
@@ -62,12 +61,9 @@ def _sample(width: int, height: int) -> dict[str, Any]:
 
 def _refused(config: Config, task: Task, model_config: Any, inputs: dict[str, Any]) -> str | None:
     """What the model says of such images; None where it takes them, or cannot be made without weights."""
-    try:
-        with torch.device("meta"):
-            model = getattr(transformers, task.auto_class).from_config(
-                model_config, trust_remote_code=config.model.trust_remote_code
-            )
-    except NO_MODEL:
+    trust = config.model.trust_remote_code
+    model = model_without_weights(model_config, auto_class=task.auto_class, trust_remote_code=trust)
+    if model is None:
         return None
     try:
         with torch.no_grad():

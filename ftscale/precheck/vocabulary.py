@@ -6,13 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import transformers
-
 from ftscale.config import Config
 from ftscale.errors import UserError
-from ftscale.models.lengths import NO_MODEL
 from ftscale.models.load import load_model_config, load_processor
+from ftscale.models.without_weights import model_without_weights
 from ftscale.tasks.base import Task
 
 SHOWN = 6
@@ -100,12 +97,9 @@ def _names(given: Any, name: str) -> bool:
 
 def _embedding_names(config: Config, task: Task, model_config: Any) -> list[str]:
     """The input embedding's module, and the output's where it is another weight."""
-    try:
-        with torch.device("meta"):
-            model = getattr(transformers, task.auto_class).from_config(
-                model_config, trust_remote_code=config.model.trust_remote_code
-            )
-    except NO_MODEL:
+    trust = config.model.trust_remote_code
+    model = model_without_weights(model_config, auto_class=task.auto_class, trust_remote_code=trust)
+    if model is None:
         return ["embed_tokens"]
     wanted = [model.get_input_embeddings(), model.get_output_embeddings()]
     found = {id(module): name.rsplit(".", 1)[-1] for name, module in model.named_modules()}

@@ -430,6 +430,17 @@ def test_a_checkpoint_of_another_strategy_is_refused_before_the_start(shared: Pa
     assert check_run(file, ["distributed.strategy=zero2"], overwrite=True).errors == []
 
 
+def test_a_checkpoint_that_a_job_is_writing_is_left_alone(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path, train={"max_steps": 1}))
+    assert tiny.command("train", file).code == 0
+    partial = tmp_path / "run/checkpoints/.step-00000002.partial"
+    partial.mkdir()
+    (partial / "state.pt").write_bytes(b"so far")
+    before = tiny.contents(tmp_path / "run")
+    assert check_run(file, resume=True).errors == []
+    assert tiny.contents(tmp_path / "run") == before
+
+
 def test_an_adapter_that_needs_numbers_is_not_refused_for_want_of_them(shared: Path, tmp_path: Path):
     """unilora counts with torch.bincount, which the meta device does not have."""
     with pytest.raises(NotImplementedError):
