@@ -140,6 +140,7 @@ def test_a_config_that_fails_check_is_not_planned(shared: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_a_70_b_model_is_planned_in_4_gib(shared: Path, tmp_path: Path):
     program = (
         "import re; from pathlib import Path; from ftscale.cli import main\n"

@@ -26,12 +26,16 @@ FEW = ((1, "ddp"), (3, "zero2"), (1, "zero3"), *[(3, "ddp"), (1, "zero2"), (3, "
 MOMENTUM = {"lr": 0.1, "momentum": 0.9}
 OPTIMIZERS = {  # settings, and the one of ZeRO's stages that the optimizer is tried under
     "sgd": (MOMENTUM, "zero1"),
-    "lion": ({"lr": 0.001}, "zero2"),
     "ademamix": ({"lr": 0.002}, "zero3"),
-    "sgd_8bit": (MOMENTUM, "zero2"),
-    "lion_8bit": ({"lr": 0.001}, "zero3"),
-    "ademamix_8bit": ({"lr": 0.002}, "zero1"),
+    "lion_8bit": ({"lr": 0.001}, "zero2"),
 }
+if needs.ALL:
+    OPTIMIZERS |= {
+        "lion": ({"lr": 0.001}, "zero2"),
+        "sgd_8bit": (MOMENTUM, "zero2"),
+        "lion_8bit": ({"lr": 0.001}, "zero3"),
+        "ademamix_8bit": ({"lr": 0.002}, "zero1"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,8 @@ def done(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     )
     proved = captions | {"checkpoint": {**captions["checkpoint"], "prove": "final"}}
     for strategy in SHARED_OUT:
-        add(f"captions-{strategy}", proved, strategy=strategy, resume_from=HALF)
+        config = proved if strategy in SEVERAL else captions
+        add(f"captions-{strategy}", config, strategy=strategy, resume_from=HALF)
     for strategy in SEVERAL:
         add(f"rising-{strategy}", rising, strategy=strategy)
     add("rising-single", rising, strategy="single", processes=1)
@@ -234,7 +239,7 @@ def test_the_saved_model_loads_in_transformers_and_answers_as_the_trained_one(
     assert _caption_loss(folder, shared) == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [*(f"captions-{name}" for name in SHARED_OUT), "bf16-ddp", "bf16-zero2", "bf16-zero3"])
+@pytest.mark.parametrize("name", [*(f"captions-{name}" for name in SEVERAL), "bf16-ddp", "bf16-zero2", "bf16-zero3"])
 def test_a_fresh_process_proves_the_saved_model(done: dict[str, Path], name: str):
     [event] = [line for line in jobs.lines(done[name]) if line.get("event") == "proved"]
     assert event["largest_difference"] <= event["tolerance"] == (0.05 if name.startswith("bf16") else 1e-3)
