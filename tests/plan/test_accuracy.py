@@ -1,7 +1,7 @@
 """Combinations of benchmarks/plan_accuracy.py, measured and forecast anew; one, and six in the campaign.
 
 On a processor without AVX512 in float32, and in two steps, whose memory is that of all later ones: there torch
-multiplies bfloat16 seventy times as slowly, an hour for this test.
+multiplies bfloat16 seventy times as slowly, an hour for all of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import plan_accuracy  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-NAMES = ["deep-large-lora-adamw-512-checkpointing"]
+NAMES = ["deep-small-full-adamw-128"]
 if needs.ALL:
     NAMES += [
+        "deep-large-lora-adamw-512-checkpointing",
         "wide-large-full-adamw_8bit-128",
-        "deep-small-full-adamw-128",
         "deep-large-nf4-adamw_8bit-512",
         "deep-large-full-adamw-512-zero2-2",
         "gpt-large-full-adamw-128",
@@ -43,7 +43,8 @@ def test_forecasts_of_memory_hold(shared: Path):
         record = {"measured": plan_accuracy.measure(case), "forecast": plan_accuracy.forecast(case)}
         errors[name] = abs(plan_accuracy.comparison(record)["memory_error"])
     assert max(errors.values()) <= plan_accuracy.BOUNDS["memory_worst"], errors
-    assert median(errors.values()) <= plan_accuracy.BOUNDS["memory_median"], errors
+    if needs.ALL:  # a median is of several
+        assert median(errors.values()) <= plan_accuracy.BOUNDS["memory_median"], errors
 
 
 def test_the_recorded_campaign_is_within_its_bounds():
