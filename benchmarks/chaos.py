@@ -1,11 +1,13 @@
-"""Kills real runs at random instants, starts them again until they complete, and compares with the uninterrupted run.
+"""Strikes real runs in every phase, starts them again until they complete, and compares with the uninterrupted run.
 
-    python benchmarks/chaos.py [--kills 224] [--seed 0] [--only ddp-map-full ...]
+    python benchmarks/chaos.py [--seed 0] [--only ddp-map-full ...]
 
-A case is a strategy, a kind of data and what trains, on 2 processes on this machine; needs ../shared. Every start ends
-by itself or counts as a hang. What must hold at the end of a case: the rows of each optimizer step, its loss and the
-final weights are those of the uninterrupted run, bit for bit; in the `changing` cases, where each start has another
-number of processes, the rows exactly, losses and weights to 1e-5. Results go into benchmarks/results/chaos.json.
+A case is a strategy, a kind of data and what trains, on 2 processes on this machine; needs ../shared and root. Each
+fault strikes in each phase once, dealt over the cases: at a random instant between steps, or where one rank stands
+still in the phase (benchmarks/struck.py), from just there to 0.3 s later. Every start ends by itself or counts as a
+hang. What must hold at the end of a case: the rows of each optimizer step, its loss and the final weights are those of
+the uninterrupted run, bit for bit; in the `changing` cases, where each start has another number of processes, the rows
+exactly, losses and weights to 1e-5. Results go into benchmarks/results/chaos.json.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -32,23 +35,49 @@ from typing import Any
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.small_disk import SmallDisk, small_disk  # noqa: E402
+
 SHARED = ROOT.parent / "shared"
 RESULTS = ROOT / "benchmarks/results/chaos.json"
 WORK = ROOT / "runs/chaos"
 
-STEPS = 120
+STEPS = 60
 PROCESSES = 2
 CHANGING = (1, 2, 3)  # numbers of processes to draw from
 START_LIMIT_S = 1200.0  # a start that has not ended by then hangs: longer than any of a slow machine
 PATIENCE_S = 300.0  # distributed.timeout_s: ranks may be that far apart on a busy machine
 IMPATIENCE_S = 60.0  # the same where a rank will be stopped, which costs that long
-DISK_BYTES = 48 * 2**20  # of the small file system that the run folder lies on
+DISK_BYTES = 64 * 2**20  # of the small file system that the run folder lies on
+LATE_S = 0.3  # how long after a phase has begun a fault may strike
+FROZEN_S = (2.0, 10.0)  # how long a slow disk lets its writers wait
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 DATA = ("map", "stream")
 TRAINS = ("full", "lora", "adamw_8bit")
 
-WRONG = ("hangs", "failed_starts", "wrong_rows", "wrong_losses", "wrong_weights")
+WRONG = ("hangs", "failed_starts", "wrong_rows", "wrong_losses", "wrong_weights", "wrong_refusals")
+
+INSTANT = "between steps"
+PHASES: dict[str, dict[str, Any]] = {
+    # in the order of a run: what benchmarks/struck.py waits for, and which of the meetings it may be
+    "reading data": {"event": "open", "path": r"/train\.en\.gz$", "most": 2},
+    "preparing data": {"call": "ftscale.inputs:Preparer.__call__", "most": 3},
+    "opening the run folder": {"event": "open", "path": r"/run/\.(config\.yaml|data\.json|run\.json)\.", "most": 3},
+    "first step": {"call": "ftscale.train.loop:_train_step", "most": 1},
+    "saving": {"event": "open", "path": r"/checkpoints/\.step-\d+\.partial/", "most": 6},
+    "sealing": {"call": "ftscale.train.checkpoint:seal", "most": 2},
+    "evaluating": {"call": "ftscale.train.evaluate:evaluate", "most": 2},
+    INSTANT: {},
+    "resuming": {"call": "ftscale.run:load_checkpoint", "most": 1},
+    "rotating": {"event": "shutil.rmtree", "path": r"/checkpoints/step-", "most": 1},
+    "writing the final model": {"event": "open", "path": r"/\.model\.[^/]*\.partial", "most": 3},
+    "proving": {"event": "subprocess.Popen", "path": "ftscale-proof-", "most": 1},
+}
+BY_RANK_0 = ("opening the run folder", "sealing", "rotating", "writing the final model", "proving")
+BY_ANY = ("reading data", "preparing data")  # the rank that comes first does it for all
+ANEW = ("reading data", "preparing data", "opening the run folder", "first step")  # a run that has saved passes them
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,6 @@ class Kill:
     at_step: int
     """Steps of metrics.jsonl when it struck; -1 = before the first."""
     phase: str
-    """"start" where it struck before the first new step, else "training"."""
     code: int
     """Exit code of the launcher."""
     status: str
@@ -67,7 +95,7 @@ class Kill:
     resumed_at: int
     """Step of the checkpoint that the next start went on from; 0 = none."""
     recovery_s: float
-    """From the next start to its first new step; 0 = it had none left to do."""
+    """From the next start to its first new step; 0 = it had none left to do, or was struck in a phase itself."""
 
 
 @dataclass
@@ -84,6 +112,10 @@ class Case:
     wrong_rows: int = 0
     wrong_losses: int = 0
     wrong_weights: int = 0
+    wrong_refusals: int = 0
+    """Pairs of starts of which not exactly one was refused."""
+    unmet: int = 0
+    """Strikes in a phase that a whole run did not come to."""
     flipped_metrics: int = 0
     """Bits of metrics.jsonl that flipped since the run was begun: each takes a line with it, or two, or a figure."""
     completed: bool = False
@@ -97,20 +129,19 @@ class Case:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(case_names())
-    parser.add_argument("--kills", type=int, default=224, help="of all cases together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args()
-    shutil.rmtree(WORK, ignore_errors=True)
-    each = -(-arguments.kills // len(names))
-    cases = []
+    dealt = deal(arguments.seed)
     for name in arguments.only:
-        cases.append(run_case(name, WORK / name, kills=each, seed=arguments.seed))
-        show(cases[-1])
-        write_results(cases, arguments)
-        if cases[-1].right:
+        shutil.rmtree(WORK / name, ignore_errors=True)
+        case = run_case(name, WORK / name, strikes=dealt[name], seed=arguments.seed)
+        show(case)
+        write_results(case, arguments.seed)
+        if case.right:
             shutil.rmtree(WORK / name)
-    return 0 if all(case.right for case in cases) else 1
+    stored = json.loads(RESULTS.read_text())
+    return 1 if stored["lost_runs"] or any(stored[name] for name in WRONG) else 0
 
 
 def case_names() -> Iterator[str]:
@@ -119,30 +150,43 @@ def case_names() -> Iterator[str]:
     yield from (f"{strategy}-map-full-changing" for strategy in STRATEGIES)
 
 
+def deal(seed: int) -> dict[str, list[tuple[str, str]]]:
+    """The strikes of each case as (phase, fault), in the order of a run.
+
+    Every fault in every phase, over the cases; and where the number of processes changes, every fault while resuming.
+    """
+    draw = random.Random(seed)
+    same = [name for name in case_names() if not changing(name)]
+    others = [name for name in case_names() if changing(name)]
+    dealt: dict[str, list[tuple[str, str]]] = {name: [] for name in case_names()}
+    for names, phases in ((same, tuple(PHASES)), (others, ("resuming",))):
+        pairs = shuffled(draw, tuple(itertools.product(phases, FAULTS)))
+        for pair, name in zip(pairs, itertools.cycle(names), strict=False):
+            dealt[name].append(pair)
+    order = list(PHASES)
+    return {name: sorted(pairs, key=lambda pair: order.index(pair[0])) for name, pairs in dealt.items()}
+
+
 def run_case(
     name: str,
     work: Path,
     *,
-    kills: int,
+    strikes: list[tuple[str, str]],
     seed: int,
-    faults: tuple[str, ...] | None = None,
     num_steps: int = STEPS,
     uninterrupted: Callable[[dict[str, Any], Path, Path, str], None] | None = None,
 ) -> Case:
-    """The uninterrupted run, then the same one with that many kills, and the comparison of the two.
+    """The uninterrupted run, then the same one with the strikes, and the comparison of the two.
 
     `uninterrupted(config, folder, log, strategy)` makes the first in another way than by a launcher.
     """
     draw = random.Random(f"{seed}/{name}")
     work.mkdir(parents=True)
-    with small_disk(work / "disk") as disk:
-        config = settings(name, work, num_steps=num_steps)
-        reference, victim = work / "reference", disk / "run"
-        (uninterrupted or run_undisturbed)(config, reference, work / "reference.log", name.split("-")[0])
-        case = Case(name)
-        drawn = list(itertools.islice(itertools.cycle(shuffled(draw, faults or tuple(FAULTS))), kills))
-        play(case, config, reference, victim, drawn, draw=draw, work=work)
-    return case
+    config = settings(name, work, num_steps=num_steps, prove=any(phase == "proving" for phase, _ in strikes))
+    reference = work / "reference"
+    (uninterrupted or run_undisturbed)(config, reference, work / "reference.log", name.split("-")[0])
+    with small_disk(work / "disk", size_bytes=DISK_BYTES) as disk:
+        return Play(Case(name), config, reference, disk, draw, work).to_the_end(strikes)
 
 
 def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: str) -> None:
@@ -151,97 +195,221 @@ def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: s
     assert code == 0, f"the uninterrupted run failed; see {log}"
 
 
-def play(
-    case: Case,
-    config: dict[str, Any],
-    reference: Path,
-    folder: Path,
-    faults: list[str],
-    *,
-    draw: random.Random,
-    work: Path,
-) -> None:
-    """Start, strike, start again; at last let it complete. A run that completes before is compared and begun anew."""
-    strategy = case.name.split("-")[0]
-    environment: dict[str, str] = {}
+@dataclass
+class Play:
+    """Starts, strikes, and starts again; at last lets the run complete.
+
+    A run that completes before is compared and begun anew.
+    """
+
+    case: Case
+    config: dict[str, Any]
+    reference: Path
+    disk: SmallDisk
+    draw: random.Random
+    work: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the next start."""
     struck: dict[str, Any] | None = None
-    left = list(faults)
-    starts = itertools.count()
-    while True:
-        before = newest_step(folder)
-        log = work / f"start-{next(starts):03d}.log"
+    """The last strike, until the start after it tells how the run went on."""
+    starts: int = 0
+    process: subprocess.Popen = None  # type: ignore[assignment]
+    """The launcher of the present start."""
+    log: Path = None  # type: ignore[assignment]
+    mark: Path = None  # type: ignore[assignment]
+    """What the rank that stands still has written."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run that is struck."""
+        return self.disk.folder / "run"
+
+    @property
+    def cache(self) -> Path:
+        """Of prepared data, which lies on no small disk."""
+        return Path(self.config["data"]["cache_dir"])
+
+    def to_the_end(self, strikes: list[tuple[str, str]]) -> Case:
+        """All strikes, and a start without."""
+        left = list(strikes)
+        while left and self.failures <= len(strikes):
+            phase, fault = left[0]
+            if phase in ANEW:
+                self.begin_anew()
+            if self.strike(phase, fault):
+                left.pop(0)
+        if not left:
+            self.case.completed = self.complete()
+        return self.case
+
+    @property
+    def failures(self) -> int:
+        """Starts that ended though nothing had struck them."""
+        return self.case.failed_starts + self.case.refused
+
+    def strike(self, phase: str, fault: str) -> bool:
+        """One start, struck so. False = not yet: it ended before, or the fault came too late."""
+        if phase == "resuming" and not checkpoints(self.folder):
+            self.get_a_checkpoint()
+        before = newest_step(self.folder)
+        mark = self.work / f"point-{self.starts:03d}"
+        wish = {"FTSCALE_POINT": json.dumps(self.point(phase, mark))} if PHASES[phase] else {}
+        begun = self.start(waiting_s=IMPATIENCE_S if FAULTS[fault] is stop_rank else PATIENCE_S, environment=wish)
+        first = None
+        if wish:
+            wait_until(mark.exists, self.process)
+        else:
+            first = wait_for_step(self.process, self.folder, after=before)
+        ended = self.process.poll() is not None and not mark.exists()
+        if ended and not self.see_the_end():
+            return False
+        self.tell_of_the_last(first and first - begun)
+        if ended:  # the phase is behind it, or in a whole run never came
+            unmet = bool(wish) and before < 0
+            self.case.unmet += unmet
+            return unmet
+        late = self.draw.uniform(0.0, LATE_S) if self.draw.random() < 0.5 else 0.0
+        if not wish:  # anywhere in the steps that are left, evaluations and saves included
+            time.sleep(self.draw.uniform(0.0, 2.5))
+        at = newest_step(self.folder)
+        code = self.let_strike(fault, mark, late=late)
+        MENDS.get(fault, lambda _: None)(self)
+        if status(self.folder) == "completed":
+            self.compare()
+            if not wish and fault not in BEARABLE:  # it was quicker than the fault
+                return False
+            self.case.kills.append(Kill(fault, at, phase, code, "completed", resumed_at=0, recovery_s=0.0))
+            return True
+        metrics = content_of(self.folder / "metrics.jsonl")
+        DAMAGES.get(fault, lambda _: None)(self)
+        self.case.flipped_metrics += content_of(self.folder / "metrics.jsonl") != metrics
+        self.struck = {"fault": fault, "at_step": at, "phase": phase, "code": code, "status": status(self.folder)}
+        return True
+
+    def get_a_checkpoint(self) -> None:
+        """By a start that is killed when it has one."""
+        self.start()
+        wait_until(lambda: bool(checkpoints(self.folder)), self.process)
+        kill_all(self)
+        wait_to_end(self.process, self.case)
+
+    def point(self, phase: str, mark: Path) -> dict[str, Any]:
+        """What one rank stands still at."""
+        wish = {name: value for name, value in PHASES[phase].items() if name != "most"}
+        rank = None if phase in BY_ANY else self.draw.randrange(PROCESSES)
+        if phase in BY_RANK_0 or changing(self.case.name):
+            rank = 0
+        return {**wish, "rank": rank, "number": self.draw.randint(1, PHASES[phase]["most"]), "mark": str(mark)}
+
+    def let_strike(self, fault: str, mark: Path, *, late: float) -> int:
+        """The fault, and the start's end; who stands still goes on when the fault is there, or a little before it."""
+        self.mark = mark
+        if late:
+            self.let_go()
+            time.sleep(late)
+        striking = threading.Thread(target=self.apply, args=(FAULTS[fault],))
+        striking.start()
+        striking.join(timeout=1.0)  # some faults last until the run has ended
+        self.let_go()
+        striking.join()
+        return wait_to_end(self.process, self.case)
+
+    def let_go(self) -> None:
+        """Who stands still goes on."""
+        self.mark.with_suffix(".go").touch()
+
+    def apply(self, fault: Fault) -> None:
+        self.environment = fault(self) or {}
+
+    def start(self, *, waiting_s: float = PATIENCE_S, environment: dict[str, str] | None = None) -> float:
+        """A start of the run, which goes on where it stopped; returns when."""
+        variables = {**self.environment, **(environment or {})}
+        self.environment = {}
+        self.log = self.work / f"start-{self.starts:03d}.log"
+        self.starts += 1
         begun = time.monotonic()
-        count = draw.choice(CHANGING) if changing(case.name) else PROCESSES
-        waiting = {"timeout_s": IMPATIENCE_S if left and FAULTS[left[0]] is stop_rank else PATIENCE_S}
-        process = start(
-            {**config, "distributed": waiting},
-            folder,
+        self.process = self.another(self.log, waiting_s=waiting_s, environment=variables)
+        return begun
+
+    def another(
+        self, log: Path, *, waiting_s: float = PATIENCE_S, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen:
+        """The same, beside the one that is running."""
+        count = self.draw.choice(CHANGING) if changing(self.case.name) else PROCESSES
+        return start(
+            {**self.config, "distributed": {"timeout_s": waiting_s}},
+            self.folder,
             log,
-            strategy=strategy,
+            strategy=self.case.name.split("-")[0],
             processes=count,
             environment=environment,
         )
-        first = wait_for_step(process, folder, after=before)
-        ended = process.poll() is not None
-        if ended and status(folder) != "completed":  # though nothing has struck it
-            if "is in use by" in log.read_text():  # by processes of the start before that are still leaving
-                case.refused += 1
-            else:
-                case.failed_starts += 1
-            if case.refused + case.failed_starts > len(faults):
-                return
-            continue
-        if struck is not None:
-            recovery = round(first - begun, 2) if first is not None else 0.0
-            case.kills.append(Kill(**struck, resumed_at=resumed_step(log), recovery_s=recovery))
-            struck, environment = None, {}
-        if left and not ended:
-            # anywhere in the steps that are left, evaluations and saves included; at times again before the first one
-            early = draw.random() < 0.2
-            if not early:
-                time.sleep(draw.uniform(0.0, 2.5))
-            at = newest_step(folder)
-            environment = FAULTS[left[0]](process, folder, draw) or {}
-        code = wait_to_end(process, case)
-        if status(folder) == "completed":  # by itself, or before the fault reached it: that one strikes the next
-            free_disk(folder, draw)
-            compare(case, reference, folder, num_steps=config["train"]["max_steps"])
-            case.flipped_metrics = 0
-            if not left:  # nothing struck this start
-                case.completed = code == 0
-                return
-            shutil.rmtree(folder)
-            environment = {}
-        elif left:
-            fault, metrics = left.pop(0), content_of(folder / "metrics.jsonl")
-            AFTER.get(fault, lambda *_: None)(folder, draw)
-            case.flipped_metrics += content_of(folder / "metrics.jsonl") != metrics
-            phase = "start" if early else "training"
-            struck = {"fault": fault, "at_step": at, "phase": phase, "code": code, "status": status(folder)}
+
+    def tell_of_the_last(self, recovery_s: float | None) -> None:
+        """How the run went on after the last strike."""
+        if self.struck is not None:
+            recovered = round(recovery_s or 0.0, 2)
+            self.case.kills.append(Kill(**self.struck, resumed_at=resumed_step(self.log), recovery_s=recovered))
+            self.struck = None
+
+    def see_the_end(self) -> bool:
+        """Of a start that nothing kept from it: completed, and compared; or refused, or failed."""
+        code = wait_to_end(self.process, self.case)
+        if status(self.folder) == "completed" and code == 0:
+            self.compare()
+            return True
+        if "is in use by" in self.log.read_text():  # by processes of the start before that are still leaving
+            self.case.refused += 1
         else:
-            return  # the last start, which nothing struck, did not complete
+            self.case.failed_starts += 1
+        return False
+
+    def compare(self) -> None:
+        """A run that is completed with the uninterrupted one; then it makes room for the next."""
+        compare(self.case, self.reference, self.folder, num_steps=self.config["train"]["max_steps"])
+        self.case.flipped_metrics = 0
+        shutil.rmtree(self.folder)
+
+    def complete(self) -> bool:
+        """The run goes on to its end, undisturbed."""
+        tries = 3
+        while tries:
+            before = newest_step(self.folder)
+            begun = self.start()
+            first = wait_for_step(self.process, self.folder, after=before)
+            if self.see_the_end():
+                self.tell_of_the_last(first and first - begun)
+                return True
+            tries -= 1
+        return False
+
+    def begin_anew(self) -> None:
+        """Without a run and prepared data; a run that is under way comes to its end before."""
+        if self.folder.exists():
+            self.complete()
+        shutil.rmtree(self.cache, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- faults
 
-Fault = Callable[[subprocess.Popen, Path, random.Random], "dict[str, str] | None"]
+Fault = Callable[[Play], "dict[str, str] | None"]
 
 
-def kill_rank(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def kill_rank(play: Play) -> None:
     """SIGKILL of one rank."""
-    send(draw.choice(ranks(process) or [process.pid]), signal.SIGKILL)
+    send(play.draw.choice(ranks(play.process) or [play.process.pid]), signal.SIGKILL)
 
 
-def kill_all(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def kill_all(play: Play) -> None:
     """SIGKILL of the launcher and of all ranks."""
-    for number in [process.pid, *ranks(process)]:
+    for number in [play.process.pid, *ranks(play.process)]:
         send(number, signal.SIGKILL)
 
 
-def kill_launcher(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def kill_launcher(play: Play) -> None:
     """SIGKILL of the launcher: its ranks are on their own, and must not go on for ever."""
-    left = ranks(process)
-    send(process.pid, signal.SIGKILL)
+    left = ranks(play.process)
+    send(play.process.pid, signal.SIGKILL)
     deadline = time.monotonic() + START_LIMIT_S
     while any(map(alive, left)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -251,77 +419,110 @@ def kill_launcher(process: subprocess.Popen, folder: Path, draw: random.Random) 
             raise RuntimeError("a rank outlived its launcher")
 
 
-def term_skewed(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def term_skewed(play: Play) -> None:
     """SIGTERM to each rank by itself, up to 5 s apart."""
-    for number in shuffled(draw, tuple(ranks(process))):
+    for number in shuffled(play.draw, tuple(ranks(play.process))):
         send(number, signal.SIGTERM)
-        time.sleep(draw.uniform(0.0, 5.0))
+        time.sleep(play.draw.uniform(0.0, 5.0))
 
 
-def term_one(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def term_one(play: Play) -> None:
     """SIGUSR1 or SIGINT to one rank alone."""
-    send(draw.choice(ranks(process) or [process.pid]), draw.choice([signal.SIGUSR1, signal.SIGINT]))
+    send(play.draw.choice(ranks(play.process) or [play.process.pid]), play.draw.choice([signal.SIGUSR1, signal.SIGINT]))
 
 
-def term_launcher(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def term_launcher(play: Play) -> None:
     """SIGTERM to the launcher, which hands it on."""
-    send(process.pid, signal.SIGTERM)
+    send(play.process.pid, signal.SIGTERM)
 
 
-def stop_rank(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def stop_rank(play: Play) -> None:
     """SIGSTOP of one rank for longer than the time-out of a collective."""
-    stopped = draw.choice(ranks(process) or [process.pid])
+    stopped = play.draw.choice(ranks(play.process) or [play.process.pid])
     send(stopped, signal.SIGSTOP)
     deadline = time.monotonic() + START_LIMIT_S
-    while process.poll() is None and alive(stopped) and time.monotonic() < deadline:
+    while play.process.poll() is None and alive(stopped) and time.monotonic() < deadline:
         time.sleep(0.2)
         if time.monotonic() > deadline - START_LIMIT_S + 3 * IMPATIENCE_S:
             send(stopped, signal.SIGCONT)  # long after the time-out: whoever holds it back may go on
 
 
-def fill_disk(process: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+def fill_disk(play: Play) -> None:
     """The disk is full from now on, until the run has ended."""
-    free = shutil.disk_usage(folder.parent).free
-    with suppress(OSError), (folder.parent / "filler").open("wb") as file:  # the run may be quicker and take the rest
-        file.write(bytes(max(free - draw.randrange(2**16), 0)))
+    play.disk.fill(but=play.draw.randrange(2**16))
 
 
-def back_in_time(process: subprocess.Popen, folder: Path, draw: random.Random) -> dict[str, str]:
+def back_in_time(play: Play) -> dict[str, str]:
     """All are killed, and Python's clock is a day behind at the next start."""
-    kill_all(process, folder, draw)
-    place = folder.parent.parent / "clock"
+    kill_all(play)
+    place = play.work / "clock"
     place.mkdir(exist_ok=True)
     (place / "sitecustomize.py").write_text("import time\n\nclock = time.time\ntime.time = lambda: clock() - 86_400\n")
     return {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}"}
 
 
-def free_disk(folder: Path, draw: random.Random) -> None:
-    (folder.parent / "filler").unlink(missing_ok=True)
+def hang_up_one(play: Play) -> None:
+    """SIGHUP to one rank alone."""
+    send(play.draw.choice(ranks(play.process) or [play.process.pid]), signal.SIGHUP)
 
 
-def truncate(folder: Path, draw: random.Random) -> None:
+def hang_up(play: Play) -> None:
+    """SIGHUP to the launcher and all ranks, as of a terminal that is closed."""
+    for number in [play.process.pid, *ranks(play.process)]:
+        send(number, signal.SIGHUP)
+
+
+def make_read_only(play: Play) -> None:
+    """The disk can be read only from now on, until the run has ended."""
+    play.disk.make_read_only()
+
+
+def slow_down(play: Play) -> None:
+    """The disk lets all wait that write, for seconds."""
+    play.disk.freeze(play.draw.uniform(*FROZEN_S))
+
+
+def start_another(play: Play) -> None:
+    """The run is started a second time meanwhile: one of the two must be refused, and the other not notice it."""
+    log = play.log.with_suffix(".second.log")
+    second = play.another(log)
+    play.let_go()
+    codes = [wait_to_end(second, play.case), wait_to_end(play.process, play.case)]
+    refused = ["is in use by" in path.read_text() for path in (log, play.log)]
+    play.case.wrong_refusals += sum(refused) != 1 or codes.count(0) != 1
+
+
+def free_disk(play: Play) -> None:
+    play.disk.free()
+
+
+def mend_disk(play: Play) -> None:
+    play.disk.mend()
+
+
+def truncate(play: Play) -> None:
     """A file of the newest checkpoint loses its end."""
-    if path := file_of_newest(folder, draw):
+    if path := file_of_newest(play):
         os.truncate(path, path.stat().st_size // 2)
 
 
-def flip(folder: Path, draw: random.Random) -> None:
+def flip(play: Play) -> None:
     """A bit of a file of the run folder flips: of the newest checkpoint, or of the run's own files."""
-    if path := file_of_newest(folder, draw, every=True):
+    if path := file_of_newest(play, every=True):
         content = bytearray(path.read_bytes())
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        content[play.draw.randrange(len(content))] ^= 1 << play.draw.randrange(8)
         path.write_bytes(content)
 
 
-def remove(folder: Path, draw: random.Random) -> None:
+def remove(play: Play) -> None:
     """A file of the newest checkpoint is gone."""
-    if path := file_of_newest(folder, draw):
+    if path := file_of_newest(play):
         path.unlink()
 
 
-def exchange_manifest(folder: Path, draw: random.Random) -> None:
+def exchange_manifest(play: Play) -> None:
     """The newest checkpoint has the manifest of another run."""
-    if found := checkpoints(folder):
+    if found := checkpoints(play.folder):
         path = found[-1] / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "run_id": "another"}))
 
@@ -340,9 +541,15 @@ FAULTS: dict[str, Fault] = {
     "removed file": kill_all,
     "manifest of another run": kill_all,
     "clock set back": back_in_time,
+    "SIGHUP to one rank": hang_up_one,
+    "SIGHUP to all": hang_up,
+    "read-only disk": make_read_only,
+    "slow disk": slow_down,
+    "two starts at once": start_another,
 }
-AFTER: dict[str, Callable[[Path, random.Random], None]] = {
-    "full disk": free_disk,
+BEARABLE = ("slow disk", "two starts at once")
+MENDS: dict[str, Callable[[Play], None]] = {"full disk": free_disk, "read-only disk": mend_disk}
+DAMAGES: dict[str, Callable[[Play], None]] = {
     "truncated file": truncate,
     "flipped bit": flip,
     "removed file": remove,
@@ -353,7 +560,7 @@ AFTER: dict[str, Callable[[Path, random.Random], None]] = {
 # ---------------------------------------------------------------- runs
 
 
-def settings(name: str, work: Path, *, num_steps: int) -> dict[str, Any]:
+def settings(name: str, work: Path, *, num_steps: int, prove: bool) -> dict[str, Any]:
     """A Llama of 260,032 parameters on captions, with evaluations and saves between the steps."""
     _, data, trains = name.split("-")[:3]
     captions = SHARED / "data/translation/multi30k_de-en"
@@ -369,12 +576,13 @@ def settings(name: str, work: Path, *, num_steps: int) -> dict[str, Any]:
             "cache_dir": str(work / "cache"),
             "streaming": data == "stream",
             "shuffle_buffer": 100,
+            "prepare_workers": 2,
         },
         "batch": {"global_size": 24, "micro_size": 2},
         "optimizer": {"name": "adamw_8bit" if trains == "adamw_8bit" else "adamw", "lr": 1e-3},
         "train": {"max_steps": num_steps, "log_every": 1},
         "evaluation": {"every": 10, "micro_size": 4},
-        "checkpoint": {"every": 4, "prove": "never", "async": trains == "full"},
+        "checkpoint": {"every": 4, "prove": "final" if prove else "never", "async": trains == "full"},
         "distributed": {"timeout_s": PATIENCE_S},
     }
     if trains == "lora":  # with dropout: random states count
@@ -396,7 +604,8 @@ def start(
 
     file = log.with_suffix(".json")
     file.write_text(json.dumps({**config, "run_folder": str(folder)}))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "ftscale"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "benchmarks.struck" if "FTSCALE_POINT" in (environment or {}) else "ftscale"]
     variables = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -425,6 +634,13 @@ def wait_for_step(process: subprocess.Popen, folder: Path, *, after: int) -> flo
             return time.monotonic()
         time.sleep(0.05)
     return None
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until it holds, or the process has ended, or hangs."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def wait_to_end(process: subprocess.Popen, case: Case) -> int:
@@ -469,21 +685,6 @@ def compare(case: Case, reference: Path, victim: Path, *, num_steps: int) -> Non
 def changing(name: str) -> bool:
     """Whether each start of the case has another number of processes."""
     return name.endswith("-changing")
-
-
-@contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of DISK_BYTES at `place`, in memory; a mere folder where mounting is not allowed."""
-    place.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        raise RuntimeError(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def ranks(process: subprocess.Popen) -> list[int]:
@@ -540,17 +741,22 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*"))
 
 
-def file_of_newest(folder: Path, draw: random.Random, *, every: bool = False) -> Path | None:
-    """A file of tensors in the newest checkpoint; `every`: any file there, or as likely one of the run's own."""
-    found = checkpoints(folder)
-    if not found:
-        return None
-    own = draw.random() < 0.5
-    where = [*folder.glob("*"), *folder.glob("logs/*")] if every and own else found[-1].rglob("*")
-    files = sorted(path for path in where if path.is_file() and path.stat().st_size)
-    if not every:
-        files = [path for path in files if path.suffix in (".pt", ".safetensors")]
-    return draw.choice(files) if files else None
+def file_of_newest(play: Play, *, every: bool = False) -> Path | None:
+    """A file of tensors in the newest checkpoint; `every`: any file there, of the run's own, or of prepared data."""
+    found = checkpoints(play.folder)
+    if every:
+        own = [path for path in play.folder.rglob("*") if "checkpoints" not in path.relative_to(play.folder).parts]
+        newest = list(found[-1].rglob("*")) if found else []
+        groups = [existing(paths) for paths in (own, newest, play.cache.rglob("*"))]
+        groups = [files for files in groups if files]
+        return play.draw.choice(play.draw.choice(groups)) if groups else None
+    files = [path for path in existing(found[-1].rglob("*") if found else ()) if path.suffix in (".pt", ".safetensors")]
+    return play.draw.choice(files) if files else None
+
+
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Those that are files with something in them, in order."""
+    return sorted(path for path in paths if path.is_file() and path.stat().st_size)
 
 
 def shuffled(draw: random.Random, values: tuple[Any, ...]) -> list[Any]:
@@ -561,25 +767,23 @@ def show(case: Case) -> None:
     """A line for each kill, and one for the case."""
     for kill in case.kills:
         print(
-            f"  {kill.fault:32} {kill.phase:8} at step {kill.at_step:3}  exit {kill.code:4}  {kill.status:10} "
+            f"  {kill.fault:32} {kill.phase:24} at step {kill.at_step:3}  exit {kill.code:4}  {kill.status:10} "
             f"went on at {kill.resumed_at:3}  first new step after {kill.recovery_s:5.1f} s"
         )
     verdict = "as if nothing had happened" if case.right else "WRONG"
     print(f"{case.name}: {len(case.kills)} kills, {case.hangs} hangs, {verdict}", flush=True)
 
 
-def write_results(cases: list[Case], arguments: argparse.Namespace) -> None:
-    """These cases, and those that earlier calls have put into the file and this one has not run."""
+def write_results(case: Case, seed: int) -> None:
+    """This case, and those that are in the file already."""
     from ftscale.run_folder import versions
 
-    command = f"python benchmarks/chaos.py --kills {arguments.kills} --seed {arguments.seed} --only {{name}}"
+    command = f"python benchmarks/chaos.py --seed {seed} --only {case.name}"
     stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    runs = stored.get("runs", {}) | {
-        case.name: {**asdict(case), "command": command.format(name=case.name), "versions": versions()} for case in cases
-    }
+    runs = stored.get("runs", {}) | {case.name: {**asdict(case), "command": command, "versions": versions()}}
     every = [kill for run in runs.values() for kill in run["kills"]]
     recoveries = [kill["recovery_s"] for kill in every if kill["recovery_s"]]
-    sums = {name: sum(run[name] for run in runs.values()) for name in WRONG}
+    sums = {name: sum(run.get(name, 0) for run in runs.values()) for name in WRONG}
     record = {
         "kills": len(every),
         "cases": len(runs),
@@ -587,6 +791,7 @@ def write_results(cases: list[Case], arguments: argparse.Namespace) -> None:
         **sums,
         "recovery_s": {"median": median(recoveries), "max": max(recoveries)} if recoveries else {},
         "by_fault": {fault: sum(kill["fault"] == fault for kill in every) for fault in FAULTS},
+        "by_phase": {phase: sum(kill["phase"] == phase for kill in every) for phase in PHASES},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU, shared with other work",
         "runs": runs,
     }

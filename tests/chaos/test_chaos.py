@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -20,34 +21,46 @@ CASES = ("ddp-stream-full", "zero2-map-lora", "zero3-map-full")
 MORE = ("ddp-map-lora", "zero1-map-adamw_8bit", "zero2-stream-lora")
 
 
-def faults(case: str) -> tuple[str, ...]:
-    """Each of the faults strikes one of the three cases; in the campaign another five strike each of the others."""
-    names = list(chaos.FAULTS)
-    return tuple(names[CASES.index(case) :: len(CASES)] if case in CASES else (names * 2)[MORE.index(case) * 5 :][:5])
+FAULTS = list(chaos.FAULTS)[:13]  # those that strike between steps; the phases, and faults of a disk, in the campaign
+
+
+def strikes(case: str) -> list[tuple[str, str]]:
+    """Each of the faults strikes one of the three cases; in the campaign each of the others is struck in its phases."""
+    if case in CASES:
+        return [(chaos.INSTANT, fault) for fault in FAULTS[CASES.index(case) :: len(CASES)]]
+    return chaos.deal(0)[case][:5]
 
 
 @pytest.mark.parametrize("case", [*CASES, *map(needs.in_campaign, MORE)])
 def test_a_run_that_is_struck_again_and_again_ends_as_if_it_had_not_been(shared: Path, tmp_path: Path, case: str):
     if os.geteuid():
         pytest.skip("a small file system to fill can be mounted by root alone")
-    struck = faults(case)
+    struck = strikes(case)
     done = chaos.run_case(
         case,
         tmp_path / "work",
-        kills=len(struck),
+        strikes=struck,
         seed=0,
-        faults=struck,
         num_steps=STEPS,
         uninterrupted=run_undisturbed,
     )
     chaos.show(done)
     assert len(done.kills) == len(struck)
+    assert done.unmet == 0
     assert done.completed
     assert {name: getattr(done, name) for name in chaos.WRONG} == dict.fromkeys(chaos.WRONG, 0)
 
 
 def test_every_fault_is_among_them_once():
-    assert sorted(fault for case in CASES for fault in faults(case)) == sorted(chaos.FAULTS)
+    assert sorted(fault for case in CASES for _, fault in strikes(case)) == sorted(FAULTS)
+
+
+def test_every_fault_is_dealt_in_every_phase_once():
+    dealt = chaos.deal(0)
+    pairs = [pair for case, some in dealt.items() if not chaos.changing(case) for pair in some]
+    assert sorted(pairs) == sorted(itertools.product(chaos.PHASES, chaos.FAULTS))
+    changing = [fault for case, some in dealt.items() if chaos.changing(case) for _, fault in some]
+    assert sorted(changing) == sorted(chaos.FAULTS)
 
 
 def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: str) -> None:
