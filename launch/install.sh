@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv with ftscale and the pinned versions: bash launch/install.sh EXTRAS, e.g. demo or demo,dev.
-# Does nothing when that was done before with the same pyproject.toml, constraints and Python.
+# Makes .venv with ftscale and the pinned versions, whose files must have the hashes of launch/constraints.txt:
+# bash launch/install.sh EXTRAS, e.g. demo or demo,dev. Does nothing when that was done before with the same
+# pyproject.toml, constraints and Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,14 +25,19 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv .venv
 fi
 
-wanted="$(.venv/bin/python -V) $(cat pyproject.toml launch/constraints.txt | sha256sum | cut -d ' ' -f 1) $PWD"
+wanted="$(.venv/bin/python -V) $(cat pyproject.toml launch/constraints.txt launch/pip.txt | sha256sum | cut -d ' ' -f 1) $PWD"
 stamp=".venv/installed-${extras//,/-}"
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     log=.venv/install.log
     echo "Installing ftscale[$extras] with the versions of launch/constraints.txt into .venv"
     echo "(some GB to download, 2 to 10 minutes; tail -f $log shows how far it is)"
-    if ! .venv/bin/python -m pip install --disable-pip-version-check -c launch/constraints.txt -e ".[$extras]" \
-        >"$log" 2>&1; then
+    pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+    if ! {
+        pip install -r launch/pip.txt &&
+            .venv/bin/python launch/requirements.py "$extras" >.venv/requirements.txt &&
+            pip install -c launch/constraints.txt -r .venv/requirements.txt &&
+            pip install --no-deps --no-build-isolation -e .
+    } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         fail "the installation failed; its last lines are above, all of them in $log"
     fi

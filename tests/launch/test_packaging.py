@@ -137,8 +137,13 @@ def test_pre_commit_has_the_pinned_linters():
 
 def _pins() -> dict[str, str]:
     """Pinned versions that apply to this Python."""
-    lines = (ROOT / "launch" / "constraints.txt").read_text().splitlines()
-    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    text = re.sub(r"#.*\n", "", (ROOT / "launch" / "constraints.txt").read_text())
+    parsed = []
+    for pin in re.split(r"(?<!\\)\n", text.strip()):
+        line, *hashes = re.split(r"\\\n\s*--hash=", pin)
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}\s*", item) for item in hashes), line
+        assert hashes, f"{line}: without a hash pip takes whatever it gets"
+        parsed.append(Requirement(line.strip()))
     for requirement in parsed:
         assert re.fullmatch(r"==[0-9][0-9.]*", str(requirement.specifier)), requirement
     applying = [requirement for requirement in parsed if _applies(requirement)]
