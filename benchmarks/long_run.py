@@ -218,14 +218,13 @@ def settings(name: str, work: Path, *, steps: int) -> dict[str, Any]:
 def tiny_model(folder: Path) -> Path:
     """A model with random weights and the tokenizer of the 260 K Llama."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    source = SHARED / "weights/stories260K"
+    shutil.copytree(SHARED / "weights/stories260K", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source, **sizes, **heads)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    sizes = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
