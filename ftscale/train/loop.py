@@ -184,6 +184,7 @@ def _preempted(loop: Loop, progress: Progress) -> str:
 
 def _save(loop: Loop, progress: Progress, *, at_once: bool = False) -> None:
     best, metric = progress.best_step, progress.last_metrics.get(loop.best_metric[0])
+    loop.metrics.sync()  # no line before a checkpoint is lost where the machine is, or its disk
     loop.saver.save(progress.step, loop.state(progress), best=best, metric=metric, at_once=at_once)
     loop.saved = progress.step
     loop.metrics.write("event", progress.step, event="saved", blocked_s=round(loop.saver.blocked_s, 4))
