@@ -23,8 +23,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
-from ftscale.config.schema import CausalLMSettings
-from ftscale.data.chat import read_template
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import own_id, remove, remove_partials, without_link
@@ -32,7 +30,6 @@ from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
 from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.shown import shown
-from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
 
@@ -72,9 +69,6 @@ FREE_TO_CHANGE = (
     "model.attention",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
-
-LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
-"""Settings of a task that the training rows fill in where they have these values."""
 
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
@@ -351,22 +345,21 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
-    before, config = _with_template_text(before), _with_template_text(config)
+    before, config = _written_out(before), _written_out(config)
     lines = differences(public(before), public(_comparable(config, before)))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 
-def _with_template_text(config: Config) -> Config:
-    """A chat template is what its file says, wherever it lies. Raises UserError where it is not there any more."""
-    if not isinstance(config.task, CausalLMSettings):
-        return config
-    text = {"chat_template": read_template(config.task.chat_template)}
-    return config.model_copy(update={"task": config.task.model_copy(update=text)})
+def _written_out(config: Config) -> Config:
+    """What a setting names a file for is what the file says. Raises UserError where it is not there any more."""
+    from ftscale.tasks import task_class
+
+    return config.model_copy(update={"task": task_class(config.task).written_out(config.task)})
 
 
 def _shown(difference: str) -> str:
-    if difference.startswith("task.chat_template: "):  # of pages of text
-        return "the text of task.chat_template is not what it was (config.yaml there has it)"
+    if "\n" in difference:  # of pages of text
+        return f"the text of {difference.partition(':')[0]} is not what it was (config.yaml there has it)"
     return difference
 
 
@@ -376,8 +369,8 @@ def _comparable(config: Config, before: Config) -> Config:
         return config
     learned = {
         name: getattr(before.task, name)
-        for name, open_value in LEARNED.items()
-        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
+        for name, open_value in config.task.learned.items()
+        if getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
@@ -454,7 +447,7 @@ def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    roles = COLUMNS[config.task.name]
+    roles = config.task.columns
     return {
         f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))

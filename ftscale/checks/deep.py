@@ -20,6 +20,7 @@ from ftscale.config import Config
 from ftscale.config.schema import TrainableConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.prepare import Prepared, SourceReport
+from ftscale.data.sample import HASHES, Sample
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
 from ftscale.inputs import Inputs
@@ -36,7 +37,6 @@ from ftscale.train.preemption import StopRequest
 
 STEPS = 2
 SAMPLES = 2
-NOTED = ("note", "blank", "lost", "row_hashes")  # of samples, for reports alone
 FEW_BLOCKS = 2
 DIVISORS = (1, 4, 16)
 """By which a model that does not fit is made narrower, after it has lost most of its blocks."""
@@ -46,13 +46,13 @@ BY_BLOCK = ("layers_to_transform", "layers_pattern", "layer_replication", "rank_
 """Fields of adapters that treat blocks unlike each other."""
 
 
-def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
+def two_steps(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
     """What two steps came to, and what went wrong in them.
 
     On one process, whatever the strategy. Where the model does not fit, a random one with fewer and narrower blocks.
     """
-    longest = sorted(sample.train.kept, key=lambda item: item["length"], reverse=True)[:SAMPLES]
-    chosen = _fitting(_short(sample.config), sample.task, processor)
+    longest = sorted(sample.train.kept, key=lambda item: item.cost, reverse=True)[:SAMPLES]
+    chosen = _fitting(_short(sample.config), sample.task)
     if chosen is None:
         return {"model": "none", "losses": []}, [
             "check --deep: the model does not fit into the memory of this machine, and no smaller one can be made of "
@@ -60,10 +60,10 @@ def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[
         ]
     config, what = chosen
     facts: dict[str, Any] = {"model": what, "losses": []}
-    if sample.task.processor_class == "tokenizer":
-        facts["lengths"] = [item["length"] for item in longest]
+    if sample.task.modality.in_tokens:
+        facts["lengths"] = [item.cost for item in longest]
     try:
-        facts |= _train(config, sample.task, processor, longest)
+        facts |= _train(config, sample.task, longest)
     except UserError as error:
         return facts, list(error.problems)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
@@ -74,11 +74,11 @@ def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[
     return facts, []
 
 
-def _train(config: Config, task: Task, processor: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
     from datasets import Dataset
 
     report = SourceReport("the longest samples", read=len(samples), kept=len(samples))
-    rows = [{name: value for name, value in item.items() if name not in NOTED} for item in samples]
+    rows = [{name: value for name, value in item.stored().items() if name != HASHES} for item in samples]
     sources = [SourceRows(0, len(rows), 1.0)]
     prepared = Prepared(Dataset.from_list(rows), sources, [report], "", np.empty((0, 2), dtype=np.int64))
     evaluated = prepared if config.data.eval or config.data.eval_ratio else None
@@ -89,7 +89,7 @@ def _train(config: Config, task: Task, processor: Any, samples: list[dict[str, A
         train = config.train
         distributed = Distributed(config.distributed, precision=train.precision, max_grad_norm=train.max_grad_norm)
         try:
-            inputs = Inputs(config, task, processor, prepared, evaluated, None)
+            inputs = Inputs(config, task, prepared, evaluated, None)
             loop, layout, _ = build_loop(inputs, distributed, StopRequest(), started=time.time())
             advance = loop.advance_schedule
 
@@ -134,14 +134,14 @@ def _short(config: Config) -> Config:
 # ---------------------------------------------------------------- memory
 
 
-def _fitting(config: Config, task: Task, processor: Any) -> tuple[Config, str] | None:
+def _fitting(config: Config, task: Task) -> tuple[Config, str] | None:
     """The run with its own model or a smaller one, whichever fits first, and what it is; None = none does."""
     free = free_bytes()
-    if ROOM * _needed_bytes(config, empty_model(config, task, processor)) <= free:
+    if ROOM * _needed_bytes(config, empty_model(config, task)) <= free:
         return config, "the model itself"
     for smaller, what in _smaller(config, task):
         try:
-            model = empty_model(smaller, task, processor)
+            model = empty_model(smaller, task)
         except (UserError, RuntimeError, ValueError, TypeError):  # a form that this architecture does not have
             continue
         if ROOM * _needed_bytes(smaller, model) <= free:

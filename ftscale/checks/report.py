@@ -116,19 +116,19 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         report.warnings.append(_left_out(looked=sample is not None))
     if sample is None:
         return report
-    report.facts["data"], warnings = describe_data(sample, processor)
+    report.facts["data"], warnings = describe_data(sample)
     report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
-    report.rows = marked_rows(sample, processor)
-    tokenizer, problems, notes = _tokenizer(sample.config, processor)
+    report.rows = marked_rows(sample)
+    tokenizer, problems, notes = _tokenizer(sample)
     report.facts["tokenizer"] = tokenizer
-    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task, processor)]
+    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task)]
     if generation := generation_facts(sample.config):
         report.facts["generation"] = generation
-    flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
+    flat = config.batch.layout == "flat" if sample.task.modality.in_tokens else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
     built = _as_built(sample.config, start)
-    refused, untried = model_problems(built, sample.task, processor, here=start.here)
+    refused, untried = model_problems(built, sample.task, here=start.here)
     report.warnings += untried
     report.warnings += refused if left_out else []  # with its code the model may be another
     report.errors += [
@@ -141,7 +141,7 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     if deep and not report.errors:
         from ftscale.checks.deep import two_steps
 
-        report.facts["steps"], problems = two_steps(sample, processor)
+        report.facts["steps"], problems = two_steps(sample)
         report.errors += problems
     return report
 
@@ -201,13 +201,12 @@ def _as_built(config: Config, start: Start) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"attention": "auto"})})
 
 
-def _tokenizer(config: Config, processor: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+def _tokenizer(sample: Any) -> tuple[dict[str, Any], list[str], list[str]]:
     """Facts, errors and warnings of the tokenizer beside the model."""
     from ftscale.models.load import load_model_config
-    from ftscale.tasks import build_task
 
-    task = build_task(config.task)
-    if task.processor_class != "tokenizer":
+    config, processor = sample.config, sample.task.processor
+    if not sample.task.modality.in_tokens:
         return {"kind": type(processor).__name__}, [], []
     model = load_model_config(config.model, settings={}).get_text_config()
     tokens, rows = len(processor), model.vocab_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     TaskConfig = TaskSettings
     TaskName = str
 else:
-    TaskConfig = Annotated[Union[tuple(SETTINGS.values())], Field(discriminator="name")]
+    TaskConfig = Annotated[tuple(SETTINGS.values()), Field(discriminator="name")]
     TaskName = Literal[tuple(SETTINGS)]
 
 

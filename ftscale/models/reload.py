@@ -2,8 +2,8 @@
 
 Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
 `device`, and of the base model `trust_remote_code` and `allow_pickle`; WORK/inputs.pt the model's inputs. Writes
-WORK/outputs.pt: `logits`; for an adapter `without`, the logits of the base alone; of padded rows `alone` and `beside`,
-the shortest one's scores without and with padding; and `pads`.
+WORK/outputs.pt: `with`, every floating output by its name; for an adapter `without`, those of the base alone; of padded
+rows `alone` and `beside`, the shortest one's scores without and with padding; and `pads`.
 """
 
 import atexit
@@ -34,17 +34,23 @@ def main(folder: Path, work: Path) -> None:
         name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
     }
     with torch.no_grad():
-        outputs = {"logits": model(**inputs).logits.float().cpu()}
-        if "attention_mask" in inputs:
-            outputs |= row_alone(model, inputs, outputs["logits"])
+        outputs = {"with": floating(model(**inputs))}
+        if "attention_mask" in inputs and "logits" in outputs["with"]:
+            outputs |= row_alone(model, inputs, outputs["with"]["logits"])
         if adapter:
             with model.disable_adapter():
-                outputs["without"] = model(**inputs).logits.float().cpu()
+                outputs["without"] = floating(model(**inputs))
         outputs["pads"] = padding_ids(folder, model, request)
     assert "ftscale" not in sys.modules
     content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
     torch.save(outputs, content)
     (work / "outputs.pt").write_bytes(content.getvalue())
+
+
+def floating(outputs):
+    """Every floating tensor of a model's outputs, by its name."""
+    tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    return {name: value.float().cpu() for name, value in tensors.items() if value.is_floating_point()}
 
 
 def row_alone(model, inputs, logits):

@@ -118,7 +118,7 @@ def plan_run(
     planner = _Planner(
         config,
         device,
-        MicroBatches(sample, processor, world_size=world_size),
+        MicroBatches(sample, world_size=world_size),
         nodes=nodes,
         world_size=world_size,
         interconnect_gb_s=interconnect_gb_s,
@@ -176,7 +176,7 @@ class _Planner:
     @cached_property
     def probe(self) -> Probe | None:
         task = self.batches.sample.task
-        if task.processor_class != "tokenizer":
+        if not task.modality.in_tokens:
             return None
         probe = Probe(self.config, task)
         probe.know_head(task, self.batches.shortest())
@@ -194,7 +194,6 @@ class _Planner:
             self.steps[key] = dry_step(
                 config,
                 self.batches.sample.task,
-                self.batches.processor,
                 self.batches.longest(config),
                 probe=probe,
                 kind="cuda" if self.device.is_gpu else "cpu",

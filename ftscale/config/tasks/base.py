@@ -49,6 +49,16 @@ class TaskSettings(Section):
         """The alternatives of columns with these settings."""
         return self.columns
 
+    @property
+    def may_be_empty(self) -> frozenset[str]:
+        """Columns that a row may have without a value, with these settings."""
+        return self.optional_columns
+
+    @property
+    def input_columns(self) -> frozenset[str]:
+        """Columns that the model reads; the others are what it is to find out."""
+        return frozenset(role for alternative in self.columns for role in alternative) - self.label_columns
+
 
 class TextSettings(TaskSettings):
     """What all text tasks share."""

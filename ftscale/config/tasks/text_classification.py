@@ -29,3 +29,8 @@ class TextClassificationSettings(TextSettings, ClassNames):
         if not labels or set(labels) & {role for alternative in self.columns for role in alternative}:
             return self.columns
         return (*self.columns, *((*alternative[:-1], *labels) for alternative in self.columns))
+
+    @property
+    def may_be_empty(self) -> frozenset[str]:
+        """A row may have none of several classes."""
+        return self.label_columns if self.problem == "multi_label" else self.optional_columns
