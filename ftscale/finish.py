@@ -19,9 +19,10 @@ from ftscale.logs import log
 from ftscale.run_folder import Result, write_result
 from ftscale.tasks.base import KEPT, Layout, model_inputs
 from ftscale.train.evaluate import evaluation_of, to_device
-from ftscale.train.loop import Loop, Progress, best_checkpoint
+from ftscale.train.loop import Loop, best_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted
+from ftscale.train.state import Progress
 
 PROOF_ROWS = 4  # for comparing the saved model with the trained one
 
@@ -49,7 +50,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     found = (
         None
         if progress.best_step is None
-        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
+        else {"step": progress.best_step, "metric": loop.evaluations.metric, "value": progress.best_metric}
     )
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
     if distributed.is_main:

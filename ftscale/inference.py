@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from ftscale.agreement import check_agreement, rows_text
+from ftscale.build_model import batch_layout
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
@@ -42,7 +43,6 @@ from ftscale.models.load import load_processor
 from ftscale.models.save import export_model, load_saved
 from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
 from ftscale.processes import begin_work
-from ftscale.run import batch_layout
 from ftscale.tasks import COLUMNS, build_task
 from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
 from ftscale.tasks.rows import prepare_rows

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ftscale.config.schema import BatchConfig
-from ftscale.data.batching import divide
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.order import GlobalOrder
 from ftscale.processes import leave_signals_to_parent
 
@@ -31,30 +30,54 @@ class Step:
 
 
 class TrainingSteps(Dataset):
-    """Optimizer step number (from 0) to this rank's micro-batches: a function of the order alone."""
+    """The optimizer steps of prepared rows: by number (from 0), this rank's part, a function of the order alone.
+
+    `samples`: the prepared rows, with their `length` and `where`; `num_workers`: processes that collate ahead.
+    """
 
     def __init__(
         self,
-        rows: Any,
+        samples: Any,
         order: GlobalOrder,
-        lengths: np.ndarray,
         collate: Collate,
         *,
-        batch: BatchConfig,
-        flat: bool,
-        rank: int,
-        world_size: int,
+        division: Division,
+        ranks: Ranks,
         seed: int,
+        num_steps: int,
+        num_workers: int,
     ) -> None:
-        self.rows = rows
+        self.samples = samples
+        self.rows = samples.remove_columns(["length", "targets", "where"])
+        self.lengths = np.asarray(samples["length"])
         self.order = order
-        self.lengths = lengths
         self.collate = collate
-        self.batch = batch
-        self.flat = flat
-        self.rank = rank
-        self.world_size = world_size
+        self.division = division
+        self.ranks = ranks
         self.seed = seed
+        self.num_steps = num_steps
+        self.num_workers = num_workers
+
+    def after(self, step: int) -> Generator[Step, None, None]:
+        """The steps behind the first `step`, collated ahead by worker processes where there are any."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(step, self.num_steps),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
+        )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            del batches  # its workers end with it, also where an error still holds this frame
+
+    def where(self, row: int) -> str:
+        """Where a row was read: file and line."""
+        return self.samples[row]["where"]
 
     def global_rows(self, step: int) -> np.ndarray:
         """Row numbers of a step's global batch, in the global order."""
@@ -65,11 +88,10 @@ class TrainingSteps(Dataset):
         epoch, _ = self.order.locate(step)
         rows = self.global_rows(step)
         lengths = self.lengths[rows]
-        ranks = divide(lengths, batch=self.batch, flat=self.flat, world_size=self.world_size)
+        groups = self.division.divide(lengths, world_size=self.ranks.world_size)[self.ranks.rank]
         shortest = rows[[int(np.argmin(lengths))]]
         micro_batches = [
-            (self._micro_batch(rows[group] if len(group) else shortest, epoch), bool(len(group)))
-            for group in ranks[self.rank]
+            (self._micro_batch(rows[group] if len(group) else shortest, epoch), bool(len(group))) for group in groups
         ]
         return Step(micro_batches, targets=int(self.order.targets[rows].sum()), tokens=int(lengths.sum()))
 
@@ -79,42 +101,16 @@ class TrainingSteps(Dataset):
         )
 
 
-def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: int) -> Generator[Step, None, None]:
-    """The steps `start` to `stop - 1`, collated ahead by worker processes where there are any."""
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start, stop),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
-    )
-    batches = iter(loader)
-    try:
-        yield from batches
-    finally:
-        del batches  # its workers end with it, also where an error still holds this frame
-
-
 def evaluation_batches(
-    rows: Any,
-    lengths: np.ndarray,
-    collate: Collate,
-    *,
-    batch: BatchConfig,
-    flat: bool,
-    rank: int,
-    world_size: int,
-    seed: int,
+    rows: Any, lengths: np.ndarray, collate: Collate, *, division: Division, ranks: Ranks, seed: int
 ) -> Iterator[dict[str, Any]]:
     """This rank's micro-batches of a whole data set; every rank gets the same number.
 
     Where they do not come out even, a rank does its first one again; the evaluator counts each row once.
     """
-    ranks = divide(lengths, batch=batch, flat=flat, world_size=world_size)
+    groups = division.divide(lengths, world_size=ranks.world_size)[ranks.rank]
     filler = np.asarray([int(np.argmin(lengths))])
-    for group in ranks[rank]:
+    for group in groups:
         chosen = group if len(group) else filler
         yield collate([{**rows[int(row)], "row": int(row), "epoch": 0, "seed": seed} for row in chosen])
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ftscale.config import Config
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
@@ -77,10 +78,8 @@ def evaluation_of(
             samples,
             lengths,
             collate,
-            batch=batch,
-            flat=layout == "flat",
-            rank=distributed.rank,
-            world_size=distributed.world_size,
+            division=Division(batch, flat=layout == "flat"),
+            ranks=Ranks(distributed.rank, distributed.world_size),
             seed=config.seed,
         )
         return evaluate(
