@@ -38,7 +38,7 @@ def derived(inputs: Inputs) -> dict[str, str]:
     train = inputs.train
     return {
         **{f"task.{name}": json.dumps(value) for name, value in settings.items()},
-        "the tokenizer or image processor": processor_key(inputs.processor),
+        "the tokenizer or image processor": processor_key(inputs.task.processor),
         "data.train": json.dumps(list(map(_files, inputs.config.data.train))) if train is None else rows_text(train),
         "data.eval": rows_text(inputs.evaluation),
         "data.test": rows_text(inputs.test),

@@ -19,9 +19,10 @@ from ftscale.logs import log
 from ftscale.modalities.collate import Layout
 from ftscale.run_folder import Result, write_result
 from ftscale.train.evaluate import evaluation_of
-from ftscale.train.loop import Loop, Progress, best_checkpoint
+from ftscale.train.loop import Loop, best_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted
+from ftscale.train.state import Progress
 
 PROOF_ROWS = 4  # for comparing the saved model with the trained one
 
@@ -49,7 +50,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     found = (
         None
         if progress.best_step is None
-        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
+        else {"step": progress.best_step, "metric": loop.evaluations.metric, "value": progress.best_metric}
     )
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
     if distributed.is_main:
@@ -104,7 +105,7 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
     }
     distributed.module.eval()
     with torch.no_grad():
-        outputs = {name: value.float().cpu() for name, value in distributed.module(proved, plain=True).items()}
+        outputs = {name: value.float().cpu() for name, value in distributed.module(inputs=proved).items()}
     outcome: Any = None
     if distributed.is_main:
         try:

@@ -41,11 +41,12 @@ class Mutant:
     """Node ids of the tests that must fail."""
 
 
-CHECKPOINT, MANIFEST, RUN, LOOP = (
+CHECKPOINT, MANIFEST, RUN, LOOP, STATE = (
     "ftscale/train/checkpoint.py",
     "ftscale/train/manifest.py",
     "ftscale/run.py",
     "ftscale/train/loop.py",
+    "ftscale/train/state.py",
 )
 DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed.py", "ftscale/run_folder.py", "ftscale/sealed.py"
 LOAD, SAVE, SCHEMA = "ftscale/models/load.py", "ftscale/models/save.py", "ftscale/config/schema.py"
@@ -79,12 +80,13 @@ TAGS = tuple(
 ORDER = "tests/data/test_order.py::test_"
 ORACLE = "tests/test_oracle.py::test_losses_norms_and_rates_are_those_of_trainer"
 CLIPPED = "tests/test_distributed.py::test_gradients_longer_than_the_limit_are_shortened_to_it[0.5-expected0]"
-RESTORED = "loop.saved = progress.step"  # in _restore, when all else has come back
+RESTORED = "loop.saver.saved = loop.state.progress.step"  # in _resume, when all else has come back
 
 
 def forgotten(what: str, field: str, empty: str, *tests: str) -> Mutant:
     """A field of Progress that does not come back."""
-    return Mutant(f"{what} forgotten at resume", RUN, RESTORED, f"progress.{field} = {empty}; {RESTORED}", tests)
+    lost = f"loop.state.progress.{field} = {empty}; {RESTORED}"
+    return Mutant(f"{what} forgotten at resume", RUN, RESTORED, lost, tests)
 
 
 MUTANTS = (
@@ -179,25 +181,25 @@ MUTANTS = (
         "pass",
         (COMES_BACK,),
     ),
-    Mutant("schedule not restored", RUN, "loop.schedule.load_state_dict(", "str(", (STEPS, STORED)),
+    Mutant("schedule not restored", STATE, "self.schedule.load_state_dict(", "str(", (STEPS, STORED)),
     Mutant(
         "the adapter's importance not restored",
-        RUN,
-        "load_adapter_state(loop.",
-        "(lambda *_: None)(loop.",
+        STATE,
+        "self.rule.load_state_dict(",
+        "str(",
         ("tests/test_faults.py::test_adalora_goes_on_with_the_importance_it_has_learned",),
     ),
     forgotten("position", "step", "0", STEPS),
-    Mutant("data from the start at resume", LOOP, "loop.steps(progress.step)", "loop.steps(0)", (STEPS,)),
-    Mutant("one step on at resume", RUN, RESTORED, f"progress.step += 1; {RESTORED}", (STEPS,)),
+    Mutant("data from the start at resume", LOOP, "loop.steps.after(progress.step)", "loop.steps.after(0)", (STEPS,)),
+    Mutant("one step on at resume", RUN, RESTORED, f"loop.state.progress.step += 1; {RESTORED}", (STEPS,)),
     Mutant(
         "data one step on at resume",
         LOOP,
-        "loop.steps(progress.step)",
-        "loop.steps(progress.step + (progress.step > 0))",
+        "loop.steps.after(progress.step)",
+        "loop.steps.after(progress.step + (progress.step > 0))",
         (STEPS,),
     ),
-    Mutant("a stream from the start at resume", RUN, "stream.position = StreamPosition", "dict", (STREAM,)),
+    Mutant("a stream from the start at resume", STATE, "self.stream.position = StreamPosition", "dict", (STREAM,)),
     forgotten("tokens", "tokens", "0", STORED),
     forgotten("targets", "targets", "0", STORED),
     forgotten("patience count", "bad_evaluations", "0", STEPS, END),

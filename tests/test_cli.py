@@ -114,7 +114,7 @@ def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
     assert run["command"][1:] == ["train", str(file)]
     lines = [line for line in tiny.metrics(folder) if line["kind"] != "event"]
     assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
-    figures = {"loss", "grad_norm", "lr", "tokens", "targets", "rows_hash", "tokens_per_s", "memory_bytes"}
+    figures = {"loss", "grad_norm", "lr", "tokens", "targets", "rows_hash", "step_s", "tokens_per_s", "memory_bytes"}
     assert all(set(line) == {"kind", "step", "time_s", *figures} for line in lines[:3])
     assert [line["targets"] for line in lines[:3]] == [8, 8, 8]
     assert {name: lines[3][name] for name in result["metrics"]} == result["metrics"]

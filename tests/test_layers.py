@@ -23,7 +23,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("tasks",),
     ("train",),
     ("precheck", "run_folder"),
-    ("inputs",),
+    ("inputs", "build_model"),
     ("agreement", "finish"),
     ("run",),
     ("checks",),

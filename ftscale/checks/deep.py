@@ -31,7 +31,7 @@ from ftscale.optim.optimizers import state_bytes_per_weight
 from ftscale.run import build_loop
 from ftscale.tasks.base import Task
 from ftscale.train.checkpoint import Saver
-from ftscale.train.loop import Progress, run_loop
+from ftscale.train.loop import run_loop
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import StopRequest
 
@@ -82,7 +82,6 @@ def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
     sources = [SourceRows(0, len(rows), 1.0)]
     prepared = Prepared(Dataset.from_list(rows), sources, [report], "", np.empty((0, 2), dtype=np.int64))
     evaluated = prepared if config.data.eval or config.data.eval_ratio else None
-    losses: list[float] = []
     started = time.perf_counter()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scores of two rows
@@ -90,30 +89,37 @@ def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
         distributed = Distributed(config.distributed, precision=train.precision, max_grad_norm=train.max_grad_norm)
         try:
             inputs = Inputs(config, task, prepared, evaluated, None)
-            loop, layout, _ = build_loop(inputs, distributed, StopRequest(), started=time.time())
-            advance = loop.advance_schedule
-
-            def note(loss: float) -> None:
-                losses.append(loss)
-                advance(loss)
-
-            progress = Progress()
-            unsaved = Unsaved(loop.saver.root, distributed, identity={}, keep=1, asynchronous=False)
-            unwritten = MetricsFile(Path(config.run_folder), enabled=False, start_time=0.0)
-            silent = replace(loop, saver=unsaved, after_save=lambda: None, metrics=unwritten, advance_schedule=note)
-            run_loop(silent, progress)
+            loop = build_loop(inputs, distributed, StopRequest(), started=time.time())
+            unsaved, unwritten = Unsaved(loop.saver.root, distributed), Unwritten()
+            run_loop(replace(loop, saver=unsaved, after_save=lambda: None, metrics=unwritten))
         finally:
             distributed.close()
     seconds = round(time.perf_counter() - started, 2)
-    metrics = {name: value for name, value in progress.last_metrics.items() if math.isfinite(value)}
-    return {"losses": losses, "metrics": metrics, "layout": layout, "seconds": seconds}
+    metrics = {name: value for name, value in loop.state.progress.last_metrics.items() if math.isfinite(value)}
+    return {"losses": unwritten.losses, "metrics": metrics, "layout": loop.layout, "seconds": seconds}
 
 
 class Unsaved(Saver):
     """Writes no checkpoint."""
 
+    def __init__(self, root: Path, distributed: Distributed) -> None:
+        super().__init__(root, distributed, identity={}, keep=1, asynchronous=False)
+
     def save(self, step: int, progress: dict[str, Any], **about: Any) -> None:
         """Nothing."""
+
+
+class Unwritten(MetricsFile):
+    """Keeps the loss of each step, and writes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), enabled=False, start_time=0.0)
+        self.losses: list[float] = []
+
+    def write(self, kind: str, step: int, **figures: Any) -> None:
+        """Of a step its loss."""
+        if kind == "train":
+            self.losses.append(figures["loss"])
 
 
 def _short(config: Config) -> Config:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ftscale.build_model import build_model
 from ftscale.config import Config
 from ftscale.errors import UserError
 from ftscale.finish import disk_problems
@@ -19,7 +20,6 @@ from ftscale.models.head import replace_head
 from ftscale.models.layout import choose_layout
 from ftscale.models.load import load_model, load_model_config, load_small_twin
 from ftscale.models.sizes import MOST_PARAMETERS
-from ftscale.run import build_model
 from ftscale.tasks.base import Task
 
 ANY_STEPS = 1000

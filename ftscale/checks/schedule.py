@@ -40,7 +40,7 @@ def steps_per_epoch(config: Config, sample: DataSample) -> int | None:
     weights = [source.weight for source in config.data.train]
     rows = train.num_rows * share * (sum(weights) / len(weights)) * (1 - _held_out(config))
     if config.batch.unit == "targets":
-        rows *= sum(item["targets"] for item in train.kept) / max(len(train.kept), 1)
+        rows *= sum(item.targets for item in train.kept) / max(len(train.kept), 1)
     return max(1, math.ceil(rows / config.batch.global_size))
 
 

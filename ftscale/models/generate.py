@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from ftscale.config.schema import GenerationSettings
+from ftscale.config.tasks.base import GenerationSettings
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.models.lengths import position_tables

@@ -9,7 +9,7 @@ import numpy as np
 
 from ftscale.checks.sample import DataSample
 from ftscale.config import Config
-from ftscale.data.batching import divide
+from ftscale.data.batching import Division
 from ftscale.modalities.collate import Layout
 from ftscale.tasks.batch import Batch
 
@@ -43,7 +43,7 @@ class MicroBatches:
         batches = [batch for batch in batches if len(batch) == size] or [np.resize(self.lengths, size)]
         counts, tokens = [], []
         for batch in batches[:50]:
-            first = divide(batch, batch=config.batch, flat=flat, world_size=self.world_size)[0]
+            first = Division(config.batch, flat=flat).divide(batch, world_size=self.world_size)[0]
             counts.append(len(first))
             costs = [batch[group] for group in first if len(group)]
             tokens.append(sum(int(part.sum() if flat else part.max() * len(part)) for part in costs))
@@ -63,7 +63,7 @@ class MicroBatches:
     def _longest_rows(self, config: Config, *, flat: bool) -> np.ndarray:
         size = self.global_rows(config)
         rows = np.resize(np.argsort(-self.lengths, kind="stable"), size)  # again from the longest where there are few
-        groups = divide(self.lengths[rows], batch=config.batch, flat=flat, world_size=self.world_size)
+        groups = Division(config.batch, flat=flat).divide(self.lengths[rows], world_size=self.world_size)
         lengths = self.lengths[rows]
 
         def cost(group: np.ndarray) -> int:

@@ -283,14 +283,14 @@ def _run(
                 tracker.reset_mod_stats()
                 with _Logits(_vocabulary(model)) as logits:
                     with autocast:
-                        loss = total_of(module(micro_batch), task.terms)
+                        loss = total_of(module(batch=micro_batch), task.terms)
                     loss.backward()
                 found = _moments(tracker, blocks=depth, logits=logits.peak)
                 moments |= {f"{name} again" if name in moments else name: kinds for name, kinds in found.items()}
         # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
         # counts attention twice when its kernel is called for the first time
         with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
-            total_of(module(micro_batch), task.terms).backward()
+            total_of(module(batch=micro_batch), task.terms).backward()
     flops = float(counter.get_total_flops())
     return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
 

@@ -128,6 +128,19 @@ class Task:
         """`prediction` and `score` for each sample. `every`: also `scores`, by class, where there are classes."""
         raise NotImplementedError
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether `predictions` can give the scores of all classes."""
+        return False
+
+    def answer_names(self, *, every: bool) -> list[str]:
+        """The names in an answer, in their order."""
+        return ["prediction", "score", *(["scores"] if every else [])]
+
+    def input_row(self, row: Row) -> Row:
+        """A row to predict on as `prepare` takes it, where a line of plain text stands for another kind of value."""
+        return row
+
     def merge(self, answers: Sequence[Answer]) -> Answer:
         """The answer to a row by those to its samples, in order; of one alone, that."""
         if len(answers) > 1:
@@ -147,6 +160,10 @@ class Task:
     def target_texts(self, row: Row) -> list[str]:
         """The texts that a row asks the model to write; none for a task that writes none."""
         return []
+
+    def reference(self, sample: Sample) -> str:
+        """The text that a generated one is compared with; "" where none is generated."""
+        return ""
 
     def token_ids(self, sample: Sample) -> list[int]:
         """All tokens that a sample is made of, those to be written too."""

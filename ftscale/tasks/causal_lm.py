@@ -177,6 +177,9 @@ class CausalLM(Task):
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)
 
+    def reference(self, sample: Sample) -> str:
+        return "" if sample.note is None else sample.note["reference"]
+
     def end_ids(self) -> list[int]:
         """As prediction has them."""
         return stop_ids(self.processor)

@@ -131,6 +131,10 @@ class ImageClassification(Task):
         """The class and its probability."""
         return best_classes(outputs["logits"], self.labels, every=every)
 
+    @property
+    def has_classes(self) -> bool:
+        return True
+
     def classes(self, sample: Sample) -> list[int]:
         return [sample.label]
 

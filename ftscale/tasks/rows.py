@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ftscale.config.tasks.base import TaskSettings
@@ -77,18 +76,26 @@ def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> l
     Every sample says where its rows were read and, where it is of one, what is counted of it.
     """
     reasons = [left_out(task.settings, row, labelled=labelled) for row in rows]
-    kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+    numbers = [number for number, reason in enumerate(reasons) if not reason]
+    kept = [rows[number] for number in numbers]
     samples = _prepare(task, kept, labelled=labelled) if kept else []
-    noted = [Sample(cost=0, drop=reason) for reason in reasons if reason]
     if not task.by_row:
-        span = f"{where(rows[0])} to {where(rows[-1])}"
-        return [replace(sample, where=span) for sample in (*noted, *samples)]
+        noted = [Sample(cost=0, drop=reason, rows=(at, at + 1)) for at, reason in enumerate(reasons) if reason]
+        for sample in samples:
+            assert sample.rows is not None, "samples that are not one a row say of which rows they are"
+            first, stop = numbers[sample.rows[0]], numbers[sample.rows[1] - 1] + 1
+            sample.rows, sample.where = (first, stop), _span(rows[first:stop])
+        return [*noted, *samples]
     for sample, row in zip(samples, kept, strict=True):
         sample.where = where(row)
         if not sample.drop:
             sample.facts |= {"blank": is_blank(row), "hashes": content_of(row, inputs=task.settings.input_columns)}
-    ready, aside = iter(samples), iter(noted)
+    ready, aside = iter(samples), iter(Sample(cost=0, drop=reason) for reason in reasons if reason)
     return [next(aside if reason else ready) for reason in reasons]
+
+
+def _span(rows: Sequence[Row]) -> str:
+    return where(rows[0]) if len(rows) == 1 else f"{where(rows[0])} to {where(rows[-1])}"
 
 
 def _prepare(task: Task, rows: Sequence[Row], *, labelled: bool) -> list[Sample]:

@@ -133,6 +133,9 @@ class Seq2Seq(Task):
         """What a row asks the model to write."""
         return [text_of(row, "target")]
 
+    def reference(self, sample: Sample) -> str:
+        return sample.note or ""
+
     def token_ids(self, sample: Sample) -> list[int]:
         return [*sample.inputs["input_ids"], *sample.label]
 

@@ -132,6 +132,10 @@ class TextClassification(Task):
             return [self._chosen(row, every=every) for row in logits.sigmoid().tolist()]
         return best_classes(logits, self.labels, every=every)
 
+    @property
+    def has_classes(self) -> bool:
+        return self.settings.problem != "regression"
+
     def classes(self, sample: Sample) -> list[int]:
         if self.settings.labels is None:
             return []

@@ -146,6 +146,18 @@ class TokenClassification(Task):
                 answer["scores"] = scores
         return answers
 
+    @property
+    def has_classes(self) -> bool:
+        return True
+
+    def answer_names(self, *, every: bool) -> list[str]:
+        return ["prediction", "entities", "score", *(["scores"] if every else [])]
+
+    def input_row(self, row: Row) -> Row:
+        """Of plain text, words are what white space separates."""
+        words = row.get("words")
+        return {**row, "words": parse_list(words) or words.split()} if isinstance(words, str) else row
+
     def classes(self, sample: Sample) -> list[int]:
         return sample.note["tags"]
 

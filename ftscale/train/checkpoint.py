@@ -65,6 +65,8 @@ class Saver:
         self.keep = keep
         self.more = more
         self.asynchronous = asynchronous
+        self.saved = -1
+        """The step of the newest checkpoint; -1 = none."""
         self.blocked_s = 0.0
         """How long the last call of `save` kept the training waiting, in seconds."""
         self._snapshot = Snapshot()
@@ -123,6 +125,7 @@ class Saver:
             self._agree()
             self._try(self._seal, part, manifest, best)
             self._agree()
+        self.saved = step
         self.blocked_s = time.perf_counter() - start
 
     def wait(self) -> None:

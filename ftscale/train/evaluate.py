@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ftscale.config import Config
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
@@ -43,7 +44,7 @@ def evaluate(
         for batch in batches:
             if stop_request is not None and distributed.any(bool(stop_request)):
                 raise Interrupted
-            outputs = distributed.module(batch.to(distributed.device))
+            outputs = distributed.module(batch=batch.to(distributed.device))
             evaluator.update(outputs, batch)
             if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
@@ -73,10 +74,8 @@ def evaluation_of(
         batches = evaluation_batches(
             rows,
             collate,
-            batch=batch,
-            flat=layout == "flat",
-            rank=distributed.rank,
-            world_size=distributed.world_size,
+            division=Division(batch, flat=layout == "flat"),
+            ranks=Ranks(distributed.rank, distributed.world_size),
             seed=config.seed,
         )
         return evaluate(task, distributed, batches, num_rows=len(rows), stop_request=stop_request)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ftscale.config.schema import BatchConfig, SourceConfig
+from ftscale.config.schema import BatchConfig, DataConfig, SourceConfig
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.errors import UserError
 
@@ -38,18 +39,13 @@ def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, we
         for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)
     ]
     return StreamSteps(
-        sources,
+        DataConfig(train=tuple(sources), shuffle_buffer=buffer, shuffle=shuffle, max_empty=max_empty),
         prepare,
         collate,
         roles=ROLES,
-        batch=BatchConfig(global_size=6, micro_size=2),
-        flat=False,
-        buffer=buffer,
-        shuffle=shuffle,
-        max_empty=max_empty,
         joins=False,
-        rank=rank,
-        world_size=world_size,
+        division=Division(BatchConfig(global_size=6, micro_size=2), flat=False),
+        ranks=Ranks(rank, world_size),
         seed=7,
         gather=ranks or (lambda value: [value]),
     )
