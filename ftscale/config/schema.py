@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     TaskConfig = TaskSettings
     TaskName = str
 else:
-    TaskConfig = Annotated[tuple(SETTINGS.values()), Field(discriminator="name")]
+    TaskConfig = Annotated[reduce(or_, SETTINGS.values()), Field(discriminator="name")]
     TaskName = Literal[tuple(SETTINGS)]
 
 

@@ -122,9 +122,9 @@ def export_model(
     """Write a plain folder from a saved one, load it again, and compare the logits on a few inputs.
 
     `probe`: of the model's config, inputs that it takes. `merge`: fold the adapter into the base; into a quantised base
-    by way of its dequantised weights. `dtype`: fp32, bf16, fp16; None = as saved. Gives `merged`, `dtype`, `largest_logit_change` (absolute) and `parameters`. Raises
-    UserError where there is no adapter to merge, the method has no merged form, `out` is not empty, or the logits moved
-    by more than rounding: then nothing is left in `out`.
+    by way of its dequantised weights. `dtype`: fp32, bf16, fp16; None = as saved. Gives `merged`, `dtype`,
+    `largest_logit_change` (absolute) and `parameters`. Raises UserError where there is no adapter to merge, the method
+    has no merged form, `out` is not empty, or the logits moved by more than rounding: then nothing is left in `out`.
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
