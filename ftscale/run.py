@@ -193,7 +193,8 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
         root = loop.saver.root
         identity = run_id(folder)
         checkpoint = latest_checkpoint(root, run_id=identity, fits=partial(_fits, loop)) if root.is_dir() else None
-        about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
+        name = distributed.strategy.name
+        about = {"world_size": distributed.world_size, "strategy": name, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
     assert shared is not None
@@ -366,7 +367,7 @@ def batch_layout(model: Any, config: Config, task: Task, distributed: Distribute
     if task.processor_class != "tokenizer":
         return "padded"
     twin = None
-    if distributed.zero_stage == 3 and config.batch.layout != "padded":
+    if distributed.strategy.shards_weights and config.batch.layout != "padded":
         with distributed.whole_weights():  # sharded weights cannot be tried out before training
             twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
     return choose_layout(
@@ -382,10 +383,10 @@ def batch_layout(model: Any, config: Config, task: Task, distributed: Distribute
 def _build_optimizer(config: Config, model: Any, head_names: list[str], distributed: Distributed) -> Any:
     from ftscale.optim.optimizers import build_cpu_adam, build_optimizer
 
-    if distributed.offloads:
+    if distributed.strategy.offloads_optimizer:
         return build_cpu_adam(model, config.optimizer, head_names=head_names)
     # DeepSpeed keeps float32 masters of its own
-    masters = config.train.precision == "bf16" and not distributed.zero_stage
+    masters = config.train.precision == "bf16" and not distributed.strategy.is_zero
     return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
 
 
@@ -434,7 +435,7 @@ def _unused_weights(module: TaskModule, steps: Iterator[Any], distributed: Distr
     """
     import torch
 
-    if distributed.zero_stage or distributed.world_size == 1:  # no DDP to tell
+    if distributed.strategy.is_zero or distributed.world_size == 1:  # no DDP to tell
         return False
     step = next(steps, None)
     if step is None:
