@@ -157,7 +157,7 @@ def by_name(source: str) -> Iterator[str]:
             compared = [text for part in (node.left, *node.comparators) for text in _texts(part)]
             found = any(_is_of_a_name(text) for text in compared)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            asks = node.func.attr in ("startswith", "endswith", "removeprefix", "removesuffix", "fullmatch")
+            asks = node.func.attr in ("startswith", "endswith", "removeprefix", "removesuffix")
             found = asks and any(_is_of_a_name(text) for argument in node.args for text in _texts(argument))
         elif isinstance(node, ast.match_case):
             found = any(text in STRATEGIES for text in _texts(node.pattern))
