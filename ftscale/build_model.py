@@ -47,7 +47,7 @@ def batch_layout(model: Any, config: Config, task: Task, distributed: Distribute
     if not task.modality.in_tokens:
         return "padded"
     twin = None
-    if distributed.zero_stage == 3 and config.batch.layout != "padded":
+    if distributed.strategy.shards_weights and config.batch.layout != "padded":
         with distributed.whole_weights():  # sharded weights cannot be tried out before training
             twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
     return choose_layout(

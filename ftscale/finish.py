@@ -149,7 +149,7 @@ def check_disk(loop: Loop, config: Config) -> None:
     """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
     distributed, problems = loop.distributed, list[str]()
     if distributed.is_main:
-        problems = disk_problems(config, distributed.unwrapped.model, sharded=bool(distributed.zero_stage))
+        problems = disk_problems(config, distributed.unwrapped.model, sharded=distributed.strategy.is_zero)
     if problems := distributed.gather_objects(problems)[0]:
         raise UserError(*problems)
 

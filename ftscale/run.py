@@ -211,7 +211,8 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
         root = loop.saver.root
         identity = run_id(folder)
         checkpoint = latest_checkpoint(root, run_id=identity, fits=loop.state.misfit) if root.is_dir() else None
-        about = {"world_size": distributed.world_size, "strategy": distributed.strategy, "num_steps": loop.num_steps}
+        name = distributed.strategy.name
+        about = {"world_size": distributed.world_size, "strategy": name, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
     shared = distributed.gather_objects(opened)[0]
     assert shared is not None
@@ -263,10 +264,10 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
 def _build_optimizer(config: Config, model: Any, head_names: list[str], distributed: Distributed) -> Any:
     from ftscale.optim.optimizers import build_cpu_adam, build_optimizer
 
-    if distributed.offloads:
+    if distributed.strategy.offloads_optimizer:
         return build_cpu_adam(model, config.optimizer, head_names=head_names)
     # DeepSpeed keeps float32 masters of its own
-    masters = config.train.precision == "bf16" and not distributed.zero_stage
+    masters = config.train.precision == "bf16" and not distributed.strategy.is_zero
     return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
 
 
@@ -310,7 +311,7 @@ def _leaves_weights_unused(module: TaskModule, steps: TrainingSteps | StreamStep
     """
     import torch
 
-    if distributed.zero_stage or distributed.world_size == 1:  # no DDP to tell
+    if distributed.strategy.is_zero or distributed.world_size == 1:  # no DDP to tell
         return False
     step = None if isinstance(steps, StreamSteps) else next(steps.after(0), None)
     if step is None:

@@ -50,6 +50,7 @@ CHECKPOINT, MANIFEST, RUN, LOOP, STATE = (
 )
 DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed.py", "ftscale/run_folder.py", "ftscale/sealed.py"
 LOAD, SAVE, SCHEMA = "ftscale/models/load.py", "ftscale/models/save.py", "ftscale/config/schema.py"
+STRATEGIES = "ftscale/config/strategies.py"
 
 OF_CHECKPOINT = "tests/train/test_checkpoint.py::test_"
 ON_DISK = tuple(
@@ -104,6 +105,28 @@ MUTANTS = (
         "if not isinstance(error, OSError):",
         "if True:",
         ("tests/test_full_disk.py::test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on",),
+    ),
+    # ------------------------------------------------------------ strategies
+    Mutant(
+        "a table that says other than DeepSpeed's file",
+        STRATEGIES,
+        'Strategy("zero3_offload", stage=3, offload="cpu")',
+        'Strategy("zero3_offload", stage=3)',
+        ("tests/config/test_strategies.py::test_the_table_says_what_deepspeeds_files_say[zero3_offload]",),
+    ),
+    Mutant(
+        "checkpoints taken over by another optimizer",
+        STRATEGIES,
+        "(self.is_zero, self.offload) == (other.is_zero, other.offload)",
+        "self.is_zero == other.is_zero",
+        ("tests/config/test_strategies.py::test_checkpoints_go_round_within_a_family_of_one_optimizer",),
+    ),
+    Mutant(
+        "a strategy told by its name",
+        "ftscale/launcher.py",
+        "STRATEGIES[strategy].one_process",
+        'strategy == "single"',
+        ("tests/config/test_strategies.py::test_nothing_else_compares_a_strategys_name_or_lists_some",),
     ),
     # ------------------------------------------------------------ what is on the disk
     Mutant("no fsync", SEALED, "os.fsync(descriptor)", "pass", (*ON_DISK, LIBRARYS)),

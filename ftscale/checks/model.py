@@ -12,6 +12,7 @@ import torch
 
 from ftscale.build_model import build_model
 from ftscale.config import Config
+from ftscale.config.strategies import default_strategy, find_strategy
 from ftscale.errors import UserError
 from ftscale.finish import disk_problems
 from ftscale.logs import log
@@ -54,7 +55,8 @@ def model_problems(config: Config, task: Task, *, here: bool) -> tuple[list[str]
             f"model.name = {config.model.name!r} has {number} parameters by its config, more than any model "
             f"({MOST_PARAMETERS}); see the sizes in its config.json and in model.overrides."
         ], files
-    disk = disk_problems(config, model, sharded=(config.distributed.strategy or "").startswith("zero"))
+    strategy = find_strategy(config.distributed.strategy)
+    disk = disk_problems(config, model, sharded=strategy is not None and strategy.is_zero)
     return (disk, files) if here else ([], [*files, *disk])
 
 
@@ -94,7 +96,7 @@ class _NoGroup:
     """Stands for `Distributed` where a model is built in no memory and without processes."""
 
     device = torch.device("meta")
-    zero_stage = 0
+    strategy = default_strategy(1)
 
     def whole_weights(self) -> AbstractContextManager[None]:
         return nullcontext()

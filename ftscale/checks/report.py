@@ -10,6 +10,7 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
+from ftscale.config.strategies import find_strategy
 from ftscale.errors import UserError
 from ftscale.precheck import (
     check_config,
@@ -167,7 +168,8 @@ def _start_problems(config: Config, start: Start) -> list[str]:
         problems += error.problems
     # of other machines, the run folder alone is known: they share it with this one
     problems += machine_problems(config) if start.here else folder_problems("run_folder", Path(config.run_folder))
-    if start.world_size > 1 and config.distributed.strategy == "single":
+    strategy = find_strategy(config.distributed.strategy)
+    if start.world_size > 1 and strategy is not None and strategy.one_process:
         problems.append(
             f"distributed.strategy = single does not go with {start.world_size} processes; set ddp or zero2, or use "
             "one."

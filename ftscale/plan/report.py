@@ -68,7 +68,7 @@ def summary(plan: Plan) -> list[str]:
 
 def _micro_batches(plan: Plan) -> str:
     longest = counted(plan.micro_batch_tokens, _unit(plan))
-    if _unit(plan) == "image":
+    if not task_class(plan.config.task).modality.in_tokens:
         return f"micro-batch: {longest}; largest that fits: {plan.largest_micro_size}"
     most = f"largest that fits: {plan.largest_micro_size} of the longest samples"
     return f"longest micro-batch: {longest}; {most}; {plan.step.layout} rows"

@@ -23,6 +23,7 @@ from ftscale.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
 from ftscale.errors import UserError, unknown_name
 
@@ -102,8 +103,9 @@ def machine_problems(config: Config) -> list[str]:
         problems.append("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
     problems += folder_problems("run_folder", Path(config.run_folder))
     problems += folder_problems("data.cache_dir", cache_folder(config.data))
-    if config.distributed.offload_dir and config.distributed.strategy == "zero3_nvme":
-        problems += folder_problems("distributed.offload_dir", Path(config.distributed.offload_dir))
+    strategy, offload_dir = find_strategy(config.distributed.strategy), config.distributed.offload_dir
+    if offload_dir and strategy is not None and strategy.on_disk:
+        problems += folder_problems("distributed.offload_dir", Path(offload_dir))
     return problems
 
 

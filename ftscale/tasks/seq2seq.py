@@ -47,8 +47,10 @@ class Seq2Seq(Task):
         """Gives the tokenizer the languages, which are saved with it. Raises UserError where it lacks them."""
         super().__init__(settings, processor)
         check_options(settings.generate or GenerationSettings())
-        if processor is not None and (problems := set_languages(processor, settings)):
-            raise UserError(*problems)
+        if processor is not None:
+            problems = set_languages(processor, source=settings.source_language, target=settings.target_language)
+            if problems:
+                raise UserError(*problems)
 
     @property
     def best_metric(self) -> str:

@@ -20,7 +20,12 @@ def text_problems(
 
     `targets`: the setting of the longest target and its value, for a decoder that reads other tokens.
     """
-    lengths = model_lengths(model_config, auto_class=task.auto_class, trust_remote_code=config.model.trust_remote_code)
+    lengths = model_lengths(
+        model_config,
+        auto_class=task.auto_class,
+        decodes=targets is not None,
+        trust_remote_code=config.model.trust_remote_code,
+    )
     virtual, processor = _virtual_tokens(config), task.processor
     if lengths.source is not None:
         # of the samples: transformers has no other place where a tokenizer says what its model takes

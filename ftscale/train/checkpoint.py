@@ -113,7 +113,7 @@ class Saver:
             "metric": metric,
             "progress": progress,
             "world_size": distributed.world_size,
-            "strategy": distributed.strategy,
+            "strategy": distributed.strategy.name,
             **self.identity,
         }
         if background:

@@ -39,7 +39,7 @@ class Noting(Distributed):
     def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
         """Saves at once what was loaded, for a comparison."""
         super().load_state(folder, weights_only=weights_only)
-        if self.zero_stage and not weights_only:
+        if self.strategy.is_zero and not weights_only:
             self.save_state(folder.parents[1] / f"taken-over-{self.world_size}", torch.save)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
