@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from ftscale.agreement import check_agreement, rows_text
 from ftscale.build_model import batch_layout
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
+from ftscale.config.own_task import reading_of_strangers
 from ftscale.config.problems import problems_of
 from ftscale.config.schema import DistributedConfig, SourceConfig
 from ftscale.config.section import Section
@@ -254,7 +255,8 @@ def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
-    config = load_config(run_folder / "config.yaml")
+    with nullcontext() if trust.code else reading_of_strangers():
+        config = load_config(run_folder / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
     return config.model_copy(update={"model": trusted}), build_task(config.task)
 
@@ -272,7 +274,9 @@ def _load(run_folder: Path, config: Config, task: Task) -> Any:
 
 
 def _say_what_is_left_out(run_folder: Path, config: Config) -> None:
-    if load_config(run_folder / "config.yaml").model.trust_remote_code and not config.model.trust_remote_code:
+    with reading_of_strangers():
+        said = load_config(run_folder / "config.yaml").model.trust_remote_code
+    if said and not config.model.trust_remote_code:
         log.warning("the run was trained with code that came with its model; without --trust-remote-code it is not run")
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ftscale.config import Config
+from ftscale.config.own_task import file_hash
+from ftscale.config.schema import TaskField
 from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
@@ -116,7 +120,15 @@ class Preparer:
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
         settings, processor = self.task.settings.model_dump_json(), processor_key(self.task.processor)
-        return f"{installed_version('ftscale')}/{settings}/{processor}"
+        return f"{installed_version('ftscale')}/{settings}/{processor}/{file_hash(self.task.settings)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the settings, since a worker process finds no class of a file that it has not run."""
+        return _preparer, (self.task.settings.model_dump(), self.task.processor, self.labelled)
+
+
+def _preparer(settings: dict[str, Any], processor: Any, labelled: bool) -> Preparer:
+    return Preparer(build_task(TypeAdapter(TaskField).validate_python(settings), processor), labelled)
 
 
 def held_out(config: Config, task: Task) -> list[set[int]]:

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
+from ftscale.config.own_task import file_hash, reading_of_strangers
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import own_id, remove, remove_partials, without_link
@@ -67,6 +68,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "distributed",
     "model.attention",
+    "task.file",  # what the file says may not
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
@@ -333,11 +335,15 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
     """Settings that are not those of the run, by config.yaml; where that is damaged, by the newest checkpoint."""
     path = folder / "config.yaml"
     try:
-        changed = _differences(load_config(path), config) if path.is_file() else ["config.yaml is gone"]
+        with reading_of_strangers():
+            before = load_config(path) if path.is_file() else None
+        changed = _differences(before, config) if before is not None else ["config.yaml is gone"]
     except UserError as error:
         changed = [f"{problem.removesuffix('.')}" for problem in error.problems]
     if changed and (kept := manifest.get("config")):
-        changed_since = _differences(parse_config(kept, source="the newest checkpoint"), config)
+        with reading_of_strangers():
+            stored = parse_config(kept, source="the newest checkpoint")
+        changed_since = _differences(stored, config)
         if not changed_since:
             log.warning("%s is not what was written (%s); by the newest checkpoint all is the same", path, changed[0])
         return changed_since
@@ -383,6 +389,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
     now |= {} if "model" in meant else model_fingerprints(config.model)
+    now |= _task_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
@@ -442,8 +449,16 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
-    return _data_fingerprints(config) | model_fingerprints(config.model)
+    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model.
+
+    And of the file that describes the task, where it is the user's own.
+    """
+    return _data_fingerprints(config) | model_fingerprints(config.model) | _task_fingerprints(config)
+
+
+def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    own = file_hash(config.task)
+    return {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
 
 
 def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:

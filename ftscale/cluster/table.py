@@ -11,6 +11,7 @@ from typing import Any
 from ftscale.cluster.records import read_result
 from ftscale.config import Config, load_config
 from ftscale.config.load import differences
+from ftscale.config.own_task import reading_of_strangers
 from ftscale.data.chat import template_name
 from ftscale.errors import UserError
 
@@ -30,7 +31,8 @@ def result_table(run_folders: Sequence[Path]) -> list[Row]:
     folders = [member for folder in run_folders for member in _runs_in(folder)]
     if not folders:
         raise UserError(f"no run in {', '.join(map(str, run_folders))}; name run folders, or the folder of an array.")
-    configs = {folder: load_config(folder / "config.yaml") for folder in folders}
+    with reading_of_strangers():
+        configs = {folder: load_config(folder / "config.yaml") for folder in folders}
     varying = _varying(list(configs.values()))
     results = {folder: read_result(folder) for folder in folders}
     groups: dict[tuple[str, ...], list[Path]] = {}

@@ -14,8 +14,12 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
+from ftscale.config.own_task import OwnTaskSettings, own_settings
 from ftscale.config.section import Fraction, OneLine, Section
 from ftscale.config.tasks import SETTINGS
 from ftscale.config.tasks.base import TaskSettings
@@ -319,10 +323,28 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _task(value: Any, known: ValidatorFunctionWrapHandler) -> TaskSettings:
+    """A task of ftscale's by its name, or the one that a file of the user's describes."""
+    if isinstance(value, OwnTaskSettings):
+        return value
+    if isinstance(value, dict) and "file" in value:
+        return own_settings(value)
+    return known(_by_name(value))
+
+
+if TYPE_CHECKING:
+    TaskField = TaskSettings
+else:
+    TaskField = Annotated[
+        SerializeAsAny[TaskConfig], WrapValidator(_task, json_schema_input_type=TaskName | TaskConfig)
+    ]
+    """What a `task` section may be."""
+
+
 class Config(Section):
     """A run of ftscale."""
 
-    task: Annotated[TaskConfig, BeforeValidator(_by_name, json_schema_input_type=TaskName | TaskConfig)]
+    task: TaskField
     """The task: its name, or a section with its name and settings."""
     run_folder: OneLine
     """Folder that the run writes; must not exist yet unless resumed or overwritten."""
