@@ -359,7 +359,7 @@ def build_model(
 
 
 def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
-    """flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
+    """Choose flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
     from ftscale.models.layout import choose_layout
     from ftscale.models.load import load_small_twin
 

@@ -383,8 +383,11 @@ def _comparable(config: Config, before: Config) -> Config:
 
 
 def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
-    """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
-    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
+    """Files whose content is not what it was when the run began, by data.json.
+
+    Where that is damaged, the newest checkpoint tells whether there are any. `meant`: the sections whose settings name
+    other files.
+    """
     path = folder / "data.json"
     if not path.is_file():
         return []

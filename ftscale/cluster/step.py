@@ -83,6 +83,7 @@ class Step:
 
     @property
     def is_running(self) -> bool:
+        """Tell whether srun has not ended yet."""
         return self.process.poll() is None
 
     def ask_to_save(self) -> None:

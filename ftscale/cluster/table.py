@@ -21,9 +21,9 @@ Row = dict[str, str]
 
 
 def result_table(run_folders: Sequence[Path]) -> list[Row]:
-    """A row for each finished run with the settings that differ and its metrics; after runs that differ in their seed
-    alone, a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
+    """A row for each finished run, with the settings that differ and its metrics.
 
+    After runs that differ in their seed alone comes a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
     A folder that holds runs in its folders (an array's) stands for them.
     Raises UserError: no run there.
     """

@@ -65,6 +65,7 @@ class SourceReport:
 
     @property
     def mean_length(self) -> float:
+        """Return the mean length of the kept samples in tokens; 0 where none is kept."""
         return self.total_length / self.kept if self.kept else 0.0
 
     def sentence(self) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .probing import device_kind, transformers_model, without_traces
+from ftscale.models.probing import device_kind, transformers_model, without_traces
 
 IGNORED = -100
 """The label of a position outside the loss."""

@@ -111,6 +111,7 @@ class Evaluator:
     records: dict[int, Any] = field(default_factory=dict)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Take in the records of a micro-batch; a row that is there already is replaced."""
         self.records.update(zip(batch["row"].tolist(), self.read(outputs, batch), strict=True))
 
     def merge(self, records: dict[int, Any]) -> None:
@@ -118,4 +119,5 @@ class Evaluator:
         self.records.update(records)
 
     def compute(self) -> dict[str, float]:
+        """Score all records, sorted by row number, so that ranks and batches do not change a metric."""
         return self.score([self.records[row] for row in sorted(self.records)])

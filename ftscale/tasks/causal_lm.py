@@ -51,6 +51,7 @@ class CausalLM:
         return {} if self.template is None else {"chat_template": self.template}
 
     def model_settings(self) -> dict[str, Any]:
+        """Set no field of the model's config: the output head over the vocabulary is the model's own."""
         return {}
 
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
@@ -66,12 +67,15 @@ class CausalLM:
         return [self._sample(row, processor, limit) for row in rows]
 
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        """Return a collator that moves labels to where they are predicted; in evaluation it adds prompts."""
         return partial(_collate, pad=pad_id(processor), layout=layout, train=train)
 
     def count(self, batch: Batch) -> torch.Tensor:
+        """Count the tokens that stand in the loss: () int64."""
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum the cross-entropy of the tokens in the loss, with the output head run on these alone: () float32."""
         return lm_loss(model, model_inputs(batch), batch["labels"])
 
     @torch.no_grad()
@@ -99,9 +103,11 @@ class CausalLM:
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
         return list(_score([_Record(0.0, 1, 1, text, text)], pattern=None))
 

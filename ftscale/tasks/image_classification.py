@@ -50,6 +50,7 @@ class ImageClassification:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Return the class names in the order of their ids, from the settings or from what `fit` learned."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
 
@@ -66,6 +67,7 @@ class ImageClassification:
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes in the model's config, by which its head gets one output a class."""
         return {**label_settings(self.labels), "problem_type": "single_label_classification"}
 
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
@@ -73,15 +75,18 @@ class ImageClassification:
         return [self._sample(row, labelled) for row in rows]
 
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        """Return a collator that decodes and resizes one image at a time, and in training augments it."""
         sizes = _sizes(processor, self.settings.image_size)
         augment = Augment(self.settings.augment, size=_crop_size(sizes)) if train else None
         most = self.settings.max_pixels
         return partial(_collate, processor=processor, sizes=sizes, augment=augment, max_pixels=most)
 
     def count(self, batch: Batch) -> torch.Tensor:
+        """Count the images, each of which is one target: () int64."""
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum the cross-entropy of the images' classes: () float32."""
         logits = model(**_inputs(model, batch)).logits
         return functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
@@ -95,9 +100,11 @@ class ImageClassification:
         return {"logits": logits, "losses": losses, "loss": losses.sum()}
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, class scores and, with more than `TOP` classes, top-5 accuracy."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up record of each class."""
         number, few = len(self.labels), min(TOP, len(self.labels))
         return list(self._score([(0.0, [(first + i) % number for i in range(few)], first) for first in range(number)]))
 

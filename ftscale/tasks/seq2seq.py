@@ -38,12 +38,15 @@ class Seq2Seq:
 
     @property
     def best_metric(self) -> tuple[str, bool]:
+        """Choose checkpoints by BLEU, higher is better, where evaluation generates; else by the loss."""
         return ("loss", False) if self.settings.generate is None else ("bleu", True)
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Learn nothing from the training rows: no setting of this task depends on them."""
         return {}
 
     def model_settings(self) -> dict[str, Any]:
+        """Set no field of the model's config: the output head over the vocabulary is the model's own."""
         return {}
 
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
@@ -62,13 +65,16 @@ class Seq2Seq:
         return [self._labelled(*parts, limit) for parts in zip(samples, rows, targets, encoded, strict=True)]
 
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        """Return a collator of padded sources and targets; in evaluation it adds the whole target texts."""
         assert layout == "padded", "an encoder-decoder takes padded rows"
         return partial(_collate, fill={"input_ids": pad_id(processor)}, references=not train)
 
     def count(self, batch: Batch) -> torch.Tensor:
+        """Count the tokens of the texts to write: () int64."""
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum the cross-entropy of the tokens to write, each given the source and those before it: () float32."""
         return lm_loss(model, _inputs(model, batch), batch["labels"])
 
     @torch.no_grad()
@@ -90,9 +96,11 @@ class Seq2Seq:
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
         return Evaluator(_records, _score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
         return list(_score([_Record(0.0, 1, 1, text, text)]))
 

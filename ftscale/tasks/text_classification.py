@@ -52,11 +52,13 @@ class TextClassification:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Return the class names in the order of their ids, from the settings or from what `fit` learned."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
 
     @property
     def best_metric(self) -> tuple[str, bool]:
+        """Choose checkpoints by the metric that `BEST` has for the problem; higher is better for each."""
         return BEST[self.settings.problem], True
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
@@ -72,11 +74,13 @@ class TextClassification:
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes and the kind of problem in the model's config; a number needs one output."""
         if self.settings.problem == "regression":
             return {"num_labels": 1, "problem_type": "regression"}
         return {**label_settings(self.labels), "problem_type": f"{self.settings.problem}_classification"}
 
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
+        """Tokenise each row's text, or pair of texts, and add its class, its classes' ids or its number."""
         limit = length_limit(self.settings.max_length, processor)
         texts = [text_of(row, "text") for row in rows]
         pairs = [text_of(row, "text_pair") for row in rows] if any("text_pair" in row for row in rows) else None
@@ -84,12 +88,15 @@ class TextClassification:
         return [self._sample(row, item, limit, labelled) for row, item in zip(rows, encoded, strict=True)]
 
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        """Return a collator of tokens; labels become what `problem` asks for, a vector for several classes."""
         return partial(self._collate, fill={"input_ids": pad_id(processor), "token_type_ids": 0}, layout=layout)
 
     def count(self, batch: Batch) -> torch.Tensor:
+        """Count the rows, each of which is one target however many classes it has: () int64."""
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum the rows' losses: cross-entropy, its binary form or the squared error, by `problem`: () float32."""
         logits = model(**model_inputs(batch)).logits
         return self._losses(logits.float(), batch["labels"]).sum()
 
@@ -103,9 +110,11 @@ class TextClassification:
         return {"logits": logits, "losses": losses, "loss": losses.sum()}
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of the loss and of the scores that suit `problem`."""
         return Evaluator(self._records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring records made up for all classes."""
         if self.settings.problem == "regression":
             return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
         numbers = range(len(self.labels))

@@ -48,6 +48,7 @@ class TokenClassification:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Return the tags in the order of their ids, from the settings or from what `fit` learned."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
 
@@ -59,6 +60,7 @@ class TokenClassification:
         return {"scheme": scheme, "labels": self.settings.labels or complete_tags(tags)}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the tags in the model's config, by which its head gets one output a tag."""
         return label_settings(self.labels)
 
     def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
@@ -78,13 +80,16 @@ class TokenClassification:
         return samples
 
     def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+        """Return a collator of tokens; outside training it adds where words stand, and their tags."""
         fill = {"input_ids": pad_id(processor), "token_type_ids": 0, "labels": IGNORED}
         return partial(_collate, fill=fill, layout=layout, references=not train)
 
     def count(self, batch: Batch) -> torch.Tensor:
+        """Count the first pieces of words, which are the targets: () int64."""
         return (batch["labels"] != IGNORED).sum()
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Sum the cross-entropy of the first pieces' tags: () float32."""
         logits, labels = model(**model_inputs(batch)).logits, batch["labels"]
         chosen = labels != IGNORED
         return functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
@@ -112,9 +117,11 @@ class TokenClassification:
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of the loss and of whole entities; a word without a piece counts as O."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up word of each tag."""
         return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
 
     def predictions(
