@@ -147,7 +147,7 @@ def _kept_batch(inputs: Inputs) -> dict[str, Any]:
 
 
 def _kept_samples(inputs: Inputs) -> list[dict[str, Any]]:
-    """Of the evaluation rows where there are some, else of the training rows, also where these are a stream."""
+    """Keep some samples of the evaluation rows or, where there are none, of the training rows, be they a stream."""
     prepared = inputs.evaluation or inputs.train
     if prepared is not None:
         return list(prepared.dataset.select(range(min(PROOF_ROWS, len(prepared)))))

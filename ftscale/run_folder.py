@@ -157,7 +157,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
-    """By which one sees whether another run has taken the folder, or gone on in it."""
+    """Return what differs once another run has taken the folder, or gone on in it."""
     return (str(holds_run(folder)).encode(), *first_files(folder))
 
 

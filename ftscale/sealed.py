@@ -117,7 +117,7 @@ def sync(paths: Iterable[Path]) -> None:
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
-    """Of an object as JSON holds it, whatever its order and blanks."""
+    """Hash an object as JSON holds it, whatever its order and blanks."""
     text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64(text.encode()).hexdigest()
 

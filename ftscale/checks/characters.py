@@ -80,7 +80,7 @@ def _plain(text: str) -> str:
 
 
 def _all_ids(item: Sample, task: TaskSettings) -> list[int]:
-    """Of an encoder-decoder, those of the target too."""
+    """Return a sample's token ids, those of an encoder-decoder's target included."""
     return [*item["input_ids"], *(item["labels"] if isinstance(task, Seq2SeqSettings) else ())]
 
 

@@ -110,10 +110,10 @@ def _train(config: Config, task: Task, processor: Any, samples: list[dict[str, A
 
 
 class Unsaved(Saver):
-    """Writes no checkpoint."""
+    """A saver that writes no checkpoint."""
 
     def save(self, step: int, progress: dict[str, Any], **about: Any) -> None:
-        """Nothing."""
+        """Leave the disk as it is, at every step."""
 
 
 def _short(config: Config) -> Config:

@@ -214,7 +214,7 @@ class Job:
         )
 
     def _processes(self) -> int:
-        """Of a node."""
+        """Return how many processes a node runs."""
         return self.settings.processes or self.allocation.gpus
 
     def _start_step(

@@ -51,7 +51,7 @@ def result_table(run_folders: Sequence[Path]) -> list[Row]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Aligned columns."""
+    """Write the rows as lines of text, below their names and in aligned columns."""
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lines = ["  ".join(name.ljust(widths[name]) for name in names)]

@@ -65,7 +65,7 @@ class _Limits:
 
 
 def _cut_into(lengths: np.ndarray, number: int, *, limits: _Limits) -> list[tuple[int, int]]:
-    """At most `number` runs with the smallest greatest cost that the limits allow."""
+    """Cut into at most `number` runs with the smallest greatest cost that the limits allow."""
     low, high = int(lengths.max(initial=1)), max(limits.cost(lengths), 1)
     if limits.tokens:
         high = max(low, min(high, limits.tokens))

@@ -158,7 +158,7 @@ def prepare_sources(
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Where prepared data lies."""
+    """Return the folder of prepared data: `data.cache_dir`, else one in the user's home."""
     return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "ftscale"
 
 

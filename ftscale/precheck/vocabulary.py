@@ -34,7 +34,7 @@ def vocabulary_warnings(config: Config, task: Task, processor: Any) -> list[str]
 
 
 def _own_vocabulary(config: Config) -> dict[str, int]:
-    """Of the tokenizer that came with the model, where another one is used; empty where there is none."""
+    """Return the vocabulary that came with the model, where another one is used; empty where there is none."""
     if config.model.processor in (None, config.model.name):
         return {}
     try:
