@@ -20,10 +20,10 @@ from ftscale.logs import log
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import in_model_order
 from ftscale.precheck.vocabulary import vocabulary_warnings
-from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
 from ftscale.tasks.rows import facts_of, left_out, prepare_rows
+from ftscale.version import __version__
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Preparer:
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
-        return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
+        return f"{__version__}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
 
 
 def held_out(config: Config, task: Task) -> list[set[int]]:

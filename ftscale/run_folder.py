@@ -35,6 +35,7 @@ from ftscale.shown import shown
 from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
+from ftscale.version import __version__
 
 LOCK = "lock.json"
 LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
@@ -314,12 +315,12 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
-    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
-    return {name: installed_version(name) for name in names}
+    """Versions of this code and of the libraries that a result depends on."""
+    names = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
+    return {"ftscale": __version__, **{name: _installed_version(name) for name in names}}
 
 
-def installed_version(name: str) -> str:
+def _installed_version(name: str) -> str:
     """The version of a library, or "not installed"."""
     try:
         return version(name)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -14,6 +15,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import ftscale
+from ftscale import run_folder
+from ftscale.version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,7 +64,31 @@ def test_the_wheel_holds_every_file_of_the_package(files: set[str]):
 
 
 def test_the_wheel_holds_nothing_else(files: set[str]):
-    assert {name.split("/")[0] for name in files} == {"ftscale", "ftscale-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in files} == {"ftscale", f"ftscale-{__version__}.dist-info"}
+
+
+def test_the_wheel_says_that_it_is_typed(files: set[str]):
+    """Without py.typed a type checker takes whatever ftscale gives for Any (PEP 561)."""
+    assert "ftscale/py.typed" in files
+
+
+def test_the_version_has_one_home(wheel: Path, monkeypatch: pytest.MonkeyPatch):
+    about = message_from_bytes(zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA"))
+    assert about["Version"] == __version__ == ftscale.__version__
+
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_folder, "version", not_installed)  # run.json tells of the code, not of an installation
+    assert run_folder.versions()["ftscale"] == __version__
+
+    sources = [ROOT / "pyproject.toml", *(ROOT / "ftscale").rglob("*.py")]
+    assert [path.name for path in sources if f'"{__version__}"' in path.read_text()] == ["version.py"]
+
+
+def test_the_changelog_has_the_version_and_what_is_unreleased():
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert titles[:2] == ["Unreleased", __version__]
 
 
 def test_an_installed_wheel_finds_its_resources(wheel: Path, tmp_path: Path):
