@@ -33,7 +33,7 @@ def check_agreement(own: Mapping[str, str], gather: Callable[[Any], list[Any]]) 
 
 
 def derived(inputs: Inputs) -> dict[str, str]:
-    """By name, as text: what the rows told of the task, the prepared rows, and how many steps they make."""
+    """Return, by name, what the rows told of the task, the prepared rows and how many steps they make, each as text."""
     settings = inputs.config.task.model_dump(mode="json")
     train = inputs.train
     return {

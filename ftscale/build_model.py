@@ -43,7 +43,7 @@ def build_model(
 
 
 def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
-    """flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
+    """Flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
     if not task.modality.in_tokens:
         return "padded"
     twin = None

@@ -240,6 +240,7 @@ class Distributed:
         return values
 
     def barrier(self) -> None:
+        """Wait until every rank has come here. Collective."""
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:

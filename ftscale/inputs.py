@@ -22,10 +22,10 @@ from ftscale.logs import log
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import in_model_order
 from ftscale.precheck.vocabulary import vocabulary_warnings
-from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
 from ftscale.tasks.rows import left_out, prepare_rows
+from ftscale.version import __version__
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Preparer:
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
         settings, processor = self.task.settings.model_dump_json(), processor_key(self.task.processor)
-        return f"{installed_version('ftscale')}/{settings}/{processor}/{file_hash(self.task.settings)}"
+        return f"{__version__}/{settings}/{processor}/{file_hash(self.task.settings)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the settings, since a worker process finds no class of a file that it has not run."""

@@ -131,8 +131,10 @@ def _prepared(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Inpu
 
 @contextmanager
 def _closed_on_error(distributed: Distributed) -> Iterator[None]:
-    """One process leaves its group when an error ends the run; after an error of one of several, the others may never
-    come to it."""
+    """One process leaves its group when an error ends the run.
+
+    After an error of one of several, the others may never come to it.
+    """
     try:
         yield
     except BaseException:

@@ -33,6 +33,7 @@ from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.shown import shown
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
+from ftscale.version import __version__
 
 LOCK = "lock.json"
 LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
@@ -153,7 +154,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
-    """By which one sees whether another run has taken the folder, or gone on in it."""
+    """Return what differs once another run has taken the folder, or gone on in it."""
     return (str(holds_run(folder)).encode(), *first_files(folder))
 
 
@@ -310,12 +311,12 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
-    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
-    return {name: installed_version(name) for name in names}
+    """Versions of this code and of the libraries that a result depends on."""
+    names = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
+    return {"ftscale": __version__, **{name: _installed_version(name) for name in names}}
 
 
-def installed_version(name: str) -> str:
+def _installed_version(name: str) -> str:
     """The version of a library, or "not installed"."""
     try:
         return version(name)
@@ -382,8 +383,11 @@ def _comparable(config: Config, before: Config) -> Config:
 
 
 def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
-    """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
-    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
+    """Files whose content is not what it was when the run began, by data.json.
+
+    Where that is damaged, the newest checkpoint tells whether there are any. `meant`: the sections whose settings name
+    other files.
+    """
     path = folder / "data.json"
     if not path.is_file():
         return []

@@ -50,6 +50,11 @@ def test_without_a_command_the_commands_are_shown():
     assert all(command in outcome.stdout for command in COMMANDS)
 
 
+def test_the_version_is_printed_instead_of_a_command():
+    outcome = tiny.command("--version")
+    assert (outcome.code, outcome.stdout) == (0, f"ftscale {ftscale.__version__}\n")
+
+
 def test_schema_prints_the_json_schema():
     outcome = tiny.command("schema")
     printed = json.loads(outcome.stdout)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ftscale"
 
 LAYERS = (  # a member imports from earlier rows only; a folder is one member
-    ("files", "shown"),
+    ("files", "shown", "version"),
     ("errors", "sealed"),
     ("launched", "tensor_files"),
     ("hashing", "logs", "seeding", "resources", "processes", "shards", "swapped"),

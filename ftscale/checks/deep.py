@@ -100,13 +100,13 @@ def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
 
 
 class Unsaved(Saver):
-    """Writes no checkpoint."""
+    """A saver that writes no checkpoint."""
 
     def __init__(self, root: Path, distributed: Distributed) -> None:
         super().__init__(root, distributed, identity={}, keep=1, asynchronous=False)
 
     def save(self, step: int, progress: dict[str, Any], **about: Any) -> None:
-        """Nothing."""
+        """Leave the disk as it is, at every step."""
 
 
 class Unwritten(MetricsFile):

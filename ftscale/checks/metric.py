@@ -45,7 +45,7 @@ def _short_texts(metric: str, targets: list[str]) -> str | None:
 
 
 def _counters() -> dict[str, tuple[Callable[[str], int], int]]:
-    """Of each metric of texts: how it counts words, and the fewest that it needs."""
+    """Return, for each metric of texts, how it counts words and the fewest that it needs."""
     from sacrebleu.metrics import BLEU
 
     split = BLEU().tokenizer

@@ -38,6 +38,7 @@ class Report:
     """Some samples in pieces of text, each with whether it is a target."""
 
     def as_json(self) -> str:
+        """Return the report as the JSON text that `ftscale check --json` prints."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -53,6 +54,7 @@ class Start:
 
     @property
     def world_size(self) -> int:
+        """Count the processes of all nodes: one for each device, or one a node where no devices are named."""
         return self.nodes * (self.gpus_per_node or 1)
 
     @property

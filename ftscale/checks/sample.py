@@ -178,7 +178,7 @@ def _exhaust(rows: Iterator[Row], *, most: int | None) -> bool:
 
 
 def _prepared(draw: Draw, prepare: Preparer, *, config: Config, name: str, counted: bool) -> Part:
-    """In pieces of a source, as training does it: joined texts are joined within a piece."""
+    """Prepare the draw in pieces of a source, as training does: joined texts are joined within a piece."""
     sources = getattr(config.data, name) or config.data.train
     reports = [SourceReport(source.path, in_tokens=prepare.task.modality.in_tokens) for source in sources]
     placed, samples = draw.rows, []

@@ -45,7 +45,7 @@ def steps_per_epoch(config: Config, sample: DataSample) -> int | None:
 
 
 def learning_rates(config: Config, *, num_steps: int) -> dict[str, float]:
-    """At the first step, at the end of warm-up, half way, and at the last step, by the schedule itself."""
+    """Ask the schedule for the learning rates of the first step, the end of warm-up, half way, and the last step."""
     import torch
 
     from ftscale.optim.schedules import build_schedule, check_schedule
@@ -69,6 +69,6 @@ def _evaluates(config: Config) -> bool:
 
 
 def _moments(every: int, total: int, per_epoch: int | None) -> int:
-    """Of every so many steps, or of the epochs' ends; the last step is one."""
+    """Count the moments that come every so many steps, or at the epochs' ends; the last step is one."""
     every = every or per_epoch or total
     return math.ceil(total / every)

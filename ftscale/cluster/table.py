@@ -22,9 +22,9 @@ Row = dict[str, str]
 
 
 def result_table(run_folders: Sequence[Path]) -> list[Row]:
-    """A row for each finished run with the settings that differ and its metrics; after runs that differ in their seed
-    alone, a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
+    """A row for each finished run, with the settings that differ and its metrics.
 
+    After runs that differ in their seed alone comes a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
     A folder that holds runs in its folders (an array's) stands for them.
     Raises UserError: no run there.
     """
@@ -53,7 +53,7 @@ def result_table(run_folders: Sequence[Path]) -> list[Row]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Aligned columns."""
+    """Write the rows as lines of text, below their names and in aligned columns."""
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lines = ["  ".join(name.ljust(widths[name]) for name in names)]

@@ -41,7 +41,7 @@ def matrix() -> str:
 
 
 def table() -> str:
-    """Every row."""
+    """Return a Markdown table of every combination, with what is known of it and the tests that show it."""
     lines = ["| combination | verdict | what is known | source | shown by |", "|---|---|---|---|---|"]
     for row in TABLE:
         cells = [row.name, row.verdict, row.text, row.source, ", ".join(_shown(test) for test in row.tests)]
@@ -56,7 +56,7 @@ def with_matrix(readme: str) -> str:
 
 
 def combinations_page() -> str:
-    """docs/combinations.md."""
+    """Return the text of docs/combinations.md."""
     about = "Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py."
     return f"# Combinations\n\n{about}\n\n{table()}\n"
 

@@ -66,6 +66,7 @@ class SourceReport:
 
     @property
     def mean_length(self) -> float:
+        """Return the mean length of the kept samples in tokens; 0 where none is kept."""
         return self.total_length / self.kept if self.kept else 0.0
 
     def sentence(self) -> str:
@@ -188,7 +189,7 @@ def prepare_sources(
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Where prepared data lies."""
+    """Return the folder of prepared data: `data.cache_dir`, else one in the user's home."""
     return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "ftscale"
 
 

@@ -184,7 +184,7 @@ class StreamSteps:
         )
 
     def _warn(self) -> None:
-        """Of the first chats from which a template leaves something out."""
+        """Warn of the first chats from which a template leaves something out."""
         if not self._warned and (warnings := template_warnings(self.report, setting="data.train")):
             self._warned = True
             for warning in warnings:

@@ -77,7 +77,7 @@ def apply_adapter(
 
 
 def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps: int | None = None) -> PeftConfig:
-    """peft's config of the method with the section's other keys as its fields; needs no model, so it checks early."""
+    """Build peft's config of the method from the section's other keys; needs no model, so it checks early."""
     method = next((kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value.lower() == config.method), None)
     if method is None:
         methods = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .probing import device_kind, transformers_model, without_traces
+from ftscale.models.probing import device_kind, transformers_model, without_traces
 
 IGNORED = -100
 """The label of a position outside the loss."""
@@ -181,7 +181,7 @@ def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Finish:
-    """From the head's output to logits: `cap * tanh((output + bias) * scale / cap)` in float32."""
+    """What makes logits of the head's output: `cap * tanh((output + bias) * scale / cap)` in float32."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -204,7 +204,7 @@ class _Finish:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def chain(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """From the gradient of the logits to that of the head's output, in place; overwrites `logits` too."""
+        """Turn the gradient of the logits into that of the head's output, in place; overwrites `logits` too."""
         if self.cap is not None:
             gradient.mul_(logits.div_(self.cap).square_().neg_().add_(1.0))  # tanh' = 1 - tanh^2
         return gradient if self.scale == 1.0 else gradient.mul_(self.scale)

@@ -205,8 +205,11 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Raise an error for what is found out only when it is used: a length that is no number, or, after training, a
-    named chat template that cannot be saved with the model, in a file of its name."""
+    """Raise an error for what is found out only when the tokenizer is used.
+
+    That is a length that is no number or, after training, a named chat template that cannot be saved with the model, in
+    a file of its name.
+    """
     if not isinstance(tokenizer.model_max_length, (int, float)):
         raise ValueError(f"model_max_length = {tokenizer.model_max_length!r} is no number")
     templates = tokenizer.chat_template
@@ -367,7 +370,7 @@ def _head_was_loaded(model: PreTrainedModel, info: dict[str, Any]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' load report as a table is left out: ftscale says in one line which weights are new."""
+    """Leave out transformers' load report, a table: ftscale says in one line which weights are new."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -168,8 +168,11 @@ def _allowed_change(
     merge: bool,
     dtype: str | None,
 ) -> float:
-    """The largest change of a logit that rounding explains: what kernels differ by, and four times what another dtype
-    does to the model as it is. A model that is to be merged or cast is left in that dtype."""
+    """The largest change of a logit that rounding explains.
+
+    That is what kernels differ by, and four times what another dtype does to the model as it is. A model that is to be
+    merged or cast is left in that dtype.
+    """
     largest = expected.abs().max().item()
     if model.config.to_dict().get("quantization_config") is not None:
         return QUANTIZED_TOLERANCE * largest

@@ -187,7 +187,7 @@ def _equal_blocks(config: Config) -> bool:
 
 
 def _sizes(model: nn.Module) -> Sizes:
-    """bitsandbytes quantises all frozen linear layers but the output head."""
+    """What bitsandbytes quantises are all frozen linear layers but the output head."""
     head = transformers_model(model).get_output_embeddings()
     layers = (layer for layer in model.modules() if type(layer) is nn.Linear and layer is not head)
     weights = list(model.parameters())  # a tied weight once

@@ -79,10 +79,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Tell whether the fullest moment stays within the memory of a device."""
         return self.memory.total <= self.device.memory
 
     @property
     def world_size(self) -> int:
+        """Count the processes of all nodes, one for each device."""
         return self.nodes * self.gpus_per_node
 
 

@@ -147,7 +147,7 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
-    """Of the data section of settings that are wrong elsewhere."""
+    """Return the problems of the data section of settings that are wrong elsewhere."""
     task = settings.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     if not isinstance(name, str) or name not in SETTINGS:

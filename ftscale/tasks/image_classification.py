@@ -75,6 +75,7 @@ class ImageClassification(Task):
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes in the model's config, by which its head gets one output a class."""
         return {**label_settings(self.labels), "problem_type": "single_label_classification"}
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
@@ -121,9 +122,11 @@ class ImageClassification(Task):
         return {"logits": logits, "losses": functional.cross_entropy(logits, batch.labels, reduction="none")}
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, class scores and, with more than `TOP` classes, top-5 accuracy."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up record of each class."""
         number, few = len(self.labels), min(TOP, len(self.labels))
         return list(self._score([(0.0, [(first + i) % number for i in range(few)], first) for first in range(number)]))
 

@@ -113,9 +113,11 @@ class Seq2Seq(Task):
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
         return Evaluator(_records, _score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
         return list(_score([_Record(0.0, 1, 1, text, text)]))
 

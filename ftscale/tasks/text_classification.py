@@ -79,6 +79,7 @@ class TextClassification(Task):
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes and the kind of problem in the model's config; a number needs one output."""
         if self.settings.problem == "regression":
             return {"num_labels": 1, "problem_type": "regression"}
         return {**label_settings(self.labels), "problem_type": f"{self.settings.problem}_classification"}
@@ -116,6 +117,7 @@ class TextClassification(Task):
         return Evaluator(self._records, self._score, lower_is_better=frozenset({"loss", "mse", "mae"}))
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring records made up for all classes."""
         if self.settings.problem == "regression":
             return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
         numbers = range(len(self.labels))

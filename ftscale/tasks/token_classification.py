@@ -69,6 +69,7 @@ class TokenClassification(Task):
         return {"scheme": scheme, "labels": self.settings.labels or complete_tags(tags)}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the tags in the model's config, by which its head gets one output a tag."""
         return label_settings(self.labels)
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
@@ -126,9 +127,11 @@ class TokenClassification(Task):
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of the loss and of whole entities; a word without a piece counts as O."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up word of each tag."""
         return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:

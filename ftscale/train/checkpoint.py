@@ -154,7 +154,7 @@ class Saver:
             self._thread = None
 
     def _complete(self, part: Part, manifest: dict[str, Any], best: int | None) -> None:
-        """In the background: no collective here, ranks find each other's parts in the folder."""
+        """Complete a checkpoint in the background: no collective here, ranks find each other's parts in the folder."""
         part.finish()
         if self.distributed.is_main:
             while len(part.all_parts()) < self.distributed.world_size:

@@ -30,11 +30,11 @@ class Statistics:
         self._kept: list[torch.Tensor] = []
 
     def keep(self) -> None:
-        """As they are now."""
+        """Copy the statistics as they are now."""
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def restore(self) -> None:
-        """As they were kept."""
+        """Bring back the statistics that `keep` copied."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             buffer.copy_(kept)
 

@@ -61,7 +61,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Return the optimizer steps that were done when the checkpoint was written."""
         return self.manifest["step"]
 
     @property

@@ -38,6 +38,7 @@ class MetricsFile:
             self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
 
     def close(self) -> None:
+        """Close the file; nothing can be lost by it, since each line was flushed when it was written."""
         if self._file is not None:
             with suppress(OSError):  # each line was flushed, or its error raised by `write`
                 self._file.close()
