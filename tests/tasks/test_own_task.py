@@ -109,8 +109,8 @@ def test_a_file_that_describes_no_task_is_told(run: Path, tmp_path: Path, text: 
 
 
 def test_a_setting_that_the_file_does_not_have_is_told_with_the_nearest(run: Path):
-    with pytest.raises(UserError, match=r"task\.delt is not a setting; did you mean task\.delta"):
-        load_config(run, ["task.delt=1"])
+    with pytest.raises(UserError, match=r"task\.delda is not a setting; did you mean task\.delta"):
+        load_config(run, ["task.delda=1"])
 
 
 def test_a_run_folders_file_is_not_run_by_looking_at_it(run: Path, tmp_path: Path):
