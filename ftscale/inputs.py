@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from ftscale.config import Config
@@ -170,13 +171,25 @@ def global_order(inputs: Inputs) -> GlobalOrder | None:
         return None
     config = inputs.config
     return GlobalOrder(
-        inputs.train.counts["loss"],
+        _targets(inputs),
         inputs.train.sources,
         batch=config.batch,
         shuffle=config.data.shuffle,
         seed=config.seed,
         lengths=inputs.train.costs if config.data.group_by_length else None,
     )
+
+
+def _targets(inputs: Inputs) -> np.ndarray:
+    """(rows,) int: targets of each training row, of the first term of the loss."""
+    assert inputs.train is not None
+    counts = inputs.train.counts.get(next(iter(inputs.task.terms)))
+    if counts is None and inputs.config.batch.unit == "targets":
+        raise UserError(
+            f"batch.unit = targets needs to know each row's targets before, and task = {inputs.config.task.name} knows "
+            "them in its batches only; set batch.unit: samples."
+        )
+    return np.zeros(len(inputs.train), dtype=np.int64) if counts is None else counts
 
 
 def num_steps_of(inputs: Inputs) -> int:

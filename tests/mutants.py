@@ -366,8 +366,8 @@ MUTANTS = (
     Mutant(
         "the loss divided by the micro-batch's count",
         LOOP,
-        "loss * (scale *",
-        "loss * (distributed.world_size / max(int(loop.task.count(batch)), 1) *",
+        "scale * real *",
+        "coefficients[name] * (distributed.world_size / (loop.task.count(batch)[name] or 1)) * real *",
         (f"{ORACLE}[4]",),
     ),
     Mutant(
@@ -393,24 +393,24 @@ MUTANTS = (
     ),
     Mutant(
         "augmentation ignores the epoch",
-        "ftscale/tasks/augment.py",
+        "ftscale/modalities/augment.py",
         '(seed, "augment", epoch,',
         '(seed, "augment", 0,',
         ("tests/tasks/test_image_classification.py::test_augmentation_depends_on_row_and_epoch_and_not_on_the_batch",),
     ),
     Mutant(
         "Pillow's warning of many pixels only a warning",
-        "ftscale/tasks/image_files.py",
+        "ftscale/modalities/image_files.py",
         'simplefilter("error"',
         'simplefilter("default"',
-        ("tests/tasks/test_image_files.py::test_the_limit_is_a_setting_above_pillows_own_too",),
+        ("tests/modalities/test_image_files.py::test_the_limit_is_a_setting_above_pillows_own_too",),
     ),
     Mutant(
         "images of any format opened",
-        "ftscale/tasks/image_files.py",
+        "ftscale/modalities/image_files.py",
         "formats=FORMATS",
         "formats=None",
-        ("tests/tasks/test_image_files.py::test_postscript_is_not_opened_whatever_its_name",),
+        ("tests/modalities/test_image_files.py::test_postscript_is_not_opened_whatever_its_name",),
     ),
     Mutant(
         "aliases of YAML without limit",
