@@ -15,15 +15,15 @@ PATIENCE_S = 600.0  # with processes that are still leaving
 
 
 class SmallDisk:
-    """An ext4 file system in a file in memory, mounted at `folder`; a tmpfs where there are no loop devices."""
+    """An ext4 file system in a file, mounted at `folder`; a tmpfs where there are no loop devices."""
 
     def __init__(self, folder: Path, *, size_bytes: int) -> None:
         self.folder = folder
-        self._memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-        self._image = self._memory / f"disk-{os.getpid()}-{time.monotonic_ns()}.img"
         folder.mkdir(parents=True)
-        with self._image.open("wb") as file:
-            file.truncate(size_bytes)
+        descriptor, name = tempfile.mkstemp(suffix=".img")
+        self._image = Path(name)
+        os.truncate(descriptor, size_bytes)
+        os.close(descriptor)
         self.can_fail = _succeeds("mkfs.ext4", "-q", "-m", "0", str(self._image)) and self._mount()
         if not self.can_fail:
             self._image.unlink()

@@ -35,7 +35,7 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     if ! {
         pip install -r launch/pip.txt &&
             .venv/bin/python launch/requirements.py "$extras" >.venv/requirements.txt &&
-            pip install -c launch/constraints.txt -r .venv/requirements.txt &&
+            pip install --no-compile -c launch/constraints.txt -r .venv/requirements.txt &&
             pip install --no-deps --no-build-isolation -e .
     } >"$log" 2>&1; then
         tail -n 20 "$log" >&2

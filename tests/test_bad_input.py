@@ -496,7 +496,9 @@ def test_launch_keeps_the_code_and_prints_a_mistake_once(run: Path, setting: str
     "launcher",
     [
         needs.in_campaign(("torchrun", "--nproc_per_node", "2", "--standalone")),
-        ("accelerate", "launch", "--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2"),
+        needs.in_campaign(
+            ("accelerate", "launch", "--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2")
+        ),
     ],
     ids=["torchrun", "accelerate"],
 )

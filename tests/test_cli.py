@@ -174,7 +174,9 @@ def alone(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("launcher", "strategy"),
     [
-        (("accelerate", "launch", "--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2"), "ddp"),
+        needs.in_campaign(
+            ("accelerate", "launch", "--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2"), "ddp"
+        ),
         (("accelerate", "launch", "--config_file", "launch/accelerate/zero2.yaml", "--num_processes", "2"), "zero2"),
         (("torchrun", "--standalone", "--nproc_per_node", "2"), "ddp"),
     ],

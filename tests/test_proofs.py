@@ -81,6 +81,7 @@ def test_every_schedule_trains_and_goes_on_after_a_stop(captions: dict[str, Any]
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_8bit_adam_learns_as_well_as_adamw(captions: dict[str, Any], shared: Path, tmp_path: Path):
     text = shared / "data/translation/multi30k_de-en"
     data = {

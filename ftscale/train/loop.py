@@ -208,6 +208,7 @@ def _preempted(loop: Loop) -> str:
 def _save(loop: Loop, *, at_once: bool = False) -> None:
     progress = loop.state.progress
     best, metric = progress.best_step, progress.last_metrics.get(loop.evaluations.metric)
+    loop.metrics.sync()  # no line before a checkpoint is lost where the machine is, or its disk
     loop.saver.save(progress.step, loop.state.state_dict(), best=best, metric=metric, at_once=at_once)
     loop.metrics.write("event", progress.step, event="saved", blocked_s=round(loop.saver.blocked_s, 4))
 

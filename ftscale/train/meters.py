@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -36,6 +37,11 @@ class MetricsFile:
             self._file = self._file or open_to_append(self._path)
             line = {"kind": kind, "step": step, "time_s": round(time.time() - self._start, 3), **figures}
             self._file.write(json.dumps({name: _json_number(value) for name, value in line.items()}) + "\n")
+
+    def sync(self) -> None:
+        """Have all lines so far on the disk itself, as the checkpoint that follows them will be."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; nothing can be lost by it, since each line was flushed when it was written."""

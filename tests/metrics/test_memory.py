@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ftscale.metrics.top_k import TopKAccuracy
 
 PROGRAM = """
@@ -23,6 +25,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.campaign
 def test_two_processes_that_compute_at_once_get_their_own_scores(tmp_path: Path):
     environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PATH": ""}
     processes = [

@@ -14,6 +14,7 @@ from ftscale.config import load_config
 from ftscale.errors import UserError
 from ftscale.plan import Plan, plan_run
 from ftscale.plan.devices import device_names, load_device
+from ftscale.plan.report import apply_choice
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,14 @@ def test_its_lines_are_settings_that_can_be_given(plan: Plan, values: dict[str, 
         assert config.train.activation_checkpointing == choice.checkpointing
 
 
+def test_what_was_chosen_is_written_into_the_file(plan: Plan, values: dict[str, Any], tmp_path: Path):
+    file = tiny.write_run(tmp_path, values)
+    said = apply_choice(plan, file)
+    assert load_config(file).distributed.strategy == plan.choices[0].strategy
+    assert plan.choices[0].strategy in said
+
+
+@pytest.mark.campaign
 def test_apply_writes_the_recommended_settings_and_the_picture_is_drawn(shared: Path, tmp_path: Path):
     pytest.importorskip("matplotlib")
     values = run_of(llama("small", tmp_path / "model", shared), tmp_path)

@@ -45,6 +45,7 @@ def test_the_figures_of_the_zero_paper(strategy: str, published: float):
     assert states_gb(7.5e9, strategy, 64) == pytest.approx(published, abs=0.1)
 
 
+@pytest.mark.campaign
 def test_a_65_b_model_fits_one_card_of_48_gb_by_qlora(shared: Path, tmp_path: Path):
     """arXiv:2305.14314: a 65 B model fine-tuned on a single 48 GB GPU (batch 1, rank 64, all linear layers)."""
     model = llama("65b", tmp_path / "65b", shared)

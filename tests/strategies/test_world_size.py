@@ -88,7 +88,7 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
         "offload": Chain(full, ["zero2_offload", "zero3_offload"]),
         "bf16": Chain(bf16, ["zero3", "zero2", "zero3"]),
         "lora": Chain(lora, ["zero2", "zero2", "zero3"]),
-        "momentum": Chain(momentum, ["zero2", "zero3"]),
+        **({"momentum": Chain(momentum, ["zero2", "zero3"])} if needs.ALL else {}),
         "worse": Chain(worse, ["zero3", "zero2"]),
         "8bit": Chain(quantised, ["zero2", "zero2"]),
         "8bit-zero3": Chain(quantised, ["zero3", "zero3"]),
@@ -104,7 +104,7 @@ EXACT = [
     ("offload", 2),
     ("lora", 2),
     ("lora", 4),
-    ("momentum", 2),
+    *([("momentum", 2)] if needs.ALL else []),
 ]
 REFERENCES = {"stream": "stream-1", "lora": "lora-1", "momentum": "momentum-1"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from launching import forget_after
 from safetensors.torch import load_file
@@ -156,3 +158,28 @@ def test_a_resumed_stream_goes_on_behind_the_rows_that_it_has_read(shared: Path,
     assert len({line["rows_hash"] for line in expected}) == 4, "other rows at each step"
     shown = [(line["step"], line["rows_hash"], line["loss"]) for line in lines(tmp_path / "half", kind="train")]
     assert shown == [(line["step"], line["rows_hash"], line["loss"]) for line in expected]
+
+
+def test_the_lines_before_a_checkpoint_are_on_the_disk_before_it_has_its_name(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A disk that is lost from under a run keeps what was synced: a checkpoint without its steps' lines loses them."""
+    synced, told = [b""], dict[int, list[int]]()
+    fsync, rename = os.fsync, os.rename
+
+    def note_sync(file: Any) -> None:
+        fsync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file if isinstance(file, int) else file.fileno()}"))
+        if path.name == "metrics.jsonl":
+            synced[0] = path.read_bytes()
+
+    def note_name(old: Any, new: Any) -> None:
+        if Path(new).name.startswith("step-"):
+            lines = map(json.loads, synced[0].splitlines())
+            told[int(Path(new).name[5:])] = [line["step"] for line in lines if line["kind"] == "train"]
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_name)
+    train(parse_config(tiny.settings(shared, tmp_path, checkpoint={"every": 1, "prove": "never"}), source="test"))
+    assert told == {1: [1], 2: [1, 2], 3: [1, 2, 3]}
