@@ -62,8 +62,7 @@ class Seq2Seq(Task):
         agree_on_start(model, self.processor)
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
-        limit = self.settings.max_target_length or length_limit(self.settings.max_length, self.processor)
-        return text_problems(self, config, model_config, targets=("max_target_length", limit))
+        return text_problems(self, config, model_config, targets="max_target_length")
 
     def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
         limit = length_limit(self.settings.max_length, self.processor)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.errors import UserError
+from ftscale.modalities.encode import length_limit
 from ftscale.models.agree import STARTS_WITH_THE_END, no_start, start_token
 from ftscale.models.languages import target_code
 from ftscale.models.lengths import Lengths, model_lengths
@@ -13,17 +14,15 @@ from ftscale.models.load import load_generation_config
 from ftscale.tasks.base import Task
 
 
-def text_problems(
-    task: Task, config: Config, model_config: Any, *, targets: tuple[str, int] | None = None
-) -> list[str]:
+def text_problems(task: Task, config: Config, model_config: Any, *, targets: str = "") -> list[str]:
     """What does not fit. The tokenizer learns here how much the model takes, which is saved with it.
 
-    `targets`: the setting of the longest target and its value, for a decoder that reads other tokens.
+    `targets`: the setting of the longest target, for a decoder that reads other tokens; "" = there is none.
     """
     lengths = model_lengths(
         model_config,
         auto_class=task.auto_class,
-        decodes=targets is not None,
+        decodes=bool(targets),
         trust_remote_code=config.model.trust_remote_code,
     )
     virtual, processor = _virtual_tokens(config), task.processor
@@ -31,8 +30,9 @@ def text_problems(
         # of the samples: transformers has no other place where a tokenizer says what its model takes
         processor.model_max_length = min(processor.model_max_length, lengths.source - virtual)
     asked: list[tuple[str, int | None, int | None]] = [("max_length", task.settings.max_length, lengths.source)]
-    if targets is not None:
-        asked.append((*targets, lengths.target))
+    if targets:
+        own = getattr(task.settings, targets) or length_limit(task.settings.max_length, processor)
+        asked.append((targets, own, lengths.target))
     return [
         *(
             _too_long(name, value, most, lengths, virtual=virtual)
