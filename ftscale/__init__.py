@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import ftscale.train  # noqa: F401
 from ftscale.config import Config, load_config
 from ftscale.errors import UserError
+from ftscale.version import __version__
 
 if TYPE_CHECKING:
     from ftscale.run import Result
 
-__version__ = "0.1.0"
-__all__ = ["Config", "UserError", "load_config", "train"]
+__all__ = ["Config", "UserError", "__version__", "load_config", "train"]
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Result:

@@ -33,12 +33,12 @@ def check_agreement(own: Mapping[str, str], gather: Callable[[Any], list[Any]]) 
 
 
 def derived(inputs: Inputs) -> dict[str, str]:
-    """By name, as text: what the rows told of the task, the prepared rows, and how many steps they make."""
+    """Return, by name, what the rows told of the task, the prepared rows and how many steps they make, each as text."""
     settings = inputs.config.task.model_dump(mode="json")
     train = inputs.train
     return {
         **{f"task.{name}": json.dumps(value) for name, value in settings.items()},
-        "the tokenizer or image processor": processor_key(inputs.processor),
+        "the tokenizer or image processor": processor_key(inputs.task.processor),
         "data.train": json.dumps(list(map(_files, inputs.config.data.train))) if train is None else rows_text(train),
         "data.eval": rows_text(inputs.evaluation),
         "data.test": rows_text(inputs.test),

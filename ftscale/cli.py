@@ -16,6 +16,7 @@ from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserErro
 from ftscale.launched import launched_processes, launched_rank
 from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
 from ftscale.shown import shown
+from ftscale.version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -70,6 +71,21 @@ def report(error: UserError) -> None:
         time.sleep(SILENCE_S)
         who = f"[rank {rank} on {socket.gethostname()}] "
     print("\n".join(f"{who}error: {problem}" for problem in error.problems), file=sys.stderr, flush=True)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"ftscale {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 @app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ftscale.config.schema import DistributedConfig
+from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy, find_strategy
 from ftscale.errors import UserError, counted, unknown_name
 from ftscale.files import remove
 from ftscale.launched import adopt_launch, check_launch, is_true, launched_processes
@@ -35,21 +36,6 @@ from ftscale.swapped import load_swapped, save_swapped
 from ftscale.tensor_files import load_tensors
 
 COMPILER_S = 600.0  # a file of DeepSpeed's takes two minutes at most
-
-STRATEGIES = {
-    "single": None,
-    "ddp": None,
-    "zero1": "zero1.json",
-    "zero2": "zero2.json",
-    "zero2_offload": "zero2_offload.json",
-    "zero3": "zero3.json",
-    "zero3_offload": "zero3_offload.json",
-    "zero3_nvme": "zero3_nvme.json",
-}
-"""Named strategies, and the DeepSpeed config in ds_configs/ of each."""
-
-INTERCHANGEABLE = (("single", "ddp"), ("zero1", "zero2", "zero3"), ("zero2_offload", "zero3_offload"), ("zero3_nvme",))
-"""Strategies that go on from each other's checkpoints: one optimizer, its state cut in different ways."""
 
 USE_CPU = "ACCELERATE_USE_CPU"
 
@@ -64,8 +50,7 @@ NOMINAL_ACCUMULATION = 2
 class Distributed:
     """One process's view of all of them: what to do together, under whichever strategy.
 
-    Attributes: `rank`, `world_size`, `is_main`, `device`, `strategy`, `zero_stage` (0 without DeepSpeed), `offloads`
-    (the optimizer runs on the CPU).
+    Attributes: `rank`, `world_size`, `is_main`, `device`, `strategy`.
     Raises UserError: unknown strategy; `single` with several processes; a strategy that the launcher contradicts.
     """
 
@@ -88,7 +73,7 @@ class Distributed:
             raise UserError("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
         plugin = _deepspeed_plugin(self.strategy, config, precision=precision, max_grad_norm=max_grad_norm)
         if plugin is not None:
-            _wait_for_compilers(_operators(plugin.deepspeed_config["zero_optimization"], cuda=cuda))
+            _wait_for_compilers(_operators(self.strategy, cuda=cuda))
         # DDP must know of weights that a forward leaves out; `prepare` tells
         self._ddp = DistributedDataParallelKwargs()
         grouped = plugin is not None or place.world_size > 1
@@ -111,12 +96,9 @@ class Distributed:
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
         self.device: torch.device = self.accelerator.device
-        zero = plugin.deepspeed_config["zero_optimization"] if plugin is not None else {}
-        self.zero_stage: int = int(zero.get("stage", 0))
-        self.offloads: bool = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         expected = place.world_size
         assert self.world_size == expected, f"{expected} processes were launched, but the group has {self.world_size}"
-        if self.zero_stage and (found := self.accelerator.distributed_type) != "DEEPSPEED":
+        if self.strategy.is_zero and (found := self.accelerator.distributed_type) != "DEEPSPEED":
             raise RuntimeError(self._without_deepspeed(f"Accelerate would run {found.value}"))
         self.unwrapped: nn.Module
         """The module as it was before `prepare`."""
@@ -131,16 +113,16 @@ class Distributed:
         `unused_weights`: some trained weights get no gradient in a forward (DDP must be told).
         """
         self._ddp.find_unused_parameters = unused_weights
-        if self.zero_stage:
+        if self.strategy.is_zero:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             config["train_micro_batch_size_per_gpu"] = 1  # informs DeepSpeed's own logs only: micro-batches vary
-            if self.strategy == "zero3_nvme":  # each buffer holds a rank's share of the longest weight
+            if self.strategy.on_disk:  # each buffer holds a rank's share of the longest weight
                 longest = max(weight.numel() for weight in module.parameters())
                 config["zero_optimization"]["offload_param"]["buffer_size"] = math.ceil(longest / self.world_size)
             _lay_rows_first(module)
         self.unwrapped = module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
-        if self.zero_stage:
+        if self.strategy.is_zero:
             from deepspeed import DeepSpeedEngine
 
             if not isinstance(self.module, DeepSpeedEngine):
@@ -149,25 +131,25 @@ class Distributed:
             self.module.data_parallel_group.set_timeout(self._timeout)  # type: ignore[union-attr]
             log.info(
                 "strategy %s: DeepSpeed ZeRO stage %d, %s",
-                self.strategy,
-                self.zero_stage,
+                self.strategy.name,
+                self.strategy.stage,
                 counted(self.world_size, "process"),
             )
         else:
             wrapped = isinstance(self.module, nn.parallel.DistributedDataParallel)
             assert wrapped or self.world_size == 1, f"{self.world_size} processes, but {type(self.module).__name__}"
-            log.info("strategy %s, %s", self.strategy, counted(self.world_size, "process"))
+            log.info("strategy %s, %s", self.strategy.name, counted(self.world_size, "process"))
 
     def _without_deepspeed(self, found: str) -> str:
         return (
-            f"distributed.strategy = {self.strategy} asked for DeepSpeed, but {found}; the run stops rather than train "
-            "without it."
+            f"distributed.strategy = {self.strategy.name} asked for DeepSpeed, but {found}; the run stops rather than "
+            "train without it."
         )
 
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[None]:
         """Models made inside have all their weights on each rank; under ZeRO-3 they would else be made in shards."""
-        if self.zero_stage != 3:
+        if not self.strategy.shards_weights:
             yield
             return
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -185,7 +167,7 @@ class Distributed:
 
         The loss counts in full: nothing is divided by the number of micro-batches.
         """
-        if self.zero_stage:
+        if self.strategy.is_zero:
             self.module.set_gradient_accumulation_boundary(last)  # type: ignore[operator]
             # facts: without scale_wrt_gas=False DeepSpeed divides by its own accumulation
             self.module.backward(loss, scale_wrt_gas=False)  # type: ignore[operator]
@@ -195,7 +177,7 @@ class Distributed:
     @contextlib.contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Around forward and backward of a micro-batch: gradients cross the network only after the last."""
-        if last or self.zero_stage:
+        if last or self.strategy.is_zero:
             yield
         else:
             with self.accelerator.no_sync(self.module):
@@ -207,7 +189,7 @@ class Distributed:
         Gradients that are not finite are dropped and change nothing; the norm is then not finite. `after_update` is
         called when the weights are new, before the gradients are cleared (not under DeepSpeed, which clears them).
         """
-        if self.zero_stage:
+        if self.strategy.is_zero:
             self.module.step()  # type: ignore[operator]
             norm = float(self.module.get_global_grad_norm())  # type: ignore[operator]
             return norm if norm >= 0 else math.nan  # -1 is how DeepSpeed says that a norm is not finite
@@ -240,7 +222,7 @@ class Distributed:
 
     def share_buffers(self) -> None:
         """Rank 0's statistics, as of batch norms, for all; DDP does so by itself. Collective."""
-        if self.zero_stage and self.world_size > 1:
+        if self.strategy.is_zero and self.world_size > 1:
             for buffer in self.unwrapped.buffers():
                 if buffer.is_floating_point():  # what a model counts or masks with is the same everywhere
                     torch.distributed.broadcast(buffer, src=0)
@@ -258,6 +240,7 @@ class Distributed:
         return values
 
     def barrier(self) -> None:
+        """Wait until every rank has come here. Collective."""
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
@@ -266,7 +249,7 @@ class Distributed:
         The process group of several processes stays until they end: they may not come to its end together.
         """
         self.accelerator.free_memory()
-        if self.strategy == "zero3_nvme":
+        if self.strategy.on_disk:
             shutil.rmtree(self._swap_folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # the other ranks' are still there
                 self._swap_folder.parent.rmdir()
@@ -288,9 +271,9 @@ class Distributed:
 
         `write(value, path)` writes a value into `folder`, or copies it to be written later; it does not raise.
         """
-        if self.strategy == "zero3_nvme":
+        if self.strategy.on_disk:
             save_swapped(self.module, folder / SHARDS, write, rank=self.rank)
-        elif self.zero_stage:
+        elif self.strategy.is_zero:
             self._save_engine(folder, write)
         elif self.is_main:
             scaler = self.accelerator.scaler
@@ -319,7 +302,7 @@ class Distributed:
             engine.save_checkpoint(str(folder), tag=SHARDS, exclude_frozen_parameters=True, save_latest=False)
         except OSError:
             # rank 0 copying DeepSpeed's recovery scripts; what is left of the save, in which the others wait for it:
-            if self.zero_stage == 3:
+            if self.strategy.shards_weights:
                 engine.optimizer.checkpoint_event_epilogue()
             torch.distributed.barrier()
             raise
@@ -332,10 +315,10 @@ class Distributed:
         `weights_only`: the optimizer is not needed any more. Raises UserError, on every rank, where the optimizer's
         state cannot be cut for this number of processes.
         """
-        if self.strategy == "zero3_nvme":
+        if self.strategy.on_disk:
             load_swapped(self.module, folder / SHARDS, rank=self.rank)
             return
-        if self.zero_stage:
+        if self.strategy.is_zero:
             with self._cut_for_us(folder) as fitting:
                 self._load_engine(fitting)
             return
@@ -374,7 +357,7 @@ class Distributed:
         read = partial(load_tensors, mmap=True, classes=_classes_of_shards())
         if self.is_main:
             remove(scratch)  # of a resume that was killed
-        if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.zero_stage, read=read):
+        if cut_for(folder / SHARDS, world_size=self.world_size, stage=self.strategy.stage, read=read):
             yield folder
             return
         check_shards(folder / SHARDS, read=read)
@@ -391,7 +374,7 @@ class Distributed:
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """All weights on the CPU of rank 0, None elsewhere. Collective under ZeRO-3."""
-        sharded = self.zero_stage == 3
+        sharded = self.strategy.shards_weights
         state = self.accelerator.get_state_dict(self.module) if sharded else self.unwrapped.state_dict()
         return {name: weight.cpu() for name, weight in state.items()} if self.is_main else None
 
@@ -410,34 +393,38 @@ def _swap_folder(config: DistributedConfig) -> Path:
     return Path(config.offload_dir or "") / f"rank-{int(os.environ.get('RANK', '0')):05d}"
 
 
-def _check_async_io(strategy: str) -> None:
+def _check_async_io(strategy: Strategy) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise UserError(
-            f"distributed.strategy = {strategy} reads and writes by libaio, which DeepSpeed does not find here; "
+            f"distributed.strategy = {strategy.name} reads and writes by libaio, which DeepSpeed does not find here; "
             "install it (Debian and Ubuntu: apt-get install libaio-dev), or use zero3_offload."
         )
 
 
-def resolve_strategy(config: DistributedConfig) -> str:
-    """The strategy that the config names, or that the launcher set up."""
+def resolve_strategy(config: DistributedConfig) -> Strategy:
+    """The strategy that the config names, or that the launcher set up.
+
+    Raises UserError: an unknown name; one that the launcher or the number of its processes contradicts.
+    """
     processes = launched_processes()
     launched = _launched_strategy()
-    strategy = config.strategy or launched or ("ddp" if processes > 1 else "single")
-    if strategy not in STRATEGIES:
-        raise UserError(unknown_name("distributed.strategy", strategy, STRATEGIES))
+    if config.strategy and config.strategy not in STRATEGIES:
+        raise UserError(unknown_name("distributed.strategy", config.strategy, STRATEGIES))
+    strategy = find_strategy(config.strategy) or launched or default_strategy(processes)
     if launched and launched != strategy:
         raise UserError(
-            f"distributed.strategy = {strategy}, but the launcher was started with {launched}; name one of them only."
+            f"distributed.strategy = {strategy.name}, but the launcher was started with {launched.name}; name one of "
+            "them only."
         )
-    if strategy == "single" and processes > 1:
+    if strategy.one_process and processes > 1:
         raise UserError(
             f"distributed.strategy = single, but {processes} processes were launched; use ddp, or launch one process."
         )
-    if is_true(USE_CPU) and STRATEGIES[strategy] is not None:
+    if is_true(USE_CPU) and strategy.is_zero:
         raise UserError(
-            f"distributed.strategy = {strategy} asked for DeepSpeed, but {USE_CPU} = {os.environ[USE_CPU]} in the "
+            f"distributed.strategy = {strategy.name} asked for DeepSpeed, but {USE_CPU} = {os.environ[USE_CPU]} in the "
             "environment asks Accelerate to leave it out; unset it, or take use_cpu out of accelerate's config."
         )
     if is_true(USE_CPU) and torch.cuda.is_available():
@@ -448,54 +435,58 @@ def resolve_strategy(config: DistributedConfig) -> str:
     return strategy
 
 
-def _launched_strategy() -> str | None:
+def _launched_strategy() -> Strategy | None:
     """As the launcher's DeepSpeed config names it, a file or `accelerate config`'s answers; None = it has none."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
         return None
     if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""):
         if (name := Path(path).stem) not in STRATEGIES:
             raise UserError(unknown_name("the launcher's DeepSpeed config file", name, STRATEGIES))
-        return name
+        return STRATEGIES[name]
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is None:  # of a launcher that leaves the strategy to the run's configuration
         return None
     parts = ("OPTIMIZER", "PARAM")
     devices = {os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none").lower() for part in parts}
-    ending = "_nvme" if "nvme" in devices else "_offload" if "cpu" in devices else ""
-    if (name := f"zero{stage}{ending}") not in STRATEGIES:
+    offload = next((device for device in ("nvme", "cpu") if device in devices), "none")
+    fitting = (zero for zero in STRATEGIES.values() if zero.is_zero and zero.offload == offload)
+    if (strategy := next((zero for zero in fitting if str(zero.stage) == stage), None)) is None:
         raise UserError(
             f"ACCELERATE_DEEPSPEED_ZERO_STAGE = {stage} in the environment (deepspeed_config of accelerate's config), "
             f"with offloading to {' and '.join(sorted(devices))}, is none of ftscale's strategies; take it out of "
             f"there and name one: {', '.join(STRATEGIES)}."
         )
-    return name
+    return strategy
 
 
-def _said_of_strategy(strategy: str) -> list[str]:
+def _said_of_strategy(strategy: Strategy) -> list[str]:
     """Where the launcher named the strategy: that it did, and that nothing else of its file counts."""
     path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
-    if (name := STRATEGIES[strategy]) is None or _launched_strategy() is None:
+    if strategy.file is None or _launched_strategy() is None:
         return []
     if not path.is_file():
-        return [
-            f"distributed.strategy = {strategy}, as the launcher's deepspeed_config says; nothing else of it counts"
-        ]
-    same = path.read_bytes() == resource("ds_configs", name).read_bytes()
-    return [] if same else [f"of {path} its name alone counts: the strategy {strategy} is ftscale's own {name}"]
+        said = f"distributed.strategy = {strategy.name}, as the launcher's deepspeed_config says"
+        return [f"{said}; nothing else of it counts"]
+    if path.read_bytes() == resource("ds_configs", strategy.file).read_bytes():
+        return []
+    return [f"of {path} its name alone counts: the strategy {strategy.name} is ftscale's own {strategy.file}"]
 
 
-def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[str, int]) -> None:
-    """Raise UserError where a checkpoint made with one (strategy, number of processes) does not fit another."""
-    strategy, processes = made_by
-    fitting = next(names for names in INTERCHANGEABLE if strategy in names)
-    if here[0] not in fitting:
+def check_takeover(checkpoint: str, *, made_by: tuple[str, int], here: tuple[Strategy, int]) -> None:
+    """Raise UserError where a checkpoint made with one (strategy, number of processes) does not fit another.
+
+    `made_by`: as its manifest says, with the strategy's name.
+    """
+    maker, processes = STRATEGIES[made_by[0]], made_by[1]
+    if not here[0].shares_checkpoints_with(maker):
+        fitting = [strategy.name for strategy in STRATEGIES.values() if strategy.shares_checkpoints_with(maker)]
         raise UserError(
-            f"distributed.strategy = {here[0]} cannot go on from checkpoint {checkpoint}, which was made with "
-            f"{strategy}: its optimizer's state is another; use {' or '.join(fitting)}."
+            f"distributed.strategy = {here[0].name} cannot go on from checkpoint {checkpoint}, which was made with "
+            f"{maker.name}: its optimizer's state is another; use {' or '.join(fitting)}."
         )
-    if strategy == "zero3_nvme" and here[1] != processes:
+    if maker.on_disk and here[1] != processes:
         raise UserError(
-            f"checkpoint {checkpoint} was made by {counted(processes, 'process')} with {strategy}, which keeps each "
+            f"checkpoint {checkpoint} was made by {counted(processes, 'process')} with {maker.name}, which keeps each "
             f"process's state in files of its own; resume with {processes}, not {here[1]}."
         )
 
@@ -631,13 +622,12 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _operators(zero: Mapping[str, Any], *, cuda: bool) -> list[str]:
-    """DeepSpeed's operators that a run with these ZeRO settings has compiled, by the names of their folders."""
-    offload = {part: zero.get(part, {}).get("device", "none") for part in ("offload_optimizer", "offload_param")}
+def _operators(strategy: Strategy, *, cuda: bool) -> list[str]:
+    """DeepSpeed's operators that a run under ZeRO has compiled, by the names of their folders."""
     needed = {
         "deepspeed_shm_comm": not cuda,  # sums between the processes of a machine without a GPU
-        "cpu_adam": offload["offload_optimizer"] != "none",
-        "async_io": "nvme" in offload.values(),
+        "cpu_adam": strategy.offloads_optimizer,
+        "async_io": strategy.on_disk,
     }
     return [name for name, is_needed in needed.items() if is_needed]
 
@@ -661,15 +651,14 @@ def _wait_for_compilers(operators: list[str]) -> None:
             time.sleep(0.2)
 
 
-def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> Any:
-    name = STRATEGIES[strategy]
-    if name is None:
+def _deepspeed_plugin(strategy: Strategy, config: DistributedConfig, *, precision: str, max_grad_norm: float) -> Any:
+    if strategy.file is None:
         return None
     from accelerate import DeepSpeedPlugin
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)  # it warns of settings that are meant, e.g. optimizers it did not make itself
-    settings = json.loads(resource("ds_configs", name).read_text())
+    settings = json.loads(resource("ds_configs", strategy.file).read_text())
     # facts: "auto" would become 1.0 whatever was asked, and clip_grad_norm_ only reports
     settings["gradient_clipping"] = float(max_grad_norm)
     settings["gradient_accumulation_steps"] = NOMINAL_ACCUMULATION
@@ -677,15 +666,14 @@ def _deepspeed_plugin(strategy: str, config: DistributedConfig, *, precision: st
     settings["train_batch_size"] = NOMINAL_ACCUMULATION * int(os.environ.get("WORLD_SIZE", "1"))
     settings["bf16"]["enabled"] = precision == "bf16"
     settings["fp16"]["enabled"] = precision == "fp16"
-    for part in ("offload_optimizer", "offload_param"):
-        offload = settings["zero_optimization"].get(part, {})
-        if offload.get("device") == "nvme":
-            if not config.offload_dir:
-                raise UserError(
-                    f"distributed.strategy = {strategy} needs distributed.offload_dir: a folder on a fast local disk."
-                )
-            offload["nvme_path"] = str(_swap_folder(config))
-            _check_async_io(strategy)
+    if strategy.on_disk:
+        if not config.offload_dir:
+            raise UserError(
+                f"distributed.strategy = {strategy.name} needs distributed.offload_dir: a folder on a fast local disk."
+            )
+        for part in ("offload_optimizer", "offload_param"):
+            settings["zero_optimization"][part]["nvme_path"] = str(_swap_folder(config))
+        _check_async_io(strategy)
     # the launcher's own variables must not add to what is written here; torchrun and srun set none
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -32,7 +32,7 @@ class UserError(Exception):
         self.problems = tuple(map(shown, problems))
         super().__init__("\n".join(self.problems))
 
-    def __reduce__(self):  # so that it crosses process boundaries whole
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, ...]]:  # so that it crosses process boundaries whole
         return (type(self), self.problems)
 
 

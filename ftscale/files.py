@@ -25,8 +25,10 @@ def remove_partials(path: Path) -> None:
 
 
 def open_new(path: Path, *, mode: int = 0o666, newline: str | None = None) -> TextIO:
-    """A new text file, opened for writing; `mode`: permissions before the umask. Raises FileExistsError, for a link
-    too."""
+    """A new text file, opened for writing; `mode`: permissions before the umask.
+
+    Raises FileExistsError, for a link too.
+    """
     return open(path, "x", encoding="utf-8", newline=newline, opener=partial(_open, mode=mode))
 
 
@@ -45,8 +47,10 @@ def without_link(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (and nothing that it leads to) or a folder with all that is in it; nothing, where there is
-    none."""
+    """Delete a file, a link (and nothing that it leads to) or a folder with all that is in it.
+
+    Where there is none of them, nothing happens.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from ftscale.config import Config
-from ftscale.data.chat import stop_ids
+from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, counted
 from ftscale.inputs import Inputs, Preparer
 from ftscale.logs import log
+from ftscale.modalities.collate import Layout
 from ftscale.run_folder import Result, write_result
-from ftscale.tasks.base import KEPT, Layout, model_inputs
-from ftscale.train.evaluate import evaluation_of, to_device
-from ftscale.train.loop import Loop, Progress, best_checkpoint
+from ftscale.train.evaluate import evaluation_of
+from ftscale.train.loop import Loop, best_checkpoint
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import Interrupted
+from ftscale.train.state import Progress
 
 PROOF_ROWS = 4  # for comparing the saved model with the trained one
 
@@ -49,7 +50,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     found = (
         None
         if progress.best_step is None
-        else {"step": progress.best_step, "metric": loop.best_metric[0], "value": progress.best_metric}
+        else {"step": progress.best_step, "metric": loop.evaluations.metric, "value": progress.best_metric}
     )
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
     if distributed.is_main:
@@ -67,7 +68,6 @@ def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> 
     run = evaluation_of(
         inputs.config,
         inputs.task,
-        inputs.processor,
         inputs.test,
         loop.distributed,
         layout=layout,
@@ -86,39 +86,34 @@ def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metri
     if state is not None:
         module = distributed.unwrapped
         own = {name.removeprefix("model."): weight for name, weight in state.items()}
-        save_model(module.model, inputs.processor, folder, state_dict=own, end_ids=_end_ids(inputs))
+        task = inputs.task
+        save_model(module.model, task.processor, folder, state_dict=own, end_ids=task.end_ids())
+        task.save_extras(folder)
     distributed.barrier()
     if inputs.config.checkpoint.prove != "never":
         _prove(inputs, distributed, folder, metrics)
-
-
-def _end_ids(inputs: Inputs) -> list[int]:
-    """Token ids that end what a model of chats or texts writes, as prediction has them; none for other tasks."""
-    return stop_ids(inputs.processor) if inputs.task.auto_class == "AutoModelForCausalLM" else []
 
 
 def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
     from ftscale.models.prove import prove_saved
 
     config, module = inputs.config, distributed.unwrapped
-    batch = to_device(_kept_batch(inputs), distributed.device)
-    dtype = module.model.dtype
+    task, dtype = inputs.task, module.model.dtype
     proved = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in batch.items()
-        if isinstance(value, torch.Tensor)
+        name: value.to(distributed.device, dtype if value.is_floating_point() else value.dtype)
+        for name, value in task.proof_inputs(_kept_samples(inputs)).items()
     }
     distributed.module.eval()
     with torch.no_grad():
-        logits = distributed.module(proved, plain=True).float().cpu()
+        outputs = {name: value.float().cpu() for name, value in distributed.module(inputs=proved).items()}
     outcome: Any = None
     if distributed.is_main:
         try:
             outcome = prove_saved(
                 folder,
                 proved,
-                logits,
-                auto_class=inputs.task.auto_class,
+                outputs,
+                auto_class=task.auto_class,
                 dtype=dtype,
                 device=distributed.device,
                 quantized=config.model.quantization != "none",
@@ -137,25 +132,16 @@ def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: Metr
     )
 
 
-def _kept_batch(inputs: Inputs) -> dict[str, Any]:
-    """The first few samples that were kept, as inputs of the model: padded tensors with one entry a sample."""
-    task = inputs.task
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(_kept_samples(inputs))]
-    batch = task.collator(inputs.processor, layout="padded", train=False)(numbered)
-    kept = model_inputs(batch)
-    return {**kept, "labels": batch["labels"]} if task.auto_class == "AutoModelForSeq2SeqLM" else kept
-
-
-def _kept_samples(inputs: Inputs) -> list[dict[str, Any]]:
-    """Of the evaluation rows where there are some, else of the training rows, also where these are a stream."""
+def _kept_samples(inputs: Inputs) -> list[Sample]:
+    """The first few that were kept, of the evaluation rows where there are some, else of the training rows."""
     prepared = inputs.evaluation or inputs.train
     if prepared is not None:
-        return list(prepared.dataset.select(range(min(PROOF_ROWS, len(prepared)))))
+        return [prepared.sample(number) for number in range(min(PROOF_ROWS, len(prepared)))]
     task, data = inputs.task, inputs.config.data
-    rows = read_rows(data.train[0], roles=task.columns, setting="data.train[0]")
-    prepare = Preparer(task, inputs.processor)
+    rows = read_rows(data.train[0], roles=task.settings.roles, setting="data.train[0]")
+    prepare = Preparer(task)
     chunks = iter(lambda: list(islice(rows, PROOF_ROWS)), [])
-    kept = (sample for chunk in chunks for sample in prepare(chunk) if sample["note"] in KEPT)
+    kept = (sample for chunk in chunks for sample in prepare(chunk) if not sample.drop)
     return list(islice(kept, PROOF_ROWS))
 
 
@@ -163,7 +149,7 @@ def check_disk(loop: Loop, config: Config) -> None:
     """Raise UserError where the checkpoints to keep and the saved model will not fit on the disk. Collective."""
     distributed, problems = loop.distributed, list[str]()
     if distributed.is_main:
-        problems = disk_problems(config, distributed.unwrapped.model, sharded=bool(distributed.zero_stage))
+        problems = disk_problems(config, distributed.unwrapped.model, sharded=distributed.strategy.is_zero)
     if problems := distributed.gather_objects(problems)[0]:
         raise UserError(*problems)
 

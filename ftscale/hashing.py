@@ -22,7 +22,7 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 
 def sampled_hash(path: str | os.PathLike[str]) -> str:
-    """Of the size, and of a MiB each at the start, in the middle and at the end."""
+    """Hash a file's size, and a MiB each at its start, in its middle and at its end."""
     size = os.path.getsize(path)
     digest = xxhash.xxh3_128(str(size).encode())
     with open(path, "rb") as stream:

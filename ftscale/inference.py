@@ -6,8 +6,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -16,44 +16,34 @@ import torch
 from pydantic import ValidationError
 
 from ftscale.agreement import check_agreement, rows_text
+from ftscale.build_model import batch_layout
 from ftscale.config import Config, load_config, parse_config
 from ftscale.config.overrides import apply_overrides
+from ftscale.config.own_task import reading_of_strangers
 from ftscale.config.problems import problems_of
-from ftscale.config.schema import (
-    ClassNames,
-    DistributedConfig,
-    Section,
-    Seq2SeqSettings,
-    SourceConfig,
-    TextClassificationSettings,
-    TextSettings,
-    TokenClassificationSettings,
-)
+from ftscale.config.schema import DistributedConfig, SourceConfig
+from ftscale.config.section import Section
 from ftscale.data.answers import FORMATS, Answer, open_answers
 from ftscale.data.formats.select import role_problems
+from ftscale.data.sample import Sample
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
-from ftscale.models.languages import set_languages
-from ftscale.models.load import load_processor
+from ftscale.modalities.collate import Layout
 from ftscale.models.save import export_model, load_saved
 from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
 from ftscale.processes import begin_work
-from ftscale.run import batch_layout
-from ftscale.tasks import COLUMNS, build_task
-from ftscale.tasks.base import KEPT, Layout, Row, Sample, Task
+from ftscale.tasks import build_task
+from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
-from ftscale.tasks.written_lists import parse_list
-from ftscale.train.evaluate import evaluation_of, to_device
+from ftscale.train.evaluate import evaluation_of
 from ftscale.train.loop import TaskModule
 
 NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
-TEXT_ROLES = {"source": "source", "words": "words"}
-"""What a line of plain text is to a task, by the first of its columns; `text` to all others."""
 STDIN_SUFFIX = ".stdin.txt"
 OF_HUB_AND_FOLDERS = ("name", "split")
 """Settings of a source that say which part of it is read, and so mean nothing for another one."""
@@ -76,27 +66,27 @@ def evaluate_run(
         config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
-    _check_columns(config, task)
-    processor = _processor(run_folder, config, task)
-    rows = evaluation_rows(config, task, processor)
+    _check_columns(config)
+    task = _bound(run_folder, config, task)
+    rows = evaluation_rows(config, task)
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
         check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)
-        return evaluation_of(config, task, processor, rows, distributed, layout=layout)()
+        return evaluation_of(config, task, rows, distributed, layout=layout)()
     finally:
         distributed.close()
 
 
-def _check_columns(config: Config, task: Task) -> None:
+def _check_columns(config: Config) -> None:
     """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
     also = [config.data.stratify] if config.data.stratify else []
     problems = [
         problem
         for number, source in enumerate(config.data.eval)
-        for problem in role_problems(source.columns, roles=task.columns, setting=f"data.eval[{number}]", also=also)
+        for problem in role_problems(source.columns, roles=config.task.roles, setting=f"data.eval[{number}]", also=also)
     ]
     if problems:
         raise UserError(*problems)
@@ -124,13 +114,13 @@ def predict_file(
     setup_logging()
     _check_out(out, input_path)
     config, task = _read_run(run_folder, trust=trust)
-    _check_scores(config, every=every_score)
+    _check_scores(task, every=every_score)
     by_word = out is not None and out.suffix == ".conll"
-    if by_word and not isinstance(config.task, TokenClassificationSettings):
+    if by_word and "tags_words" not in config.task.can:
         raise UserError(f"--out = {out} is for tags of words, not for task = {config.task.name}; name another kind.")
     with _input(input_path) as path:
-        source = _input_source(path, config, task, reading=reading)
-        added = _added(config, source, every=every_score)
+        source = _input_source(path, config, reading=reading)
+        added = _added(task, source, every=every_score)
         rows = _rows(source, task, added=added)
         first = next(rows)  # what is wrong with the input is told before a model is loaded
         with (
@@ -151,13 +141,13 @@ def predict_file(
 def open_predictor(run_folder: Path, *, batch_size: int = 32, trust: Trust = NO_TRUST) -> Iterator[Predictor]:
     """The model of a finished run, on this machine's device, ready to predict. Raises UserError where there is none."""
     config, task = _read_run(run_folder, trust=trust)
-    processor = _processor(run_folder, config, task)
+    task = _bound(run_folder, config, task)
     distributed = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0)
     try:
         model = _load(run_folder, config, task).to(distributed.device).eval()
         layout = batch_layout(model, config, task, distributed)
         module = TaskModule(model, task).eval()
-        yield Predictor(config, task, processor, module, layout, distributed.device, batch_size)
+        yield Predictor(task, module, layout, distributed.device, batch_size)
     finally:
         distributed.close()
 
@@ -166,9 +156,7 @@ def open_predictor(run_folder: Path, *, batch_size: int = 32, trust: Trust = NO_
 class Predictor:
     """A model, ready to answer rows in their order, a few batches at a time."""
 
-    config: Config
     task: Task
-    processor: Any
     module: torch.nn.Module
     """Model and task, in eval mode."""
     layout: Layout
@@ -185,31 +173,41 @@ class Predictor:
             yield from self._chunk(chunk, every=every, noted=noted)
 
     def _chunk(self, rows: list[Row], *, every: bool, noted: bool) -> Iterator[Answer]:
-        samples = prepare_rows(self.task, rows, self.processor, labelled=False)
-        usable = [number for number, sample in enumerate(samples) if sample["note"] in KEPT]
-        usable.sort(key=lambda number: samples[number]["length"])  # neighbours pad little
+        samples = prepare_rows(self.task, rows, labelled=False)
+        usable = [number for number, sample in enumerate(samples) if not sample.drop]
+        usable.sort(key=lambda number: samples[number].cost)  # neighbours pad little
         found: dict[int, dict[str, Any]] = {}
         for start in range(0, len(usable), self.batch_size):
             numbers = usable[start : start + self.batch_size]
-            batch = self._batch([samples[number] for number in numbers], numbers, every=every)
-            found.update(zip(numbers, batch, strict=True))
-        nothing = dict.fromkeys(_answered(self.config, every=every))
-        for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-            answer = found.get(number, nothing)
-            yield Answer(
-                row["_columns"], {**answer, **({"note": sample["note"]} if noted else {})}, words=row.get("words")
-            )
+            found.update(zip(numbers, self._batch(samples, numbers, every=every), strict=True))
+        nothing = dict.fromkeys(self.task.answer_names(every=every))
+        for row, of_row in zip(rows, samples_by_row(samples, len(rows)), strict=True):
+            answers = [found[place] for place in of_row if place in found]
+            note = _said_of([samples[place] for place in of_row])
+            answer = self.task.merge(answers) if answers else nothing
+            yield Answer(row["_columns"], {**answer, **({"note": note} if noted else {})}, words=row.get("words"))
 
     def _batch(self, samples: list[Sample], numbers: list[int], *, every: bool) -> list[dict[str, Any]]:
-        collate = self.task.collator(self.processor, layout=self.layout, train=False)
-        rows = [
-            {**_without_counts(sample), "row": number, "epoch": 0, "seed": 0}
-            for sample, number in zip(samples, numbers, strict=True)
-        ]
-        batch = to_device(collate(rows), self.device)
+        chosen = [replace(samples[number], number=number) for number in numbers]
+        batch = self.task.collate(chosen, layout=self.layout, train=False).to(self.device)
         with torch.no_grad():
-            outputs = self.module(batch, processor=self.processor)
-            return self.task.predictions(outputs, batch, self.processor, every=every)
+            return self.task.predictions(self.module(batch=batch), batch, every=every)
+
+
+def samples_by_row(samples: Sequence[Sample], num_rows: int) -> list[list[int]]:
+    """The places of the samples of each row; samples that are parts of rows say of which (`Sample.rows`)."""
+    places: list[list[int]] = [[] for _ in range(num_rows)]
+    for place, sample in enumerate(samples):
+        first, stop = sample.rows or (place, place + 1)
+        for row in range(first, stop):
+            places[row].append(place)
+    return places
+
+
+def _said_of(samples: Sequence[Sample]) -> str:
+    """Why a row has no answer, or that it was cut."""
+    dropped = next((sample.drop for sample in samples if sample.drop), "")
+    return dropped or ("truncated" if any(sample.truncated for sample in samples) else "")
 
 
 def export_run(
@@ -229,6 +227,7 @@ def export_run(
         run_folder / "model",
         out,
         auto_class=task.auto_class,
+        probe=task.modality.probe,
         merge=merge,
         dtype=dtype,
         trust=trust,
@@ -239,17 +238,15 @@ def export_run(
     return lines
 
 
-def _processor(run_folder: Path, config: Config, task: Task) -> Any:
-    """The processor saved with the model."""
+def _bound(run_folder: Path, config: Config, task: Task) -> Task:
+    """The task with the processor that was saved with the model."""
     folder = run_folder / "model"
     saved = config.model.model_copy(update={"name": str(folder), "processor": None, "revision": None})
     try:
-        processor = load_processor(saved, kind=task.processor_class)
+        processor = task.modality.load_processor(saved)
     except NeedsCodeError as error:
         raise needed_code(folder) from error
-    if isinstance(config.task, Seq2SeqSettings):
-        set_languages(processor, config.task)
-    return processor
+    return build_task(config.task, processor)
 
 
 def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
@@ -258,7 +255,8 @@ def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
-    config = load_config(run_folder / "config.yaml")
+    with nullcontext() if trust.code else reading_of_strangers():
+        config = load_config(run_folder / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
     return config.model_copy(update={"model": trusted}), build_task(config.task)
 
@@ -276,12 +274,10 @@ def _load(run_folder: Path, config: Config, task: Task) -> Any:
 
 
 def _say_what_is_left_out(run_folder: Path, config: Config) -> None:
-    if load_config(run_folder / "config.yaml").model.trust_remote_code and not config.model.trust_remote_code:
+    with reading_of_strangers():
+        said = load_config(run_folder / "config.yaml").model.trust_remote_code
+    if said and not config.model.trust_remote_code:
         log.warning("the run was trained with code that came with its model; without --trust-remote-code it is not run")
-
-
-def _without_counts(sample: Sample) -> Sample:
-    return {name: value for name, value in sample.items() if name not in ("targets", "note")}
 
 
 # ---------------------------------------------------------------- input
@@ -299,15 +295,15 @@ def _input(path: str) -> Iterator[str]:
         yield file.name
 
 
-def _input_source(path: str, config: Config, task: Task, *, reading: Sequence[str]) -> SourceConfig:
+def _input_source(path: str, config: Config, *, reading: Sequence[str]) -> SourceConfig:
     """The input is read as the training data was, where it is of the same kind; `reading` is laid over that."""
     given = _parse_reading({"path": path}, reading)
     base = _source_like(config.data.train[0], path, config, form=given.format).model_dump(exclude_unset=True)
-    role = TEXT_ROLES.get(task.columns[0][0], "text")
-    if _kind(given) == "text" and "columns" not in base and any(role in roles for roles in task.columns):
+    role = config.task.text_column
+    if _kind(given) == "text" and "columns" not in base and role is not None:
         base["columns"] = {role: "text"}
     source = _parse_reading(base, reading)
-    if problems := role_problems(source.columns, roles=task.columns, setting="input"):
+    if problems := role_problems(source.columns, roles=config.task.roles, setting="input"):
         raise UserError(*problems)
     return source
 
@@ -317,7 +313,7 @@ def _source_like(
 ) -> SourceConfig:
     """A path as a source of the run: with the settings of another where it is of the same kind, else its columns."""
     given = SourceConfig(path=path, format=form)
-    own_roles = {role for alternative in COLUMNS[config.task.name] for role in alternative}
+    own_roles = {role for alternative in config.task.columns for role in alternative}
     columns = {role: name for role, name in like.columns.items() if role in own_roles}
     named_alike = form == "auto" and Path(path).is_file() and _suffix(path) == _suffix(like.path)
     kind, like_kind = _kind(given, setting=setting), _trained_kind(like)
@@ -360,26 +356,19 @@ class _Reading(Section):
 
 
 def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator[Row]:
-    """Rows with their own columns under `_columns`; of plain text, words are what white space separates."""
-    for row in read_rows(source, roles=task.columns, setting="input", labelled=False, keep_columns=True):
-        if isinstance(row.get("words"), str):
-            row["words"] = parse_list(row["words"]) or row["words"].split()
+    """Rows with their own columns under `_columns`, as the task takes rows to predict on."""
+    settings = task.settings
+    rows = read_rows(source, roles=settings.roles, setting="input", absent=settings.label_columns, keep_columns=True)
+    for row in rows:
         if taken := {name for name, _ in row["_columns"]}.intersection(added):
             raise UserError(f"input has a column {min(taken)!r}, which the answers would replace; rename it.")
-        yield row
+        yield task.input_row(row)
 
 
-def _added(config: Config, source: SourceConfig, *, every: bool) -> list[str]:
+def _added(task: Task, source: SourceConfig, *, every: bool) -> list[str]:
     """The names of the columns that come after a row's own."""
-    settings = config.task
-    drops = bool(source.drop) or (isinstance(settings, TextSettings) and settings.too_long == "drop")
-    return [*_answered(config, every=every), *(["note"] if drops else [])]
-
-
-def _answered(config: Config, *, every: bool) -> list[str]:
-    """The names of what a task says of a row, in its order."""
-    entities = ["entities"] if isinstance(config.task, TokenClassificationSettings) else []
-    return ["prediction", *entities, "score", *(["scores"] if every else [])]
+    drops = bool(source.drop) or getattr(task.settings, "too_long", "") == "drop"
+    return [*task.answer_names(every=every), *(["note"] if drops else [])]
 
 
 # ---------------------------------------------------------------- output
@@ -396,13 +385,7 @@ def _check_out(out: Path | None, input_path: str) -> None:
         raise UserError(f"--out = {out} is the input or a folder; name another file.")
 
 
-def _check_scores(config: Config, *, every: bool) -> None:
-    settings = config.task
-    if every and not _has_classes(settings):
-        raise UserError(f"--scores = all is for tasks with classes, but task = {settings.name} has none; leave it out.")
-
-
-def _has_classes(settings: Section) -> bool:
-    return isinstance(settings, ClassNames) and not (
-        isinstance(settings, TextClassificationSettings) and settings.problem == "regression"
-    )
+def _check_scores(task: Task, *, every: bool) -> None:
+    if every and not task.has_classes:
+        name = task.settings.name
+        raise UserError(f"--scores = all is for tasks with classes, but task = {name} has none; leave it out.")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from ftscale.config import Config
-from ftscale.config.schema import CausalLMSettings
+from ftscale.config.own_task import file_hash
+from ftscale.config.schema import TaskField
 from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
+from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import in_model_order
 from ftscale.precheck.vocabulary import vocabulary_warnings
-from ftscale.run_folder import installed_version
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
-from ftscale.tasks.rows import facts_of, left_out, prepare_rows
+from ftscale.tasks.rows import left_out, prepare_rows
+from ftscale.version import __version__
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Inputs:
     config: Config
     """With what the training rows told filled in, e.g. labels."""
     task: Task
-    processor: Any
+    """Bound to its processor."""
     train: Prepared | None
     """None where training rows are streamed."""
     evaluation: Prepared | None
@@ -49,12 +52,10 @@ def prepare_inputs(config: Config) -> Inputs:
     held = held_out(config, task) if splits(config) else None
     learned = in_model_order(config, task, task.fit(_training_rows(config, task)))
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    task = build_task(config.task)
+    task = build_task(config.task, processor)
     if problems := metric_problems(config, task):
         raise UserError(*problems)
-    if isinstance(config.task, CausalLMSettings) and config.task.chat_template is not None:
-        processor.chat_template = config.task.chat_template  # it is saved with the model that learned it
-    prepare = Preparer(task, processor)
+    prepare = Preparer(task)
     train_rows: Prepared | None
     evaluation: Prepared | None
     if held is not None:
@@ -64,11 +65,11 @@ def prepare_inputs(config: Config) -> Inputs:
         train_rows = None if data.streaming else _prepare(config, prepare, "train")
         evaluation = _prepare(config, prepare, "eval") if data.eval else None
     test = _prepare(config, prepare, "test") if data.test else None
-    for warning in vocabulary_warnings(config, task, processor):
+    for warning in vocabulary_warnings(config, task):
         log.warning("%s", warning)
-    inputs = Inputs(config, task, processor, train_rows, evaluation, test)
-    if "labels" in learned and train_rows is not None:
-        for sentence in odd_labels(_class_counts(task, train_rows)):
+    inputs = Inputs(config, task, train_rows, evaluation, test)
+    if "labels" in learned and train_rows is not None and "tags_words" not in config.task.can:
+        for sentence in odd_labels(_class_counts(learned["labels"], train_rows)):
             log.warning(sentence)
     for sentence in _row_warnings(inputs):
         log.warning(sentence)
@@ -77,9 +78,9 @@ def prepare_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def evaluation_rows(config: Config, task: Task, processor: Any) -> Prepared:
+def evaluation_rows(config: Config, task: Task) -> Prepared:
     """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
-    prepare = Preparer(task, processor)
+    prepare = Preparer(task)
     if config.data.eval:
         return _prepare(config, prepare, "eval")
     if not config.data.eval_ratio:
@@ -99,34 +100,36 @@ def _prepare(
         prepare,
         name=name,
         key=f"{prepare.key()}/{split}",
-        roles=prepare.task.columns,
+        roles=prepare.task.settings.roles,
         data=data,
+        in_tokens=prepare.task.modality.in_tokens,
         keep=keep,
     )
 
 
 @dataclass
 class Preparer:
-    """`task.prepare` with its processor, as worker processes can take it along."""
+    """`task.prepare`, as worker processes can take it along."""
 
-    task: Any
-    processor: Any
+    task: Task
     labelled: bool = True
 
-    def __call__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Samples of rows of one source; `where` says where each was read."""
-        samples = prepare_rows(self.task, rows, self.processor, labelled=self.labelled)
-        if joins(self.task):
-            span = f"{rows[0]['_where']} to {rows[-1]['_where']}"
-            return [{**sample, "where": span} for sample in samples]
-        return [
-            {**sample, "where": row["_where"], **facts_of(self.task, row, sample)}
-            for sample, row in zip(samples, rows, strict=True)
-        ]
+    def __call__(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        """Samples of rows of one source."""
+        return prepare_rows(self.task, rows, labelled=self.labelled)
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
-        return f"{installed_version('ftscale')}/{self.task.settings.model_dump_json()}/{processor_key(self.processor)}"
+        settings, processor = self.task.settings.model_dump_json(), processor_key(self.task.processor)
+        return f"{__version__}/{settings}/{processor}/{file_hash(self.task.settings)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the settings, since a worker process finds no class of a file that it has not run."""
+        return _preparer, (self.task.settings.model_dump(), self.task.processor, self.labelled)
+
+
+def _preparer(settings: dict[str, Any], processor: Any, labelled: bool) -> Preparer:
+    return Preparer(build_task(TypeAdapter(TaskField).validate_python(settings), processor), labelled)
 
 
 def held_out(config: Config, task: Task) -> list[set[int]]:
@@ -134,20 +137,18 @@ def held_out(config: Config, task: Task) -> list[set[int]]:
     return split_rows(
         config.data.train,
         data=config.data,
-        roles=task.columns,
+        roles=task.settings.roles,
         seed=config.seed,
-        is_used=lambda row: not left_out(task, row),
+        is_used=lambda row: not left_out(task.settings, row),
     )
 
 
-def _class_counts(task: Any, prepared: Prepared) -> dict[str, int]:
-    """Rows of each class; none for tags."""
-    if "tags" in prepared.dataset.column_names:
-        return {}
+def _class_counts(labels: Sequence[str], prepared: Prepared) -> dict[str, int]:
+    """Rows of each class; none where classes are of words."""
     numbers: Counter[int] = Counter()
-    for value in prepared.dataset["labels"]:
+    for value in prepared.labels:
         numbers.update(value if isinstance(value, list) else [value])
-    return {task.labels[number]: count for number, count in numbers.items()}
+    return {labels[number]: count for number, count in numbers.items()}
 
 
 def _row_warnings(inputs: Inputs) -> list[str]:
@@ -164,24 +165,31 @@ def _row_warnings(inputs: Inputs) -> list[str]:
     return found
 
 
-def joins(task: Any) -> bool:
-    """Whether the task makes samples from several rows together, so that they are not one a row."""
-    return task.settings.name == "causal_lm" and task.settings.join_texts
-
-
 def global_order(inputs: Inputs) -> GlobalOrder | None:
     """The order of prepared training rows; None for a stream."""
     if inputs.train is None:
         return None
     config = inputs.config
     return GlobalOrder(
-        np.asarray(inputs.train.dataset["targets"]),
+        _targets(inputs),
         inputs.train.sources,
         batch=config.batch,
         shuffle=config.data.shuffle,
         seed=config.seed,
-        lengths=np.asarray(inputs.train.dataset["length"]) if config.data.group_by_length else None,
+        lengths=inputs.train.costs if config.data.group_by_length else None,
     )
+
+
+def _targets(inputs: Inputs) -> np.ndarray:
+    """(rows,) int: targets of each training row, of the first term of the loss."""
+    assert inputs.train is not None
+    counts = inputs.train.counts.get(next(iter(inputs.task.terms)))
+    if counts is None and inputs.config.batch.unit == "targets":
+        raise UserError(
+            f"batch.unit = targets needs to know each row's targets before, and task = {inputs.config.task.name} knows "
+            "them in its batches only; set batch.unit: samples."
+        )
+    return np.zeros(len(inputs.train), dtype=np.int64) if counts is None else counts
 
 
 def num_steps_of(inputs: Inputs) -> int:
@@ -200,6 +208,6 @@ def splits(config: Config) -> bool:
 
 def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
     for index, source in enumerate(config.data.train):
-        for row in read_rows(source, roles=task.columns, setting=f"data.train[{index}]"):
-            if not left_out(task, row):
+        for row in read_rows(source, roles=task.settings.roles, setting=f"data.train[{index}]"):
+            if not left_out(task.settings, row):
                 yield row

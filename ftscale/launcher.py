@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from ftscale.config import Config
+from ftscale.config.strategies import STRATEGIES
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
 from ftscale.precheck import read_config
@@ -34,7 +35,7 @@ def launch_training(
     launch/accelerate/.
     """
     strategy_file(strategy)
-    if strategy == "single" and processes > 1:
+    if STRATEGIES[strategy].one_process and processes > 1:
         raise UserError(f"--strategy single is for one process, not {processes}; use ddp.")
     settings = [*overrides, f"distributed.strategy={strategy}"]
     config = read_config(run, settings)

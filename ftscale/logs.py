@@ -110,7 +110,7 @@ def close_log() -> None:
 
 @contextmanager
 def own_logging() -> Iterator[None]:
-    """ftscale's log lines are afterwards where they were before; an error is noted in the run folder."""
+    """Lead ftscale's log lines back to where they went before; an error is noted in the run folder."""
     handlers, propagate, level = log.handlers[:], log.propagate, log.level
     try:
         yield

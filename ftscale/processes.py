@@ -106,7 +106,7 @@ def stop_with_launcher() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """In a worker process: requests to stop are its parent's business, and it ends when its parent does."""
+    """Leave requests to stop to the parent of this worker process, which ends when its parent does."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     _signal_on_death_of_parent(signal.SIGKILL)

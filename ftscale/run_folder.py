@@ -23,8 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
-from ftscale.config.schema import CausalLMSettings
-from ftscale.data.chat import read_template
+from ftscale.config.own_task import file_hash, reading_of_strangers
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import own_id, remove, remove_partials, without_link
@@ -32,9 +31,9 @@ from ftscale.logs import log
 from ftscale.models.files import model_fingerprints
 from ftscale.sealed import DamagedError, content_hash, read_json, write_json
 from ftscale.shown import shown
-from ftscale.tasks import COLUMNS
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.meters import cut_metrics
+from ftscale.version import __version__
 
 LOCK = "lock.json"
 LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
@@ -70,11 +69,9 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "distributed",
     "model.attention",
+    "task.file",  # what the file says may not
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
-
-LEARNED = {"labels": None, "label_ids": None, "scheme": "auto"}
-"""Settings of a task that the training rows fill in where they have these values."""
 
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
@@ -157,7 +154,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
-    """By which one sees whether another run has taken the folder, or gone on in it."""
+    """Return what differs once another run has taken the folder, or gone on in it."""
     return (str(holds_run(folder)).encode(), *first_files(folder))
 
 
@@ -314,12 +311,12 @@ def write_result(folder: Path, result: Result) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on."""
-    names = ("ftscale", "torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
-    return {name: installed_version(name) for name in names}
+    """Versions of this code and of the libraries that a result depends on."""
+    names = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets")
+    return {"ftscale": __version__, **{name: _installed_version(name) for name in names}}
 
 
-def installed_version(name: str) -> str:
+def _installed_version(name: str) -> str:
     """The version of a library, or "not installed"."""
     try:
         return version(name)
@@ -339,11 +336,15 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
     """Settings that are not those of the run, by config.yaml; where that is damaged, by the newest checkpoint."""
     path = folder / "config.yaml"
     try:
-        changed = _differences(load_config(path), config) if path.is_file() else ["config.yaml is gone"]
+        with reading_of_strangers():
+            before = load_config(path) if path.is_file() else None
+        changed = _differences(before, config) if before is not None else ["config.yaml is gone"]
     except UserError as error:
         changed = [f"{problem.removesuffix('.')}" for problem in error.problems]
     if changed and (kept := manifest.get("config")):
-        changed_since = _differences(parse_config(kept, source="the newest checkpoint"), config)
+        with reading_of_strangers():
+            stored = parse_config(kept, source="the newest checkpoint")
+        changed_since = _differences(stored, config)
         if not changed_since:
             log.warning("%s is not what was written (%s); by the newest checkpoint all is the same", path, changed[0])
         return changed_since
@@ -351,22 +352,21 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
-    before, config = _with_template_text(before), _with_template_text(config)
+    before, config = _written_out(before), _written_out(config)
     lines = differences(public(before), public(_comparable(config, before)))
     return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
 
 
-def _with_template_text(config: Config) -> Config:
-    """A chat template is what its file says, wherever it lies. Raises UserError where it is not there any more."""
-    if not isinstance(config.task, CausalLMSettings):
-        return config
-    text = {"chat_template": read_template(config.task.chat_template)}
-    return config.model_copy(update={"task": config.task.model_copy(update=text)})
+def _written_out(config: Config) -> Config:
+    """What a setting names a file for is what the file says. Raises UserError where it is not there any more."""
+    from ftscale.tasks import task_class
+
+    return config.model_copy(update={"task": task_class(config.task).written_out(config.task)})
 
 
 def _shown(difference: str) -> str:
-    if difference.startswith("task.chat_template: "):  # of pages of text
-        return "the text of task.chat_template is not what it was (config.yaml there has it)"
+    if "\n" in difference:  # of pages of text
+        return f"the text of {difference.partition(':')[0]} is not what it was (config.yaml there has it)"
     return difference
 
 
@@ -376,20 +376,24 @@ def _comparable(config: Config, before: Config) -> Config:
         return config
     learned = {
         name: getattr(before.task, name)
-        for name, open_value in LEARNED.items()
-        if name in type(config.task).model_fields and getattr(config.task, name) == open_value
+        for name, open_value in config.task.learned.items()
+        if getattr(config.task, name) == open_value
     }
     return config.model_copy(update={"task": config.task.model_copy(update=learned)})
 
 
 def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, meant: list[str]) -> list[str]:
-    """Files whose content is not what it was when the run began, by data.json; where that is damaged, whether there
-    are any, by the newest checkpoint. `meant`: the sections whose settings name other files."""
+    """Files whose content is not what it was when the run began, by data.json.
+
+    Where that is damaged, the newest checkpoint tells whether there are any. `meant`: the sections whose settings name
+    other files.
+    """
     path = folder / "data.json"
     if not path.is_file():
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
     now |= {} if "model" in meant else model_fingerprints(config.model)
+    now |= _task_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
@@ -449,12 +453,20 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model."""
-    return _data_fingerprints(config) | model_fingerprints(config.model)
+    """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model.
+
+    And of the file that describes the task, where it is the user's own.
+    """
+    return _data_fingerprints(config) | model_fingerprints(config.model) | _task_fingerprints(config)
+
+
+def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    own = file_hash(config.task)
+    return {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
 
 
 def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    roles = COLUMNS[config.task.name]
+    roles = config.task.columns
     return {
         f"data.{part}[{index}]": file_fingerprints(source, setting=f"data.{part}[{index}]", roles=roles)
         for part, sources in (("train", config.data.train), ("eval", config.data.eval))

@@ -47,8 +47,10 @@ def unsealed(text: str | bytes, *, needs_hash: bool = False) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, seal: bool = True) -> None:
-    """An object, complete or not at all, on the disk when this returns; numbers that are not finite become null, which
-    JSON has. `seal`: with its hash in it."""
+    """Write an object, complete or not at all; it is on the disk when this returns.
+
+    Numbers that are not finite become null, which JSON has. `seal`: with its hash in it.
+    """
     finite = _finite(value)
     write_text(path, json.dumps(sealed(finite) if seal else finite, indent=2) + "\n")
 
@@ -115,7 +117,7 @@ def sync(paths: Iterable[Path]) -> None:
 
 
 def content_hash(value: Mapping[str, Any]) -> str:
-    """Of an object as JSON holds it, whatever its order and blanks."""
+    """Hash an object as JSON holds it, whatever its order and blanks."""
     text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64(text.encode()).hexdigest()
 

@@ -108,7 +108,7 @@ def reshard(
 
 
 def _files(folder: Path, kind: str) -> list[Path]:
-    """By rank: zero_pp_rank_3_mp_rank_00_optim_states.pt is rank 3's."""
+    """Return the files by rank: zero_pp_rank_3_mp_rank_00_optim_states.pt is rank 3's."""
     return sorted(folder.glob(f"*{kind}_states.pt"), key=lambda path: int(re.findall(r"rank_(\d+)", path.name)[0]))
 
 

@@ -17,15 +17,15 @@ _NO_LINE = re.compile(rf"[\n\t]|{_CONTROL.pattern}")
 
 
 def shown(text: str) -> str:
-    """A text for a terminal or a log: no secrets of URLs, and of control characters line ends and tabs alone.
+    r"""A text for a terminal or a log: no secrets of URLs, and of control characters line ends and tabs alone.
 
-    Others steer a terminal (its title, its clipboard, what stands on it already) and are written as `\\x1b`.
+    Others steer a terminal (its title, its clipboard, what stands on it already) and are written as `\x1b`.
     """
     return visible(_IN_TEXT.sub(lambda found: without_secrets(found[0]), text))
 
 
 def visible(text: str) -> str:
-    """Control characters but line ends and tabs written as `\\x1b`, those that turn the reading direction too."""
+    r"""Control characters but line ends and tabs written as `\x1b`, those that turn the reading direction too."""
     return _CONTROL.sub(lambda found: _escaped(found[0]), text)
 
 
@@ -44,7 +44,7 @@ def without_secrets(url: str) -> str:
 
 
 def control_characters(text: str) -> str:
-    """The control characters of a text that should be a part of one line, as `\\n`; "" = there are none."""
+    r"""The control characters of a text that should be a part of one line, as `\n`; "" = there are none."""
     return "".join(dict.fromkeys(_escaped(found) for found in _NO_LINE.findall(text)))
 
 

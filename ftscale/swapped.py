@@ -86,7 +86,7 @@ def _fill(state: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 def _copy(value: Any) -> Any:
-    """Of a tensor by itself: it is a part of a large buffer."""
+    """Copy a tensor by itself, since it is a part of a large buffer."""
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 

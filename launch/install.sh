@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with ftscale and the pinned versions, whose files must have the hashes of launch/constraints.txt:
 # bash launch/install.sh EXTRAS, e.g. demo or demo,dev. Does nothing when that was done before with the same
-# pyproject.toml, constraints and Python.
+# pyproject.toml, version, constraints and Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +25,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv .venv
 fi
 
-wanted="$(.venv/bin/python -V) $(cat pyproject.toml launch/constraints.txt launch/pip.txt | sha256sum | cut -d ' ' -f 1) $PWD"
+wanted="$(.venv/bin/python -V) $(cat pyproject.toml ftscale/version.py launch/constraints.txt launch/pip.txt | sha256sum | cut -d ' ' -f 1) $PWD"
 stamp=".venv/installed-${extras//,/-}"
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]]; then
     log=.venv/install.log

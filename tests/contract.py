@@ -6,17 +6,22 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
+from ftscale.data.sample import Sample
+from ftscale.modalities.collate import IGNORED, Layout
 from ftscale.models.layout import choose_layout
-from ftscale.tasks.base import KEPT, Batch, Layout, Sample, Task, model_inputs
-from ftscale.tasks.collate import IGNORED
+from ftscale.tasks.base import Task
+from ftscale.tasks.batch import Batch, Terms
 
 SUM = {"rtol": 2e-5, "atol": 1e-6}  # float32 sums in another order
+
+Gradients = dict[str, dict[str, torch.Tensor]]
+"""By term of the loss and by weight."""
 
 
 @dataclass
@@ -24,44 +29,56 @@ class Case:
     """A task with real rows of uneven length, a real processor and a tiny model, in eval mode."""
 
     task: Task
+    """Bound to its processor."""
     rows: list[dict[str, Any]]
-    processor: Any
     model: torch.nn.Module
     unlabelled: list[dict[str, Any]]
     flat: bool = False
     """The model takes flat rows."""
-    pooled: bool = False
-    """The head makes one vector a sample."""
 
     def samples(self) -> list[Sample]:
         """Numbered as the loader does it."""
-        samples = self.task.prepare(self.rows, self.processor)
-        return [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
+        return numbered(self.task.prepare(self.rows))
 
     def collate(self, samples: list[Sample], *, layout: Layout = "padded", train: bool = True) -> Batch:
-        return self.task.collator(self.processor, layout=layout, train=train)(samples)
+        return self.task.collate(samples, layout=layout, train=train)
 
     def is_token_level(self) -> bool:
-        return self.collate(self.samples())["labels"].ndim == 2 and not self.pooled
+        return self.collate(self.samples()).labels.ndim == 2 and not self.task.pools
+
+    def in_layout(self, layout: Layout) -> Case:
+        """The same case with a model that is ready for batches of this layout; skips where it takes none."""
+        if layout == "padded":
+            return self
+        if not self.flat:
+            pytest.skip("the model takes padded rows only")
+        flat, pooled = copy.deepcopy(self), self.task.pools
+        found = choose_layout(flat.model, wanted="flat", attention="auto", pooled=pooled, encoder_decoder=False)
+        assert found == "flat"
+        return flat
+
+
+def numbered(samples: list[Sample]) -> list[Sample]:
+    return [replace(sample, number=number) for number, sample in enumerate(samples)]
 
 
 def check_sample_says_its_cost_and_targets(case: Case) -> None:
     samples = case.samples()
-    assert all(sample["note"] in KEPT for sample in samples)
-    assert len({sample["length"] for sample in samples}) > 1 or "image_path" in samples[0]
+    assert not any(sample.drop for sample in samples)
+    assert len({sample.cost for sample in samples}) > 1 or not case.task.modality.in_tokens
     for sample in samples:
-        assert isinstance(sample["length"], int)
-        assert int(case.task.count(case.collate([sample]))) == sample["targets"] > 0
+        assert isinstance(sample.cost, int)
+        assert case.task.count(case.collate([sample])) == sample.counts
+        assert set(sample.counts) == set(case.task.terms)
+        assert all(count > 0 for count in sample.counts.values())
 
 
 def check_prepare_is_deterministic(case: Case) -> None:
-    samples = case.task.prepare(case.rows, case.processor)
-    assert case.task.prepare(case.rows, case.processor) == samples
-    assert (
-        case.task.prepare(case.rows[:2], case.processor) + case.task.prepare(case.rows[2:], case.processor) == samples
-    )
+    samples = case.task.prepare(case.rows)
+    assert case.task.prepare(case.rows) == samples
+    assert case.task.prepare(case.rows[:2]) + case.task.prepare(case.rows[2:]) == samples
     travelled = pickle.loads(pickle.dumps(case.task))  # as to the worker processes that tokenise
-    assert travelled.prepare(case.rows, case.processor) == samples
+    assert travelled.prepare(case.rows) == samples
 
 
 def check_samples_survive_arrow(case: Case) -> None:
@@ -69,28 +86,33 @@ def check_samples_survive_arrow(case: Case) -> None:
     from datasets import Dataset
 
     samples = case.samples()
-    stored = list(Dataset.from_list(samples))
-    _assert_same_batch(case.collate(stored, train=False), case.collate(samples, train=False))
+    stored = Dataset.from_list([sample.stored() for sample in samples])
+    again = [Sample.of_stored(columns, number=number) for number, columns in enumerate(stored)]
+    for train in (False, True):
+        _assert_same_batch(case.collate(again, train=train), case.collate(samples, train=train))
 
 
 def check_batch_feeds_the_model(case: Case) -> None:
     samples = case.samples()
     batch = case.collate(samples)
-    assert batch["row"].tolist() == list(range(len(samples)))
-    assert batch["row"].dtype == torch.int64
+    assert len(batch) == len(samples)
+    assert batch.rows.tolist() == list(range(len(samples)))
+    assert batch.rows.dtype == torch.int64
     case.model(**_forward_inputs(case, batch))
-    loss, gradients = _loss_and_gradients(case, batch)
-    assert loss.dtype == torch.float32
-    assert loss.shape == ()
-    assert loss.isfinite()
-    assert loss > 0
-    assert case.task.count(batch).dtype == torch.int64
-    assert case.task.count(batch).shape == ()
-    assert any(gradient.abs().max() > 0 for gradient in gradients.values())
+    terms, gradients = _terms_and_gradients(case, batch)
+    counts = case.task.count(batch)
+    assert set(terms) == set(counts) == set(case.task.terms)
+    for name, loss in terms.items():
+        assert loss.dtype == torch.float32
+        assert loss.shape == ()
+        assert loss.isfinite()
+        assert loss > 0
+        assert type(counts[name]) in (int, float)
+        assert any(gradient.abs().max() > 0 for gradient in gradients[name].values())
 
 
-def check_sum_and_count_add_up(case: Case) -> None:
-    """Each sample alone, without padding, against all in one batch: loss, gradient and count."""
+def check_each_term_adds_up_by_itself(case: Case) -> None:
+    """Each sample alone, without padding, against all in one batch: loss, gradient and count of every term."""
     samples = case.samples()
     whole = case.collate(samples)
     parts = [case.collate([sample]) for sample in samples]
@@ -98,40 +120,66 @@ def check_sum_and_count_add_up(case: Case) -> None:
 
 
 def check_a_batch_cut_in_two_gives_the_same_total(case: Case) -> None:
-    samples = sorted(case.samples(), key=lambda sample: -sample["length"])
+    samples = sorted(case.samples(), key=lambda sample: -sample.cost)
     _assert_total(case, case.collate(samples), [case.collate(samples[:1]), case.collate(samples[1:])])
 
 
 def check_padding_does_not_change_the_loss(case: Case) -> None:
     """More padding, filled with arbitrary tokens."""
     batch = case.collate(case.samples())
-    if "attention_mask" not in batch:
+    if "attention_mask" not in batch.inputs:
         pytest.skip("an image has no padding")
     padded = _with_more_padding(batch, filler=17)
-    loss, gradients = _loss_and_gradients(case, batch)
-    again, others = _loss_and_gradients(case, padded)
-    torch.testing.assert_close(again, loss, **SUM)
-    _assert_same_gradients(others, gradients)
+    _assert_same_loss(_terms_and_gradients(case, padded), _terms_and_gradients(case, batch))
     assert case.task.count(padded) == case.task.count(batch)
 
 
 def check_flat_equals_padded(case: Case) -> None:
-    if not case.flat:
-        pytest.skip("the model takes padded rows only")
     samples = case.samples()
-    padded = _loss_and_gradients(case, case.collate(samples))
+    flat = case.in_layout("flat")
+    padded = _terms_and_gradients(case, case.collate(samples))
     records = _records(case, [case.collate(samples, train=False)])
-    flat = copy.deepcopy(case)
-    layout = choose_layout(flat.model, wanted="flat", attention="auto", pooled=case.pooled, encoder_decoder=False)
-    assert layout == "flat"
     batch = flat.collate(samples, layout="flat")
-    assert batch["input_ids"].shape == (1, sum(len(sample["input_ids"]) for sample in samples))
-    loss, gradients = _loss_and_gradients(flat, batch)
-    torch.testing.assert_close(loss, padded[0], **SUM)
-    _assert_same_gradients(gradients, padded[1])
-    assert flat.task.count(batch) == sum(sample["targets"] for sample in samples)
+    assert batch.inputs["input_ids"].shape == (1, sum(len(sample.inputs["input_ids"]) for sample in samples))
+    _assert_same_loss(_terms_and_gradients(flat, batch), padded)
+    assert flat.task.count(batch) == _sums([sample.counts for sample in samples])
     scores = flat.task.evaluator().score(_records(flat, [flat.collate(samples, layout="flat", train=False)]))
     assert scores == pytest.approx(case.task.evaluator().score(records), rel=1e-4)
+
+
+def check_a_weight_of_two_is_the_sample_twice(case: Case) -> None:
+    _assert_weights(case, [2.0, 1.0, 1.0], places=[0, 0, 1, 2])
+
+
+def check_a_weight_of_zero_is_the_sample_absent(case: Case) -> None:
+    _assert_weights(case, [1.0, 0.0, 1.0], places=[0, 2])
+
+
+def check_a_weight_of_two_is_the_sample_twice_in_a_flat_row(case: Case) -> None:
+    _assert_weights(case, [1.0, 1.0, 2.0], places=[0, 1, 2, 2], layout="flat")
+
+
+def check_a_weight_of_zero_is_the_sample_absent_in_a_flat_row(case: Case) -> None:
+    _assert_weights(case, [0.0, 1.0, 1.0], places=[1, 2], layout="flat")
+
+
+def check_what_is_in_extra_never_reaches_the_model(case: Case) -> None:
+    """Nor do labels, weights, rows and notes: the model is called by the same names, and with equal values."""
+    samples = case.samples()
+    for train in (True, False):
+        batch = case.collate(samples, train=train)
+        laden = replace(
+            batch,
+            weights=torch.ones(len(batch)),
+            extra={"teacher": torch.rand(len(batch), 3)},
+            group="another",
+        )
+        theirs, ours = _calls(case, batch, train=train), _calls(case, laden, train=train)
+        assert ours
+        assert {frozenset(call) for call in ours} == {frozenset(call) for call in theirs}
+        assert set(ours[0]) == set(_forward_inputs(case, batch))
+        assert all(torch.equal(ours[0][name], value) for name, value in batch.inputs.items())
+    _assert_same_loss(_terms_and_gradients(case, laden), _terms_and_gradients(case, batch))
 
 
 def check_labels_outside_the_count_get_no_gradient(case: Case) -> None:
@@ -140,21 +188,22 @@ def check_labels_outside_the_count_get_no_gradient(case: Case) -> None:
         pytest.skip("each row is a target")
     samples = case.samples()
     batch = case.collate(samples)
-    batch["labels"][0] = IGNORED
+    batch.labels[0] = IGNORED
     _assert_total(case, batch, [case.collate(samples[1:])])
-    batch["labels"][:] = IGNORED
-    loss, gradients = _loss_and_gradients(case, batch)
-    assert loss == 0
-    assert case.task.count(batch) == 0
-    assert all(gradient.abs().max() == 0 for gradient in gradients.values())
+    batch.labels[:] = IGNORED
+    terms, gradients = _terms_and_gradients(case, batch)
+    for name, loss in terms.items():
+        assert loss == 0
+        assert case.task.count(batch)[name] == 0
+        assert all(gradient.abs().max() == 0 for gradient in gradients[name].values())
 
 
 def check_outputs_hold_the_loss(case: Case) -> None:
     samples = case.samples()
-    outputs = case.task.outputs(case.model, case.collate(samples, train=False), case.processor)
-    loss = case.task.loss(case.model, case.collate(samples))
-    torch.testing.assert_close(outputs["loss"], loss.detach(), **SUM)
-    assert not outputs["loss"].requires_grad
+    outputs = case.task.outputs(case.model, case.collate(samples, train=False))
+    terms = case.task.loss(case.model, case.collate(samples))
+    torch.testing.assert_close(_loss_in(outputs), terms[_first_term(case)].detach(), **SUM)
+    assert not any(value.requires_grad for value in outputs.values() if isinstance(value, torch.Tensor))
 
 
 def check_scores_do_not_depend_on_batches(case: Case) -> None:
@@ -162,35 +211,36 @@ def check_scores_do_not_depend_on_batches(case: Case) -> None:
     samples = case.samples()
     whole = case.task.evaluator()
     batch = case.collate(samples, train=False)
-    outputs = case.task.outputs(case.model, batch, case.processor)
+    outputs = case.task.outputs(case.model, batch)
     whole.update(outputs, batch)
     parts, other_rank = case.task.evaluator(), case.task.evaluator()
     for evaluator, group in ((parts, samples[2:]), (other_rank, samples[1::-1]), (other_rank, samples[-1:])):
         batch = case.collate(list(group), train=False)
-        evaluator.update(case.task.outputs(case.model, batch, case.processor), batch)
+        evaluator.update(case.task.outputs(case.model, batch), batch)
     parts.merge(pickle.loads(pickle.dumps(other_rank.records)))
     scores = whole.compute()
     assert parts.compute() == pytest.approx(scores, rel=1e-4)
-    total = sum(sample["targets"] for sample in samples)
-    assert scores["loss"] == pytest.approx(outputs["loss"].item() / total, rel=1e-5)
-    assert case.task.best_metric[0] in scores
+    total = sum(sample.counts[_first_term(case)] for sample in samples)
+    assert scores["loss"] == pytest.approx(_loss_in(outputs).item() / total, rel=1e-5)
+    assert case.task.best_metric in scores
     assert set(scores) <= set(case.task.metric_names())
     json.dumps(scores)
     assert all(type(value) is float for value in scores.values())
 
 
 def check_predictions_are_one_a_row(case: Case) -> None:
-    samples = case.task.prepare(case.unlabelled, case.processor, labelled=False)
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
-    assert all("labels" not in sample for sample in samples)
-    rows = _predict(case, numbered)
+    samples = numbered(case.task.prepare(case.unlabelled, labelled=False))
+    assert all(sample.label is None for sample in samples)
+    rows = _predict(case, samples)
     assert len(rows) == len(case.unlabelled)
+    assert all(list(row) == case.task.answer_names(every=False) for row in rows)
     assert all({"prediction", "score"} <= set(row) for row in rows)
     json.dumps(rows, allow_nan=False)
-    alone = [_predict(case, [sample])[0] for sample in numbered]
+    alone = [_predict(case, [sample])[0] for sample in samples]
     for row, same in zip(rows, alone, strict=True):
         expected = same["prediction"]
         assert row["prediction"] == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected)
+        assert case.task.merge([row]) == row
 
 
 CHECKS: tuple[Callable[[Case], None], ...] = tuple(
@@ -199,62 +249,122 @@ CHECKS: tuple[Callable[[Case], None], ...] = tuple(
 
 
 def _forward_inputs(case: Case, batch: Batch) -> dict[str, Any]:
-    inputs = model_inputs(batch)
+    inputs = dict(batch.inputs)
     if case.model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = case.model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        inputs["decoder_input_ids"] = case.model.prepare_decoder_input_ids_from_labels(labels=batch.labels)
     return inputs
 
 
-def _loss_and_gradients(case: Case, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _terms_and_gradients(case: Case, batch: Batch) -> tuple[Terms, Gradients]:
+    """Each term of the loss, and the gradient that it alone gives."""
+    terms, gradients = {}, {}
+    for name in case.task.terms:
+        case.model.zero_grad(set_to_none=True)
+        loss = case.task.loss(case.model, batch)[name]
+        loss.backward()
+        weights = case.model.named_parameters()
+        gradients[name] = {place: weight.grad.clone() for place, weight in weights if weight.grad is not None}
+        terms[name] = loss.detach()
     case.model.zero_grad(set_to_none=True)
-    loss = case.task.loss(case.model, batch)
-    loss.backward()
-    gradients = {
-        name: parameter.grad.clone() for name, parameter in case.model.named_parameters() if parameter.grad is not None
-    }
-    case.model.zero_grad(set_to_none=True)
-    return loss.detach(), gradients
+    return terms, gradients
+
+
+def _first_term(case: Case) -> str:
+    return next(iter(case.task.terms))
+
+
+def _loss_in(outputs: dict[str, Any]) -> torch.Tensor:
+    """The sum that an evaluator makes of each sample's loss."""
+    return torch.as_tensor(outputs["losses"], dtype=torch.float32).sum()
+
+
+def _sums(counts: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in counts) for name in counts[0]}
 
 
 def _assert_total(case: Case, whole: Batch, parts: list[Batch]) -> None:
-    loss, gradients = _loss_and_gradients(case, whole)
-    results = [_loss_and_gradients(case, part) for part in parts]
-    torch.testing.assert_close(sum(part for part, _ in results), loss, **SUM)
-    sums = {name: sum(part.get(name, torch.zeros(())) for _, part in results) for name in gradients}
-    _assert_same_gradients(sums, gradients)
-    assert sum(int(case.task.count(part)) for part in parts) == int(case.task.count(whole))
+    results = [_terms_and_gradients(case, part) for part in parts]
+    terms, gradients = _terms_and_gradients(case, whole)
+    sums = {name: sum(of_part[name] for of_part, _ in results) for name in terms}
+    sums_of_gradients = {
+        name: {
+            place: sum(of_part[name].get(place, torch.zeros(())) for _, of_part in results) for place in gradients[name]
+        }
+        for name in terms
+    }
+    _assert_same_loss((sums, sums_of_gradients), (terms, gradients))
+    assert _sums([case.task.count(part) for part in parts]) == case.task.count(whole)
 
 
-def _assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Equal up to the rounding of the whole gradient: single elements may be sums of large terms that cancel."""
-    assert set(ours) == set(theirs)
-    norm = torch.cat([gradient.flatten() for gradient in theirs.values()]).norm()
-    difference = torch.cat([(ours[name] - theirs[name]).flatten() for name in theirs]).norm()
-    assert difference <= 2e-5 * norm
+def _assert_weights(case: Case, weights: list[float], *, places: list[int], layout: Layout = "padded") -> None:
+    """The first samples with these weights give what the samples in these places give: every term and its gradient."""
+    case = case.in_layout(layout)
+    samples = case.samples()[: len(weights)]
+    batch = case.collate(samples, layout=layout)
+    weighted = _terms_and_gradients(case, replace(batch, weights=torch.tensor(weights)))
+    _assert_same_loss(weighted, _terms_and_gradients(case, case.collate([samples[at] for at in places], layout=layout)))
+    plain = _terms_and_gradients(case, batch)
+    _assert_same_loss(_terms_and_gradients(case, replace(batch, weights=torch.ones(len(weights)))), plain)
+    assert all(weighted[0][name] != plain[0][name] for name in case.task.terms)
+    assert case.task.count(replace(batch, weights=torch.tensor(weights))) == case.task.count(batch)
+
+
+def _assert_same_loss(ours: tuple[Terms, Gradients], theirs: tuple[Terms, Gradients]) -> None:
+    """Gradients are equal up to the rounding of the whole: single elements may be sums of large terms that cancel."""
+    assert set(ours[0]) == set(theirs[0])
+    for name, expected in theirs[0].items():
+        torch.testing.assert_close(ours[0][name], expected, **SUM)
+        own, other = ours[1][name], theirs[1][name]
+        assert set(own) == set(other)
+        norm = torch.cat([gradient.flatten() for gradient in other.values()]).norm()
+        difference = torch.cat([(own[place] - other[place]).flatten() for place in other]).norm()
+        assert difference <= 2e-5 * norm
 
 
 def _assert_same_batch(ours: Batch, theirs: Batch) -> None:
-    assert set(ours) == set(theirs)
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value
+    assert set(ours.inputs) == set(theirs.inputs)
+    for name, value in theirs.inputs.items():
+        assert torch.equal(ours.inputs[name], value) if isinstance(value, torch.Tensor) else ours.inputs[name] == value
+    assert torch.equal(ours.rows, theirs.rows)
+    assert torch.equal(ours.labels, theirs.labels)
+    assert ours.notes == theirs.notes
+    assert (ours.weights, ours.extra, ours.group) == (theirs.weights, theirs.extra, theirs.group) == (None, {}, "")
 
 
 def _with_more_padding(batch: Batch, *, filler: int) -> Batch:
-    names = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in batch]
-    padded = {**batch, **{name: torch.nn.functional.pad(batch[name], (0, 5)) for name in names}}
-    if batch["labels"].shape == batch["input_ids"].shape and batch["labels"].dtype == torch.int64:
-        padded["labels"] = torch.nn.functional.pad(batch["labels"], (0, 5), value=IGNORED)
-    padded["input_ids"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, filler)
-    return padded
+    inputs, labels = dict(batch.inputs), batch.labels
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        if name in inputs:
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, 5))
+    if labels.shape == batch.inputs["input_ids"].shape and labels.dtype == torch.int64:
+        labels = torch.nn.functional.pad(labels, (0, 5), value=IGNORED)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, filler)
+    return replace(batch, inputs=inputs, labels=labels)
+
+
+def _calls(case: Case, batch: Batch, *, train: bool) -> list[dict[str, Any]]:
+    """What the model's forward is given in each call for the loss, or for the outputs."""
+    calls: list[dict[str, Any]] = []
+
+    def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert not args
+        calls.append(dict(kwargs))
+
+    handle = case.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        (case.task.loss if train else case.task.outputs)(case.model, batch)
+    finally:
+        handle.remove()
+    return calls
 
 
 def _records(case: Case, batches: list[Batch]) -> list[Any]:
     evaluator = case.task.evaluator()
     for batch in batches:
-        evaluator.update(case.task.outputs(case.model, batch, case.processor), batch)
+        evaluator.update(case.task.outputs(case.model, batch), batch)
     return [evaluator.records[row] for row in sorted(evaluator.records)]
 
 
 def _predict(case: Case, samples: list[Sample]) -> list[dict[str, Any]]:
     batch = case.collate(samples, train=False)
-    return case.task.predictions(case.task.outputs(case.model, batch, case.processor), batch, case.processor)
+    return case.task.predictions(case.task.outputs(case.model, batch), batch)

@@ -41,14 +41,16 @@ class Mutant:
     """Node ids of the tests that must fail."""
 
 
-CHECKPOINT, MANIFEST, RUN, LOOP = (
+CHECKPOINT, MANIFEST, RUN, LOOP, STATE = (
     "ftscale/train/checkpoint.py",
     "ftscale/train/manifest.py",
     "ftscale/run.py",
     "ftscale/train/loop.py",
+    "ftscale/train/state.py",
 )
 DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed.py", "ftscale/run_folder.py", "ftscale/sealed.py"
 LOAD, SAVE, SCHEMA = "ftscale/models/load.py", "ftscale/models/save.py", "ftscale/config/schema.py"
+STRATEGIES = "ftscale/config/strategies.py"
 
 OF_CHECKPOINT = "tests/train/test_checkpoint.py::test_"
 ON_DISK = tuple(
@@ -79,12 +81,13 @@ TAGS = tuple(
 ORDER = "tests/data/test_order.py::test_"
 ORACLE = "tests/test_oracle.py::test_losses_norms_and_rates_are_those_of_trainer"
 CLIPPED = "tests/test_distributed.py::test_gradients_longer_than_the_limit_are_shortened_to_it[0.5-expected0]"
-RESTORED = "loop.saved = progress.step"  # in _restore, when all else has come back
+RESTORED = "loop.saver.saved = loop.state.progress.step"  # in _resume, when all else has come back
 
 
 def forgotten(what: str, field: str, empty: str, *tests: str) -> Mutant:
     """A field of Progress that does not come back."""
-    return Mutant(f"{what} forgotten at resume", RUN, RESTORED, f"progress.{field} = {empty}; {RESTORED}", tests)
+    lost = f"loop.state.progress.{field} = {empty}; {RESTORED}"
+    return Mutant(f"{what} forgotten at resume", RUN, RESTORED, lost, tests)
 
 
 MUTANTS = (
@@ -102,6 +105,28 @@ MUTANTS = (
         "if not isinstance(error, OSError):",
         "if True:",
         ("tests/test_full_disk.py::test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on",),
+    ),
+    # ------------------------------------------------------------ strategies
+    Mutant(
+        "a table that says other than DeepSpeed's file",
+        STRATEGIES,
+        'Strategy("zero3_offload", stage=3, offload="cpu")',
+        'Strategy("zero3_offload", stage=3)',
+        ("tests/config/test_strategies.py::test_the_table_says_what_deepspeeds_files_say[zero3_offload]",),
+    ),
+    Mutant(
+        "checkpoints taken over by another optimizer",
+        STRATEGIES,
+        "(self.is_zero, self.offload) == (other.is_zero, other.offload)",
+        "self.is_zero == other.is_zero",
+        ("tests/config/test_strategies.py::test_checkpoints_go_round_within_a_family_of_one_optimizer",),
+    ),
+    Mutant(
+        "a strategy told by its name",
+        "ftscale/launcher.py",
+        "STRATEGIES[strategy].one_process",
+        'strategy == "single"',
+        ("tests/config/test_strategies.py::test_nothing_else_compares_a_strategys_name_or_lists_some",),
     ),
     # ------------------------------------------------------------ what is on the disk
     Mutant("no fsync", SEALED, "os.fsync(descriptor)", "pass", (*ON_DISK, LIBRARYS)),
@@ -179,25 +204,25 @@ MUTANTS = (
         "pass",
         (COMES_BACK,),
     ),
-    Mutant("schedule not restored", RUN, "loop.schedule.load_state_dict(", "str(", (STEPS, STORED)),
+    Mutant("schedule not restored", STATE, "self.schedule.load_state_dict(", "str(", (STEPS, STORED)),
     Mutant(
         "the adapter's importance not restored",
-        RUN,
-        "load_adapter_state(loop.",
-        "(lambda *_: None)(loop.",
+        STATE,
+        "self.rule.load_state_dict(",
+        "str(",
         ("tests/test_faults.py::test_adalora_goes_on_with_the_importance_it_has_learned",),
     ),
     forgotten("position", "step", "0", STEPS),
-    Mutant("data from the start at resume", LOOP, "loop.steps(progress.step)", "loop.steps(0)", (STEPS,)),
-    Mutant("one step on at resume", RUN, RESTORED, f"progress.step += 1; {RESTORED}", (STEPS,)),
+    Mutant("data from the start at resume", LOOP, "loop.steps.after(progress.step)", "loop.steps.after(0)", (STEPS,)),
+    Mutant("one step on at resume", RUN, RESTORED, f"loop.state.progress.step += 1; {RESTORED}", (STEPS,)),
     Mutant(
         "data one step on at resume",
         LOOP,
-        "loop.steps(progress.step)",
-        "loop.steps(progress.step + (progress.step > 0))",
+        "loop.steps.after(progress.step)",
+        "loop.steps.after(progress.step + (progress.step > 0))",
         (STEPS,),
     ),
-    Mutant("a stream from the start at resume", RUN, "stream.position = StreamPosition", "dict", (STREAM,)),
+    Mutant("a stream from the start at resume", STATE, "self.stream.position = StreamPosition", "dict", (STREAM,)),
     forgotten("tokens", "tokens", "0", STORED),
     forgotten("targets", "targets", "0", STORED),
     forgotten("patience count", "bad_evaluations", "0", STEPS, END),
@@ -341,8 +366,8 @@ MUTANTS = (
     Mutant(
         "the loss divided by the micro-batch's count",
         LOOP,
-        "loss * (scale *",
-        "loss * (distributed.world_size / max(int(loop.task.count(batch)), 1) *",
+        "scale * real *",
+        "coefficients[name] * (distributed.world_size / (loop.task.count(batch)[name] or 1)) * real *",
         (f"{ORACLE}[4]",),
     ),
     Mutant(
@@ -368,24 +393,24 @@ MUTANTS = (
     ),
     Mutant(
         "augmentation ignores the epoch",
-        "ftscale/tasks/augment.py",
+        "ftscale/modalities/augment.py",
         '(seed, "augment", epoch,',
         '(seed, "augment", 0,',
         ("tests/tasks/test_image_classification.py::test_augmentation_depends_on_row_and_epoch_and_not_on_the_batch",),
     ),
     Mutant(
         "Pillow's warning of many pixels only a warning",
-        "ftscale/tasks/image_files.py",
+        "ftscale/modalities/image_files.py",
         'simplefilter("error"',
         'simplefilter("default"',
-        ("tests/tasks/test_image_files.py::test_the_limit_is_a_setting_above_pillows_own_too",),
+        ("tests/modalities/test_image_files.py::test_the_limit_is_a_setting_above_pillows_own_too",),
     ),
     Mutant(
         "images of any format opened",
-        "ftscale/tasks/image_files.py",
+        "ftscale/modalities/image_files.py",
         "formats=FORMATS",
         "formats=None",
-        ("tests/tasks/test_image_files.py::test_postscript_is_not_opened_whatever_its_name",),
+        ("tests/modalities/test_image_files.py::test_postscript_is_not_opened_whatever_its_name",),
     ),
     Mutant(
         "aliases of YAML without limit",

@@ -71,7 +71,7 @@ def tries(work: Path, distributed: Distributed) -> dict[str, Any]:
     whole, folder = work / "step-00000001", work / "tried/step-00000001"
     found: dict[str, Any] = {}
     for kind in sorted(kinds := {kind_of(name) for name in names(whole)}):
-        mark = work / f"ran-{distributed.strategy}-{kind}"
+        mark = work / f"ran-{distributed.strategy.name}-{kind}"
         if distributed.is_main:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(whole, folder)

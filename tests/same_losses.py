@@ -185,7 +185,8 @@ def runs(work: Path) -> Iterator[tuple[str, int, Config]]:
             made["batch"] = {**config["batch"], "layout": layout}
             made["data"] = {**config["data"], "streaming": read == "stream"}
             yield f"{task}-{layout}-{read}-{strategy}", processes, made
-            if read == "prepared" and strategy in ("single", "zero2") and layout == layouts[0]:
+            adapts = task != "image_classification"  # this small one has convolutions alone
+            if adapts and read == "prepared" and strategy in ("single", "zero2") and layout == layouts[0]:
                 adapter = {"method": "lora", "r": 4, "lora_dropout": 0.1}
                 yield f"{task}-lora-{strategy}", processes, {**made, "adapter": adapter}
 

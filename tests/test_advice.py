@@ -68,10 +68,10 @@ def _named(path: Path) -> set[str]:
 
 def _task_of(name: str) -> str:
     """A task that has the setting."""
-    from ftscale.tasks import TASKS
+    from ftscale.config.tasks import SETTINGS
 
     key = name.split(".")[1]
-    for task in TASKS:
+    for task in SETTINGS:
         settings = {**PLAIN, "task": {"name": task, key: "x"}}
         if not any(f"task.{key} is not a setting" in text for text in _problems(settings)):
             return task

@@ -50,6 +50,11 @@ def test_without_a_command_the_commands_are_shown():
     assert all(command in outcome.stdout for command in COMMANDS)
 
 
+def test_the_version_is_printed_instead_of_a_command():
+    outcome = tiny.command("--version")
+    assert (outcome.code, outcome.stdout) == (0, f"ftscale {ftscale.__version__}\n")
+
+
 def test_schema_prints_the_json_schema():
     outcome = tiny.command("schema")
     printed = json.loads(outcome.stdout)
@@ -114,7 +119,7 @@ def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
     assert run["command"][1:] == ["train", str(file)]
     lines = [line for line in tiny.metrics(folder) if line["kind"] != "event"]
     assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("train", 2), ("train", 3), ("eval", 3)]
-    figures = {"loss", "grad_norm", "lr", "tokens", "targets", "rows_hash", "tokens_per_s", "memory_bytes"}
+    figures = {"loss", "grad_norm", "lr", "tokens", "targets", "rows_hash", "step_s", "tokens_per_s", "memory_bytes"}
     assert all(set(line) == {"kind", "step", "time_s", *figures} for line in lines[:3])
     assert [line["targets"] for line in lines[:3]] == [8, 8, 8]
     assert {name: lines[3][name] for name in result["metrics"]} == result["metrics"]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,9 +10,9 @@ import torch
 from ftscale import distributed
 from ftscale.config import parse_config
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import STRATEGIES, Distributed, check_takeover, resolve_strategy
+from ftscale.config.strategies import STRATEGIES
+from ftscale.distributed import Distributed, check_takeover, resolve_strategy
 from ftscale.errors import UserError
-from ftscale.resources import resource
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_CONFIG_FILE")
 
@@ -25,7 +24,7 @@ def no_launcher(monkeypatch):
 
 
 def resolve(strategy: str | None = None) -> str:
-    return resolve_strategy(DistributedConfig(strategy=strategy))
+    return resolve_strategy(DistributedConfig(strategy=strategy)).name
 
 
 def test_one_process_is_single_and_several_are_ddp_unless_said_otherwise(monkeypatch):
@@ -113,12 +112,16 @@ def test_runs_that_share_an_offload_dir_swap_into_folders_of_their_own():
     ],
 )
 def test_checkpoints_fit_other_numbers_of_processes_and_other_cuts_of_one_state(made_by, here):
-    check_takeover("step-1", made_by=made_by, here=here)
+    take_over(made_by, here)
 
 
 def test_every_strategy_can_at_least_go_on_from_its_own_checkpoints():
-    for strategy in STRATEGIES:
-        check_takeover("step-1", made_by=(strategy, 2), here=(strategy, 2))
+    for name in STRATEGIES:
+        take_over((name, 2), (name, 2))
+
+
+def take_over(made_by: tuple[str, int], here: tuple[str, int]) -> None:
+    check_takeover("step-1", made_by=made_by, here=(STRATEGIES[here[0]], here[1]))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_every_strategy_can_at_least_go_on_from_its_own_checkpoints():
 )
 def test_a_checkpoint_that_cannot_be_taken_over_is_refused_with_what_can(made_by, here, message):
     with pytest.raises(UserError, match=message):
-        check_takeover("step-1", made_by=made_by, here=here)
+        take_over(made_by, here)
 
 
 @pytest.fixture
@@ -181,6 +184,5 @@ def test_what_a_killed_compiler_left_is_removed_without_a_wait(compilers, monkey
     ],
 )
 def test_a_strategy_needs_its_own_operators_alone(strategy: str, operators: list[str]):
-    zero = json.loads(resource("ds_configs", f"{strategy}.json").read_text())["zero_optimization"]
-    assert distributed._operators(zero, cuda=False) == operators
-    assert distributed._operators(zero, cuda=True) == operators[1:]
+    assert distributed._operators(STRATEGIES[strategy], cuda=False) == operators
+    assert distributed._operators(STRATEGIES[strategy], cuda=True) == operators[1:]

@@ -281,8 +281,8 @@ def test_a_saved_model_that_answers_otherwise_is_an_error(shared: Path, tmp_path
         "device": torch.device("cpu"),
         "quantized": False,
     }
-    assert prove_saved(shared / "weights/stories260K", inputs, logits, **about).largest_difference < 1e-5
+    assert prove_saved(shared / "weights/stories260K", inputs, {"logits": logits}, **about).largest_difference < 1e-5
     with pytest.raises(RuntimeError, match="answers otherwise than the trained one"):
-        prove_saved(shared / "weights/stories260K", inputs, logits * 1.01, **about)
+        prove_saved(shared / "weights/stories260K", inputs, {"logits": logits * 1.01}, **about)
     with pytest.raises(RuntimeError, match="does not load in a fresh process"):
-        prove_saved(tmp_path, inputs, logits, **about)
+        prove_saved(tmp_path, inputs, {"logits": logits}, **about)

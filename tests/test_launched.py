@@ -264,7 +264,7 @@ def test_no_key_of_an_accelerate_config_changes_a_gradient(monkeypatch: pytest.M
         with pytest.raises(UserError, match=key):
             check_launch()
     elif key == "deepspeed_config":
-        assert resolve_strategy(DistributedConfig()) == "zero3"
+        assert resolve_strategy(DistributedConfig()).name == "zero3"
         with pytest.raises(UserError, match="zero1, but the launcher was started with zero3"):
             resolve_strategy(DistributedConfig(strategy="zero1"))
     else:
@@ -407,7 +407,7 @@ def test_the_answers_to_accelerate_config_name_the_strategy(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     for name, value in told.items():
         monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
-    assert resolve_strategy(DistributedConfig()) == strategy
+    assert resolve_strategy(DistributedConfig()).name == strategy
 
 
 @pytest.mark.parametrize("told", [{"ZERO_STAGE": "0"}, {"ZERO_STAGE": "1", "OFFLOAD_OPTIMIZER_DEVICE": "cpu"}])
@@ -421,6 +421,6 @@ def test_a_stage_that_is_no_strategy_is_refused(monkeypatch: pytest.MonkeyPatch,
 
 def test_deepspeed_that_is_to_be_left_out_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert resolve_strategy(DistributedConfig()) == "single"
+    assert resolve_strategy(DistributedConfig()).name == "single"
     with pytest.raises(UserError, match="zero2 asked for DeepSpeed, but ACCELERATE_USE_CPU = true"):
         resolve_strategy(DistributedConfig(strategy="zero2"))

@@ -262,10 +262,10 @@ def test_a_stratified_share_keeps_the_shares_of_the_labels(shared: Path, tmp_pat
     data = {"cache_dir": str(tmp_path / "cache"), "train": train_source, "eval_ratio": 0.25, "stratify": "label"}
     parsed = parse_config({**config, "run_folder": str(tmp_path / "run"), "data": data}, source="test")
     inputs = prepare_inputs(parsed)
-    kept, held = inputs.train.dataset, inputs.evaluation.dataset
+    kept, held = inputs.train, inputs.evaluation
     assert (len(kept), len(held)) == (300, 100)
-    assert sum(held["labels"]) / 100 == pytest.approx(sum(kept["labels"]) / 300, abs=0.005)
-    texts = Counter(map(tuple, kept["input_ids"])) + Counter(map(tuple, held["input_ids"]))
+    assert sum(held.labels) / 100 == pytest.approx(sum(kept.labels) / 300, abs=0.005)
+    texts = Counter(map(tuple, kept.dataset["input_ids"])) + Counter(map(tuple, held.dataset["input_ids"]))
     whole = prepare_inputs(parsed.model_copy(update={"data": parsed.data.model_copy(update={"eval_ratio": 0.0})}))
     assert texts == Counter(map(tuple, whole.train.dataset["input_ids"]))
 

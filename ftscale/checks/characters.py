@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from ftscale.config.schema import CausalLMSettings, Seq2SeqSettings, TaskSettings
-from ftscale.data.chat import normalize
-from ftscale.tasks.base import Row, Sample
-from ftscale.tasks.causal_rows import row_column
-from ftscale.tasks.rows import text_of
+from ftscale.data.sample import Sample
+from ftscale.tasks.base import Row, Task
 
 SHOWN = 12
-NOT_READ = ("_where", "label", "tags", "image")
-"""Of a row, what is no text for the tokenizer."""
 
 
-def writes_tokens(task: TaskSettings) -> bool:
-    """Whether targets are tokens of the vocabulary, as in generation."""
-    return isinstance(task, (CausalLMSettings, Seq2SeqSettings))
-
-
-def lost_text(rows: Sequence[Row], kept: Sequence[Sample], task: TaskSettings, tokenizer: Any) -> dict[str, Any]:
+def lost_text(rows: Sequence[Row], kept: Sequence[Sample], task: Task) -> dict[str, Any]:
     """`unknown_tokens`: their share, where the tokenizer has a token for them, and `unknown_characters`.
 
     Of tasks that write, `unwritable_targets`: rows whose target has a character that does not come back when it is
     tokenised and decoded, and `unwritable_characters`. Characters come with the rows that they are in.
     """
     facts: dict[str, Any] = {}
+    tokenizer, writes = task.processor, "writes_text" in task.settings.can
+    read = task.settings.input_columns | (task.settings.label_columns if writes else frozenset())
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id):
-        ids = [token for item in kept for token in _all_ids(item, task)]
+        ids = [token for item in kept for token in task.token_ids(item)]
         facts["unknown_tokens"] = ids.count(unknown) / len(ids) if ids else 0.0
         lost: Counter[str] = Counter()
         if facts["unknown_tokens"]:
             known: dict[str, bool] = {}
             for row in rows:
-                lost.update(_failing(_strings(row), known, lambda one: _knows(tokenizer, one, unknown)))
+                lost.update(_failing(_strings(row, read), known, lambda one: _knows(tokenizer, one, unknown)))
         facts["unknown_characters"] = dict(lost.most_common(SHOWN))
-    if writes_tokens(task):
+    if writes:
         written: dict[str, bool] = {}
-        found = [_failing(_targets(row, task), written, lambda one: _writes(tokenizer, one)) for row in rows]
+        found = [_failing(task.target_texts(row), written, lambda one: _writes(tokenizer, one)) for row in rows]
         facts["unwritable_targets"] = sum(bool(characters) for characters in found)
         counts = Counter(character for characters in found for character in characters)
         facts["unwritable_characters"] = dict(counts.most_common(SHOWN))
@@ -79,26 +71,9 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(text.split()))
 
 
-def _all_ids(item: Sample, task: TaskSettings) -> list[int]:
-    """Of an encoder-decoder, those of the target too."""
-    return [*item["input_ids"], *(item["labels"] if isinstance(task, Seq2SeqSettings) else ())]
-
-
-def _targets(row: Row, task: TaskSettings) -> list[str]:
-    """The texts that the model learns to write."""
-    if isinstance(task, Seq2SeqSettings):
-        return [text_of(row, "target")]
-    column = row_column(row)
-    if column == "text":
-        return [text_of(row, "text")]
-    if column == "prompt" and not isinstance(row["prompt"], (list, tuple)):
-        return [text_of(row, "completion")]
-    return [message["content"] for message in normalize(row) if message["role"] == "assistant"]
-
-
-def _strings(row: Row) -> Iterator[str]:
+def _strings(row: Row, read: Collection[str]) -> Iterator[str]:
     for name, value in row.items():
-        if name not in NOT_READ:
+        if name in read:
             yield from _strings_in(value)
 
 

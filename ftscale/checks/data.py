@@ -8,36 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from ftscale.checks.characters import lost_text, writes_tokens
+from ftscale.checks.characters import lost_text
 from ftscale.checks.sample import DataSample, Part
-from ftscale.config.schema import CausalLMSettings, ImageClassificationSettings, Seq2SeqSettings
-from ftscale.data.census import content_of, contradicting, odd_labels, repeated, row_warnings, shared_warning
+from ftscale.data.census import contradicting, odd_labels, repeated, row_warnings, shared_warning
 from ftscale.data.prepare import SourceReport, sift, template_warnings
+from ftscale.data.sample import Sample
 from ftscale.errors import counted
-from ftscale.tasks.base import KEPT, Row, Sample
+from ftscale.modalities.collate import IGNORED
+from ftscale.tasks.base import Pieces
 from ftscale.tasks.rows import is_blank
-from ftscale.tasks.written_lists import items_in
 
 SHOWN_ROWS = 3
-LOOKED_AT_IMAGES = 200
-"""Images that are decoded to see whether they show something."""
-IGNORED = -100
 MANY_LOST = 0.01
 """Share of unknown tokens, and of targets that cannot be written, from which on they are warned of."""
 
-Pieces = list[tuple[str, bool]]
-"""A text in pieces, each with whether it is a target."""
 
-
-def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
+def describe_data(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
     """Figures of the sample, and warnings about it."""
-    facts: dict[str, Any] = {"train": _part(sample.train, sample, processor)}
+    facts: dict[str, Any] = {"train": _part(sample.train, sample)}
     warnings = _warnings("data.train", facts["train"]) + _of_template("data.train", sample.train)
-    if isinstance(task := sample.config.task, ImageClassificationSettings):
-        warnings += _flat_images(sample.train, max_pixels=task.max_pixels)
+    warnings += [f"data.train: {text}" for text in sample.task.sample_warnings(sample.train.kept)]
     facts["label_distribution"] = label_distribution(sample)
     if sample.evaluation is not None:
-        facts["eval"] = _part(sample.evaluation, sample, processor)
+        facts["eval"] = _part(sample.evaluation, sample)
         warnings += _warnings("data.eval", facts["eval"]) + _of_template("data.eval", sample.evaluation)
         if sample.config.data.eval:
             facts["overlap"] = sample.overlap(sample.evaluation)
@@ -47,7 +40,7 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
             facts["overlap"], looked_at = sample.shared_inputs(sample.evaluation), len(sample.evaluation.rows)
             warnings += shared_warning("data.eval_ratio", facts["overlap"], looked_at, held_out=True)
     if sample.test is not None:
-        facts["test"] = _part(sample.test, sample, processor)
+        facts["test"] = _part(sample.test, sample)
         facts["test_overlap"] = sample.overlap(sample.test)
         warnings += _warnings("data.test", facts["test"]) + _of_template("data.test", sample.test)
         if facts["test_overlap"]:
@@ -59,22 +52,19 @@ def describe_data(sample: DataSample, processor: Any) -> tuple[dict[str, Any], l
     return facts, warnings
 
 
-def marked_rows(sample: DataSample, processor: Any) -> list[Pieces]:
+def marked_rows(sample: DataSample) -> list[Pieces]:
     """The first rows as the model sees them; a class or number that is the target stands at the end."""
-    kept = [item for item in zip(sample.train.rows, sample.train.samples, strict=False) if item[1]["note"] in KEPT]
-    return [_pieces(row, item, processor, writes=writes_tokens(sample.config.task)) for row, item in kept[:SHOWN_ROWS]]
+    pairs = zip(sample.train.rows, sample.train.samples, strict=False)
+    return [sample.task.show(row, item) for row, item in pairs if not item.drop][:SHOWN_ROWS]
 
 
 def label_distribution(sample: DataSample) -> dict[str, int]:
     """Rows (for tags: words) of each class, most frequent first; empty for generation and numbers."""
-    task = sample.config.task
-    if isinstance(task, (CausalLMSettings, Seq2SeqSettings)) or task.labels is None:
-        return {}
     numbers: Counter[int] = Counter()
     for item in sample.train.kept:
-        own = item.get("tags", item.get("labels"))
-        numbers.update(own if isinstance(own, list) else [int(own)])  # type: ignore[arg-type]
-    return {task.labels[number]: count for number, count in numbers.most_common()}
+        numbers.update(sample.task.classes(item))
+    labels = getattr(sample.config.task, "labels", None) or ()
+    return {labels[number]: count for number, count in numbers.most_common()}
 
 
 def _seen_before(setting: str, count: int, part: Part) -> str:
@@ -84,62 +74,41 @@ def _seen_before(setting: str, count: int, part: Part) -> str:
     )
 
 
-def _part(part: Part, sample: DataSample, processor: Any) -> dict[str, Any]:
-    kept = part.kept
-    contents = np.array([content_of(row) for row in part.rows], dtype=np.int64).reshape(-1, 2)
-    notes = Counter(item["note"] for item in part.samples if item["note"] not in KEPT)
+def _part(part: Part, sample: DataSample) -> dict[str, Any]:
+    kept, contents, processor = part.kept, sample.contents(part), sample.task.processor
+    dropped = Counter(item.drop for item in part.samples if item.drop)
     facts: dict[str, Any] = {
         "rows_looked_at": len(part.rows),
         "rows": part.num_rows,
         "kept": len(kept),
-        "dropped": dict(notes),
-        "no_target": notes.get("no_target", 0),
+        "dropped": dict(dropped),
+        "no_target": dropped.get("no_target", 0),
         "duplicates": repeated(contents),
         "contradicting": contradicting(contents),
-        "blank": sum(map(is_blank, part.rows)) - notes.get("blank", 0),
-        "words_without_token": sum(_lost_words(item) for item in kept),
+        "blank": sum(map(is_blank, part.rows)) - dropped.get("blank", 0),
+        "words_without_token": sum(item.facts.get("lost", 0) for item in kept),
     }
-    if sample.task.processor_class != "tokenizer":
+    if not sample.task.modality.in_tokens:
         return facts
-    writes = writes_tokens(sample.config.task)
-    lengths = [item["length"] for item in kept]
-    tokens, targets = sum(lengths), sum(item["targets"] for item in kept)
+    writes = "writes_text" in sample.config.task.can
+    lengths = [item.cost for item in kept]
+    tokens, targets = sum(lengths), sum(item.targets for item in kept)
     facts |= {
-        "truncated": sum(item["note"] == "truncated" for item in part.samples),
+        "truncated": sum(item.truncated and not item.drop for item in part.samples),
         "lengths": _lengths(lengths),
         "tokens": tokens,
         "targets": targets,
         "share_of_targets": targets / tokens if tokens and writes else None,
         "doubled_special_tokens": _doubled(kept, processor),
         "end_supervised": _end_supervised(kept, processor) if writes else None,
-        **lost_text(part.rows, kept, sample.config.task, processor),
+        **lost_text(part.rows, kept, sample.task),
     }
     return facts
 
 
-def _flat_images(part: Part, *, max_pixels: int) -> list[str]:
-    """A warning of images that show nearly nothing, as one does whose values use little of the range of its depth."""
-    from ftscale.tasks.image_classification import decode
-    from ftscale.tasks.image_depth import NEARLY_ONE, value_range
-
-    kept = part.kept
-    looked_at = kept[:: max(len(kept) // LOOKED_AT_IMAGES, 1)]
-    flat = []
-    for number, item in enumerate(looked_at):
-        low, high = value_range(decode(item, name=f"image {number}", max_pixels=max_pixels))
-        if high - low < NEARLY_ONE:
-            flat.append(f"{item['image_path'] or 'one in the rows'} ({low} to {high} of 255)")
-    if not flat:
-        return []
-    return [
-        f"data.train: the values of {len(flat)} of {len(looked_at)} images looked at are nearly all one, e.g. "
-        f"{flat[0]}: they are blank, or use little of the range of their bits; rescale or remove them."
-    ]
-
-
 def _of_template(setting: str, part: Part) -> list[str]:
     report = SourceReport(setting)
-    sift([dict(item) for item in part.samples], report)
+    sift(part.samples, report)
     return template_warnings(report, setting=setting)
 
 
@@ -159,15 +128,15 @@ def _doubled(kept: list[Sample], processor: Any) -> int:
     special = {processor.bos_token_id, processor.cls_token_id, processor.eos_token_id} - {None}
     return sum(
         any(first == second and first in special for first, second in zip(ids, ids[1:], strict=False))
-        for ids in (item["input_ids"] for item in kept)
+        for ids in (item.inputs["input_ids"] for item in kept)
     )
 
 
 def _end_supervised(kept: list[Sample], processor: Any) -> float | None:
     """Share of samples, not cut off, whose last target is an end token; None where there is no such sample."""
     ends = {processor.eos_token_id, *processor.added_tokens_encoder.values()} - {None}
-    whole = [item for item in kept if item["note"] == ""]
-    last = [next((label for label in reversed(item["labels"]) if label != IGNORED), None) for item in whole]
+    whole = [item for item in kept if not item.truncated]
+    last = [next((label for label in reversed(item.label) if label != IGNORED), None) for item in whole]
     return sum(label in ends for label in last) / len(whole) if whole else None
 
 
@@ -205,34 +174,5 @@ def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
     )
 
 
-def _lost_words(item: Sample) -> int:
-    return sum(place < 0 for place in item["places"]) if "places" in item and item["note"] == "" else 0
-
-
 def _shown(characters: dict[str, int]) -> str:
     return ", ".join(map(repr, characters))
-
-
-def _pieces(row: Row, item: Sample, processor: Any, *, writes: bool) -> Pieces:
-    if "input_ids" not in item:
-        return [(str(row.get("image", ""))[-80:], False), (str(row.get("label", "")), True)]
-    ids = item["input_ids"]
-    if not writes:
-        if "places" in item:
-            tags = zip(items_in(row["words"]), items_in(row["tags"]), strict=True)
-            return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
-        return [(processor.decode(ids), False), (str(row.get("label", "")), True)]
-    labels = item["labels"]
-    in_place = len(labels) == len(ids) and all(
-        label in (IGNORED, token) for label, token in zip(labels, ids, strict=True)
-    )
-    if not in_place:  # a decoder writes another text than the encoder reads
-        return [(processor.decode(ids), False), (processor.decode([t for t in labels if t != IGNORED]), True)]
-    places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]
-    pieces: Pieces = []
-    before = ""
-    for start, stop in zip([0, *places], [*places, len(ids)], strict=True):
-        text = processor.decode(ids[:stop])  # from the start: some tokenizers drop the space before a first word
-        pieces.append((text.removeprefix(before), labels[start] != IGNORED))
-        before = text
-    return pieces

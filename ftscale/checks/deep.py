@@ -20,6 +20,7 @@ from ftscale.config import Config
 from ftscale.config.schema import TrainableConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.prepare import Prepared, SourceReport
+from ftscale.data.sample import HASHES, Sample
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError
 from ftscale.inputs import Inputs
@@ -30,13 +31,12 @@ from ftscale.optim.optimizers import state_bytes_per_weight
 from ftscale.run import build_loop
 from ftscale.tasks.base import Task
 from ftscale.train.checkpoint import Saver
-from ftscale.train.loop import Progress, run_loop
+from ftscale.train.loop import run_loop
 from ftscale.train.meters import MetricsFile
 from ftscale.train.preemption import StopRequest
 
 STEPS = 2
 SAMPLES = 2
-NOTED = ("note", "blank", "lost", "row_hashes")  # of samples, for reports alone
 FEW_BLOCKS = 2
 DIVISORS = (1, 4, 16)
 """By which a model that does not fit is made narrower, after it has lost most of its blocks."""
@@ -46,13 +46,13 @@ BY_BLOCK = ("layers_to_transform", "layers_pattern", "layer_replication", "rank_
 """Fields of adapters that treat blocks unlike each other."""
 
 
-def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[str]]:
+def two_steps(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
     """What two steps came to, and what went wrong in them.
 
     On one process, whatever the strategy. Where the model does not fit, a random one with fewer and narrower blocks.
     """
-    longest = sorted(sample.train.kept, key=lambda item: item["length"], reverse=True)[:SAMPLES]
-    chosen = _fitting(_short(sample.config), sample.task, processor)
+    longest = sorted(sample.train.kept, key=lambda item: item.cost, reverse=True)[:SAMPLES]
+    chosen = _fitting(_short(sample.config), sample.task)
     if chosen is None:
         return {"model": "none", "losses": []}, [
             "check --deep: the model does not fit into the memory of this machine, and no smaller one can be made of "
@@ -60,10 +60,10 @@ def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[
         ]
     config, what = chosen
     facts: dict[str, Any] = {"model": what, "losses": []}
-    if sample.task.processor_class == "tokenizer":
-        facts["lengths"] = [item["length"] for item in longest]
+    if sample.task.modality.in_tokens:
+        facts["lengths"] = [item.cost for item in longest]
     try:
-        facts |= _train(config, sample.task, processor, longest)
+        facts |= _train(config, sample.task, longest)
     except UserError as error:
         return facts, list(error.problems)
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
@@ -74,46 +74,52 @@ def two_steps(sample: DataSample, processor: Any) -> tuple[dict[str, Any], list[
     return facts, []
 
 
-def _train(config: Config, task: Task, processor: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
     from datasets import Dataset
 
     report = SourceReport("the longest samples", read=len(samples), kept=len(samples))
-    rows = [{name: value for name, value in item.items() if name not in NOTED} for item in samples]
+    rows = [{name: value for name, value in item.stored().items() if name != HASHES} for item in samples]
     sources = [SourceRows(0, len(rows), 1.0)]
     prepared = Prepared(Dataset.from_list(rows), sources, [report], "", np.empty((0, 2), dtype=np.int64))
     evaluated = prepared if config.data.eval or config.data.eval_ratio else None
-    losses: list[float] = []
     started = time.perf_counter()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scores of two rows
         train = config.train
         distributed = Distributed(config.distributed, precision=train.precision, max_grad_norm=train.max_grad_norm)
         try:
-            inputs = Inputs(config, task, processor, prepared, evaluated, None)
-            loop, layout, _ = build_loop(inputs, distributed, StopRequest(), started=time.time())
-            advance = loop.advance_schedule
-
-            def note(loss: float) -> None:
-                losses.append(loss)
-                advance(loss)
-
-            progress = Progress()
-            unsaved = Unsaved(loop.saver.root, distributed, identity={}, keep=1, asynchronous=False)
-            unwritten = MetricsFile(Path(config.run_folder), enabled=False, start_time=0.0)
-            silent = replace(loop, saver=unsaved, after_save=lambda: None, metrics=unwritten, advance_schedule=note)
-            run_loop(silent, progress)
+            inputs = Inputs(config, task, prepared, evaluated, None)
+            loop = build_loop(inputs, distributed, StopRequest(), started=time.time())
+            unsaved, unwritten = Unsaved(loop.saver.root, distributed), Unwritten()
+            run_loop(replace(loop, saver=unsaved, after_save=lambda: None, metrics=unwritten))
         finally:
             distributed.close()
     seconds = round(time.perf_counter() - started, 2)
-    metrics = {name: value for name, value in progress.last_metrics.items() if math.isfinite(value)}
-    return {"losses": losses, "metrics": metrics, "layout": layout, "seconds": seconds}
+    metrics = {name: value for name, value in loop.state.progress.last_metrics.items() if math.isfinite(value)}
+    return {"losses": unwritten.losses, "metrics": metrics, "layout": loop.layout, "seconds": seconds}
 
 
 class Unsaved(Saver):
-    """Writes no checkpoint."""
+    """A saver that writes no checkpoint."""
+
+    def __init__(self, root: Path, distributed: Distributed) -> None:
+        super().__init__(root, distributed, identity={}, keep=1, asynchronous=False)
 
     def save(self, step: int, progress: dict[str, Any], **about: Any) -> None:
-        """Nothing."""
+        """Leave the disk as it is, at every step."""
+
+
+class Unwritten(MetricsFile):
+    """Keeps the loss of each step, and writes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), enabled=False, start_time=0.0)
+        self.losses: list[float] = []
+
+    def write(self, kind: str, step: int, **figures: Any) -> None:
+        """Of a step its loss."""
+        if kind == "train":
+            self.losses.append(figures["loss"])
 
 
 def _short(config: Config) -> Config:
@@ -134,14 +140,14 @@ def _short(config: Config) -> Config:
 # ---------------------------------------------------------------- memory
 
 
-def _fitting(config: Config, task: Task, processor: Any) -> tuple[Config, str] | None:
+def _fitting(config: Config, task: Task) -> tuple[Config, str] | None:
     """The run with its own model or a smaller one, whichever fits first, and what it is; None = none does."""
     free = free_bytes()
-    if ROOM * _needed_bytes(config, empty_model(config, task, processor)) <= free:
+    if ROOM * _needed_bytes(config, empty_model(config, task)) <= free:
         return config, "the model itself"
     for smaller, what in _smaller(config, task):
         try:
-            model = empty_model(smaller, task, processor)
+            model = empty_model(smaller, task)
         except (UserError, RuntimeError, ValueError, TypeError):  # a form that this architecture does not have
             continue
         if ROOM * _needed_bytes(smaller, model) <= free:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from ftscale.checks.sample import DataSample, Part
+from ftscale.tasks.base import Task
 
 BLEU_WORDS = 4
 """BLEU multiplies the precisions of runs of one to four words (Papineni 2002): it is 0.0 where no text has four."""
@@ -19,8 +20,8 @@ def metric_warnings(sample: DataSample) -> list[str]:
         return []
     part = sample.evaluation or sample.train
     setting = "data.eval" if sample.evaluation else "data.train"
-    metric = config.evaluation.metric or sample.task.best_metric[0]
-    if problem := _short_texts(metric, _targets(part)) or _one_label(metric, part):
+    metric = config.evaluation.metric or sample.task.best_metric
+    if problem := _short_texts(metric, _targets(sample.task, part)) or _one_label(metric, part):
         return [
             f"evaluation.metric = {metric}: {problem} in {setting}, so that it may tell no checkpoint from another "
             "(the lower loss chooses then); set evaluation.metric: loss, or another that moves."
@@ -28,9 +29,9 @@ def metric_warnings(sample: DataSample) -> list[str]:
     return []
 
 
-def _targets(part: Part) -> list[str]:
+def _targets(task: Task, part: Part) -> list[str]:
     """The texts that generated ones are compared with; empty where the task generates none."""
-    return [item["reference"] for item in part.kept if item.get("reference")]
+    return [text for item in part.kept if (text := task.reference(item))]
 
 
 def _short_texts(metric: str, targets: list[str]) -> str | None:
@@ -44,7 +45,7 @@ def _short_texts(metric: str, targets: list[str]) -> str | None:
 
 
 def _counters() -> dict[str, tuple[Callable[[str], int], int]]:
-    """Of each metric of texts: how it counts words, and the fewest that it needs."""
+    """Return, for each metric of texts, how it counts words and the fewest that it needs."""
     from sacrebleu.metrics import BLEU
 
     split = BLEU().tokenizer
@@ -64,7 +65,7 @@ def _counters() -> dict[str, tuple[Callable[[str], int], int]]:
 
 
 def _one_label(metric: str, part: Part) -> str | None:
-    labels = [item["labels"] for item in part.kept if isinstance(item.get("labels"), (int, float))]
+    labels = [item.label for item in part.kept if isinstance(item.label, (int, float))]
     if metric in ("pearson", "spearman", "mcc") and labels and len(set(labels)) == 1:
         return "all labels are one and the same"
     return None

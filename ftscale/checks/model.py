@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from ftscale.build_model import build_model
 from ftscale.config import Config
+from ftscale.config.strategies import default_strategy, find_strategy
 from ftscale.errors import UserError
 from ftscale.finish import disk_problems
 from ftscale.logs import log
@@ -19,7 +21,6 @@ from ftscale.models.head import replace_head
 from ftscale.models.layout import choose_layout
 from ftscale.models.load import load_model, load_model_config, load_small_twin
 from ftscale.models.sizes import MOST_PARAMETERS
-from ftscale.run import build_model
 from ftscale.tasks.base import Task
 
 ANY_STEPS = 1000
@@ -28,7 +29,7 @@ WITHOUT_NUMBERS = ("meta tensor", "Meta tensor", "meta device", "'Meta'")
 """What torch says where numbers are asked of weights that are not there."""
 
 
-def model_problems(config: Config, task: Task, processor: Any, *, here: bool) -> tuple[list[str], list[str]]:
+def model_problems(config: Config, task: Task, *, here: bool) -> tuple[list[str], list[str]]:
     """What training would refuse when it builds the model: weights, head, adapter, frozen parts, layout, disk.
 
     Besides, warnings of what cannot be known. `task`: with its labels; `here`: on this machine; else its files may come
@@ -38,9 +39,9 @@ def model_problems(config: Config, task: Task, processor: Any, *, here: bool) ->
     if files and here:
         return files, []
     try:
-        if config.batch.layout == "flat" and task.processor_class == "tokenizer":
+        if config.batch.layout == "flat" and "flat" in task.layouts:
             _check_flat(config, task)
-        model = empty_model(config, task, processor)
+        model = empty_model(config, task)
     except (UserError, RuntimeError, NotImplementedError) as error:
         # an adapter that makes its weights by numbers (unilora), or a model's own code
         if not isinstance(error, UserError) or any(words in str(error) for words in WITHOUT_NUMBERS):
@@ -54,18 +55,19 @@ def model_problems(config: Config, task: Task, processor: Any, *, here: bool) ->
             f"model.name = {config.model.name!r} has {number} parameters by its config, more than any model "
             f"({MOST_PARAMETERS}); see the sizes in its config.json and in model.overrides."
         ], files
-    disk = disk_problems(config, model, sharded=(config.distributed.strategy or "").startswith("zero"))
+    strategy = find_strategy(config.distributed.strategy)
+    disk = disk_problems(config, model, sharded=strategy is not None and strategy.is_zero)
     return (disk, files) if here else ([], [*files, *disk])
 
 
-def empty_model(config: Config, task: Task, processor: Any, *, overrides: dict[str, Any] | None = None) -> Any:
+def empty_model(config: Config, task: Task, *, overrides: dict[str, Any] | None = None) -> Any:
     """The model as training builds it, on the meta device; the base not quantised. `overrides`: of its config."""
     fields = dict(config.model.overrides)
-    if task.processor_class == "tokenizer":
+    if task.modality.in_tokens:
         model_config = load_model_config(config.model, settings={})
         text = model_config.get_text_config()
-        if len(processor) > text.vocab_size and text is model_config:
-            fields["vocab_size"] = len(processor)  # the embedding grows for the tokenizer
+        if len(task.processor) > text.vocab_size and text is model_config:
+            fields["vocab_size"] = len(task.processor)  # the embedding grows for the tokenizer
     fields |= overrides or {}
     update = {"init": "random", "quantization": "none", "overrides": fields}
     plain = config.model_copy(
@@ -75,7 +77,7 @@ def empty_model(config: Config, task: Task, processor: Any, *, overrides: dict[s
         }
     )
     with quiet(), torch.device("meta"):
-        model, _, _ = build_model(plain, task, processor, _NoGroup(), num_steps=ANY_STEPS)  # type: ignore[arg-type]
+        model, _, _ = build_model(plain, task, _NoGroup(), num_steps=ANY_STEPS)  # type: ignore[arg-type]
     return model
 
 
@@ -94,7 +96,7 @@ class _NoGroup:
     """Stands for `Distributed` where a model is built in no memory and without processes."""
 
     device = torch.device("meta")
-    zero_stage = 0
+    strategy = default_strategy(1)
 
     def whole_weights(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -130,6 +132,6 @@ def _check_flat(config: Config, task: Task) -> None:
             twin,
             wanted="flat",
             attention=config.model.attention,
-            pooled=task.auto_class == "AutoModelForSequenceClassification",
+            pooled=task.pools,
             encoder_decoder=bool(twin.config.is_encoder_decoder),
         )

@@ -10,6 +10,8 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
+from ftscale.config.own_task import OwnTaskSettings
+from ftscale.config.strategies import find_strategy
 from ftscale.errors import UserError
 from ftscale.precheck import (
     check_config,
@@ -31,11 +33,12 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Likely mistakes."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """combination, data, tokenizer, schedule, steps: as JSON holds them."""
+    """combination, task (one of the user's own), data, tokenizer, schedule, steps: as JSON holds them."""
     rows: list[list[tuple[str, bool]]] = field(default_factory=list)
     """Some samples in pieces of text, each with whether it is a target."""
 
     def as_json(self) -> str:
+        """Return the report as the JSON text that `ftscale check --json` prints."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -51,6 +54,7 @@ class Start:
 
     @property
     def world_size(self) -> int:
+        """Count the processes of all nodes: one for each device, or one a node where no devices are named."""
         return self.nodes * (self.gpus_per_node or 1)
 
     @property
@@ -116,19 +120,21 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         report.warnings.append(_left_out(looked=sample is not None))
     if sample is None:
         return report
-    report.facts["data"], warnings = describe_data(sample, processor)
+    if isinstance(config.task, OwnTaskSettings):
+        report.facts["task"] = sample.config.task.model_dump(mode="json")
+    report.facts["data"], warnings = describe_data(sample)
     report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
-    report.rows = marked_rows(sample, processor)
-    tokenizer, problems, notes = _tokenizer(sample.config, processor)
+    report.rows = marked_rows(sample)
+    tokenizer, problems, notes = _tokenizer(sample)
     report.facts["tokenizer"] = tokenizer
-    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task, processor)]
+    report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task)]
     if generation := generation_facts(sample.config):
         report.facts["generation"] = generation
-    flat = config.batch.layout == "flat" if sample.task.processor_class == "tokenizer" else None
+    flat = config.batch.layout == "flat" if sample.task.modality.in_tokens else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
     built = _as_built(sample.config, start)
-    refused, untried = model_problems(built, sample.task, processor, here=start.here)
+    refused, untried = model_problems(built, sample.task, here=start.here)
     report.warnings += untried
     report.warnings += refused if left_out else []  # with its code the model may be another
     report.errors += [
@@ -141,7 +147,7 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     if deep and not report.errors:
         from ftscale.checks.deep import two_steps
 
-        report.facts["steps"], problems = two_steps(sample, processor)
+        report.facts["steps"], problems = two_steps(sample)
         report.errors += problems
     return report
 
@@ -167,7 +173,8 @@ def _start_problems(config: Config, start: Start) -> list[str]:
         problems += error.problems
     # of other machines, the run folder alone is known: they share it with this one
     problems += machine_problems(config) if start.here else folder_problems("run_folder", Path(config.run_folder))
-    if start.world_size > 1 and config.distributed.strategy == "single":
+    strategy = find_strategy(config.distributed.strategy)
+    if start.world_size > 1 and strategy is not None and strategy.one_process:
         problems.append(
             f"distributed.strategy = single does not go with {start.world_size} processes; set ddp or zero2, or use "
             "one."
@@ -201,13 +208,12 @@ def _as_built(config: Config, start: Start) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"attention": "auto"})})
 
 
-def _tokenizer(config: Config, processor: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+def _tokenizer(sample: Any) -> tuple[dict[str, Any], list[str], list[str]]:
     """Facts, errors and warnings of the tokenizer beside the model."""
     from ftscale.models.load import load_model_config
-    from ftscale.tasks import build_task
 
-    task = build_task(config.task)
-    if task.processor_class != "tokenizer":
+    config, processor = sample.config, sample.task.processor
+    if not sample.task.modality.in_tokens:
         return {"kind": type(processor).__name__}, [], []
     model = load_model_config(config.model, settings={}).get_text_config()
     tokens, rows = len(processor), model.vocab_size

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from ftscale.config import Config
 from ftscale.data.census import content_of
 from ftscale.data.prepare import CHUNK, SourceReport, part_problems, sift
+from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import Preparer, held_out, splits
 from ftscale.precheck.fit import in_model_order
 from ftscale.seeding import derive_seed
 from ftscale.tasks import build_task
-from ftscale.tasks.base import KEPT, Row, Sample, Task
+from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import left_out
 
 SAMPLE_ROWS = 2000
@@ -46,7 +49,7 @@ class Part:
     @property
     def kept(self) -> list[Sample]:
         """Samples that training would use."""
-        return [sample for sample in self.samples if sample["note"] in KEPT]
+        return [sample for sample in self.samples if not sample.drop]
 
 
 @dataclass
@@ -68,11 +71,16 @@ class DataSample:
 
     def overlap(self, part: Part) -> int:
         """Rows of a part that are, in all their columns, training rows too."""
-        return sum(content_of(row)[1] in self.seen[1] for row in part.rows)
+        return sum(hashes[1] in self.seen[1] for hashes in self.contents(part).tolist())
 
     def shared_inputs(self, part: Part) -> int:
         """Rows of a part whose input is that of a training row."""
-        return sum(content_of(row)[0] in self.seen[0] for row in part.rows)
+        return sum(hashes[0] in self.seen[0] for hashes in self.contents(part).tolist())
+
+    def contents(self, part: Part) -> np.ndarray:
+        """(rows, 2) int64, see `census.content_of`."""
+        inputs = self.config.task.input_columns
+        return np.array([content_of(row, inputs=inputs) for row in part.rows], dtype=np.int64).reshape(-1, 2)
 
 
 def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSample:
@@ -90,10 +98,10 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
         for number, (source, row) in _numbered(_part_rows(config, task, "train")):
             is_held = held is not None and number in held[source]
             drawn["eval" if is_held else "train"].add((source, row))
-            if left_out(task, row):
+            if left_out(task.settings, row):
                 continue
             if not is_held:
-                for hashes, value in zip(seen, content_of(row), strict=True):
+                for hashes, value in zip(seen, content_of(row, inputs=config.task.input_columns), strict=True):
                     hashes.add(value)
             yield row
 
@@ -101,7 +109,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     learned = in_model_order(config, task, task.fit(rows))
     counted = _exhaust(rows, most=SAMPLE_ROWS if data.streaming and not full else None)
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    prepare = Preparer(build_task(config.task), processor)
+    prepare = Preparer(build_task(config.task, processor))
     sample = DataSample(
         config, prepare.task, _prepared(drawn["train"], prepare, config=config, name="train", counted=counted)
     )
@@ -149,7 +157,7 @@ class Draw:
 
 def _part_rows(config: Config, task: Task, name: str) -> Iterator[Placed]:
     for index, source in enumerate(getattr(config.data, name)):
-        for row in read_rows(source, roles=task.columns, setting=f"data.{name}[{index}]"):
+        for row in read_rows(source, roles=task.settings.roles, setting=f"data.{name}[{index}]"):
             yield index, row
 
 
@@ -170,14 +178,14 @@ def _exhaust(rows: Iterator[Row], *, most: int | None) -> bool:
 
 
 def _prepared(draw: Draw, prepare: Preparer, *, config: Config, name: str, counted: bool) -> Part:
-    """In pieces of a source, as training does it: joined texts are joined within a piece."""
+    """Prepare the draw in pieces of a source, as training does: joined texts are joined within a piece."""
     sources = getattr(config.data, name) or config.data.train
-    reports = [SourceReport(source.path) for source in sources]
+    reports = [SourceReport(source.path, in_tokens=prepare.task.modality.in_tokens) for source in sources]
     placed, samples = draw.rows, []
     for index, report in enumerate(reports):
         own = [row for source, row in placed if source == index]
         for start in range(0, len(own), CHUNK):
             chunk = prepare(own[start : start + CHUNK])
             samples += chunk
-            sift([dict(sample) for sample in chunk], report)
+            sift(chunk, report)
     return Part([row for _, row in placed], samples, draw.count if counted else None, reports)

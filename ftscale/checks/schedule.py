@@ -40,12 +40,12 @@ def steps_per_epoch(config: Config, sample: DataSample) -> int | None:
     weights = [source.weight for source in config.data.train]
     rows = train.num_rows * share * (sum(weights) / len(weights)) * (1 - _held_out(config))
     if config.batch.unit == "targets":
-        rows *= sum(item["targets"] for item in train.kept) / max(len(train.kept), 1)
+        rows *= sum(item.targets for item in train.kept) / max(len(train.kept), 1)
     return max(1, math.ceil(rows / config.batch.global_size))
 
 
 def learning_rates(config: Config, *, num_steps: int) -> dict[str, float]:
-    """At the first step, at the end of warm-up, half way, and at the last step, by the schedule itself."""
+    """Ask the schedule for the learning rates of the first step, the end of warm-up, half way, and the last step."""
     import torch
 
     from ftscale.optim.schedules import build_schedule, check_schedule
@@ -69,6 +69,6 @@ def _evaluates(config: Config) -> bool:
 
 
 def _moments(every: int, total: int, per_epoch: int | None) -> int:
-    """Of every so many steps, or of the epochs' ends; the last step is one."""
+    """Count the moments that come every so many steps, or at the epochs' ends; the last step is one."""
     every = every or per_epoch or total
     return math.ceil(total / every)

@@ -103,7 +103,7 @@ def _scratch_problems(scratch: str, min_free_gib: float) -> Iterator[str]:
 
 
 def _gpu_problems() -> Iterator[str]:
-    """By nvidia-smi: GPUs that are missing, used by others, of another size than the others, or with memory errors."""
+    """Ask nvidia-smi for GPUs that are missing, used by others, of another size than most, or with memory errors."""
     expected = int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
     if not expected:
         return

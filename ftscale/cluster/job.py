@@ -214,7 +214,7 @@ class Job:
         )
 
     def _processes(self) -> int:
-        """Of a node."""
+        """Return how many processes a node runs."""
         return self.settings.processes or self.allocation.gpus
 
     def _start_step(
@@ -263,6 +263,7 @@ class Job:
     # ------------------------------------------------------------ records and Slurm
 
     def say(self, text: str) -> None:
+        """Print a line to the job's log, behind the time and the job with its number of restarts."""
         print(f"{time.strftime('%H:%M:%S')} [job {self.id}.{self.restart}] {shown(text)}", flush=True)
 
     def _series(self, *kinds: str) -> list[dict[str, object]]:

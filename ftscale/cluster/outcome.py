@@ -92,7 +92,7 @@ def judge(facts: Facts) -> Verdict:
 
 
 def judge_nodes(bad: dict[str, list[str]], *, nodes: Sequence[str]) -> Verdict | None:
-    """Of the health check: None where all nodes are well; a minority is left out, and a majority is no node's fault."""
+    """Judge the health check: None where all nodes are well; a minority is left out, a majority is no node's fault."""
     if not bad:
         return None
     why = "; ".join(f"{node}: {', '.join(reasons)}" for node, reasons in bad.items())

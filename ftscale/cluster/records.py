@@ -57,8 +57,9 @@ class Records:
             os.fsync(file.fileno())
 
     def events(self, *kinds: str) -> list[Event]:
-        """The events of these kinds, oldest first; lines that are not what was written are left out, and counted in the
-        log.
+        """The events of these kinds, oldest first.
+
+        Lines that are not what was written are left out, and counted in the log.
         """
         path = self.folder / "history.jsonl"
         found, damaged = read_lines(path)

@@ -65,7 +65,7 @@ def _set_option(lines: list[str], name: str, value: str | None) -> list[str]:
 
 
 def _quoted(value: str) -> str:
-    """As sbatch reads the words of its lines: quotes hold spaces and #, a backslash takes the next character as it is.
+    """Quote a word as sbatch reads its lines: quotes hold spaces and #, a backslash keeps the next character as it is.
 
     (src/sbatch/opt.c, _get_argument.)
     """

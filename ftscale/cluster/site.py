@@ -96,7 +96,7 @@ def load_site() -> Site:
 
 
 def _is_trusted(path: Path) -> bool:
-    """By its owner; of a link also by the link's own."""
+    """Tell by its owner whether a file is trusted, and by the owner of a link to it too."""
     return {path.stat().st_uid, path.lstat().st_uid} <= {os.getuid(), 0}
 
 

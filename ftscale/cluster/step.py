@@ -41,7 +41,10 @@ class Allocation:
         return ["srun", f"--job-name={name}", *shape, "--kill-on-bad-exit=1", *options, *command]
 
     def environment(self, *, processes: int, interface: str) -> dict[str, str]:
-        """For ranks that find each other; `processes`: of a node; `interface`: between nodes, "" = any."""
+        """Return the variables by which ranks find each other.
+
+        `processes`: of a node; `interface`: the network between nodes, "" = any.
+        """
         # below the ephemeral ports, another one for each job and start
         port = 20_000 + (int(os.environ["SLURM_JOB_ID"]) * 101 + self.restart) % 12_000
         return {
@@ -83,6 +86,7 @@ class Step:
 
     @property
     def is_running(self) -> bool:
+        """Tell whether srun has not ended yet."""
         return self.process.poll() is None
 
     def ask_to_save(self) -> None:
@@ -130,5 +134,5 @@ class Step:
 
 
 def _least_cpus(text: str) -> int:
-    """Of `16(x2),8` the 8."""
+    """Return the fewest processors of a node, which are 8 in `16(x2),8`."""
     return min(int(part.partition("(")[0]) for part in text.split(","))

@@ -70,7 +70,7 @@ class Submission:
 
     @property
     def told(self) -> str:
-        """For people: the ids, where the output is, and how to go on."""
+        """Tell people the ids, where the output is, and how to go on."""
         many = f"jobs {', '.join(self.jobs)}" if len(self.jobs) > 1 else f"job {self.jobs[0]}"
         folder = shlex.quote(str(self.log.parent.parent))
         log = str(self.log).replace("%j", self.jobs[0]).replace("%A", self.jobs[0])
@@ -108,7 +108,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
 
 
 def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
-    """As `ftscale check` and, where the site names its GPU, `ftscale plan`. Raises UserError: errors, or no room."""
+    """Do as `ftscale check` and, where the site names its GPU, `ftscale plan`. Raises UserError: errors, or no room."""
     gpus = _gpus(request, site)
     found = check_run(
         run, overrides, nodes=request.nodes, gpus_per_node=_processes(request, site), resume=request.resume
@@ -158,12 +158,12 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
 
 
 def _gpus(request: Request, site: Site) -> int:
-    """Of a node."""
+    """Return the GPUs of a node: the request's, else the site's."""
     return site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
 
 
 def _processes(request: Request, site: Site) -> int:
-    """Of a node."""
+    """Return the processes of a node: the request's, else one a GPU, or one where there is none."""
     return request.processes or _gpus(request, site) or 1
 
 

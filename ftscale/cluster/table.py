@@ -11,6 +11,7 @@ from typing import Any
 from ftscale.cluster.records import read_result
 from ftscale.config import Config, load_config
 from ftscale.config.load import differences
+from ftscale.config.own_task import reading_of_strangers
 from ftscale.data.chat import template_name
 from ftscale.errors import UserError
 
@@ -21,16 +22,17 @@ Row = dict[str, str]
 
 
 def result_table(run_folders: Sequence[Path]) -> list[Row]:
-    """A row for each finished run with the settings that differ and its metrics; after runs that differ in their seed
-    alone, a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
+    """A row for each finished run, with the settings that differ and its metrics.
 
+    After runs that differ in their seed alone comes a row with mean and sample standard deviation, `0.91 +- 0.02 (5)`.
     A folder that holds runs in its folders (an array's) stands for them.
     Raises UserError: no run there.
     """
     folders = [member for folder in run_folders for member in _runs_in(folder)]
     if not folders:
         raise UserError(f"no run in {', '.join(map(str, run_folders))}; name run folders, or the folder of an array.")
-    configs = {folder: load_config(folder / "config.yaml") for folder in folders}
+    with reading_of_strangers():
+        configs = {folder: load_config(folder / "config.yaml") for folder in folders}
     varying = _varying(list(configs.values()))
     results = {folder: read_result(folder) for folder in folders}
     groups: dict[tuple[str, ...], list[Path]] = {}
@@ -51,7 +53,7 @@ def result_table(run_folders: Sequence[Path]) -> list[Row]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Aligned columns."""
+    """Write the rows as lines of text, below their names and in aligned columns."""
     names = list(rows[0])
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in names}
     lines = ["  ".join(name.ljust(widths[name]) for name in names)]

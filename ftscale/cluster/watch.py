@@ -174,7 +174,7 @@ def _end_line(end: Event) -> str:
 
 
 def _num_steps(folder: Path) -> int:
-    """Of the whole run; 0 = not known."""
+    """Return the optimizer steps of the whole run; 0 = not known."""
     total = read_json(folder / "run.json").get("num_steps")
     return total if isinstance(total, int) else 0
 

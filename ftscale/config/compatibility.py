@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftscale.config.schema import Config, TrainableConfig
+from ftscale.config.strategies import Strategy, find_strategy
 
-OFFLOADING = ("zero2_offload", "zero3_offload", "zero3_nvme")
-ZERO3 = ("zero3", "zero3_offload", "zero3_nvme")
-ZERO = ("zero1", "zero2", *OFFLOADING, "zero3")
 CPU_OPTIMIZERS = ("adam", "adamw")
 BY_ELEMENT = ("adam", "adamw", "sgd", "lion", "ademamix")
 PROMPT_METHODS = ("prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "cartridge")
-HEADLESS_TASKS = ("causal_lm", "seq2seq")
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Row:
     """A combination of settings, and what is known of it."""
 
     name: str
-    when: Callable[[Config, str | None], bool]
+    when: Callable[[Config, Strategy | None], bool]
     """Whether a config under a strategy (None = the launcher has not said) has this combination."""
     verdict: Literal["works", "refused"]
     text: str
@@ -33,18 +30,18 @@ class Row:
     """Tests that run the combination (works), or that show it to fail or be wrong (refused)."""
 
 
-def check_combination(config: Config, *, strategy: str | None = None) -> list[str]:
+def check_combination(config: Config, *, strategy: Strategy | None = None) -> list[str]:
     """A sentence for each combination in `config` that is refused; empty = all of it goes together.
 
     `strategy`: as the launcher says it, where `config.distributed.strategy` leaves it open.
     """
-    strategy = config.distributed.strategy or strategy
+    strategy = find_strategy(config.distributed.strategy) or strategy
     return [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
 
 
-def matching_rows(config: Config, *, strategy: str | None = None) -> list[Row]:
+def matching_rows(config: Config, *, strategy: Strategy | None = None) -> list[Row]:
     """What is known of the combinations in `config`."""
-    strategy = config.distributed.strategy or strategy
+    strategy = find_strategy(config.distributed.strategy) or strategy
     return [row for row in TABLE if row.when(config, strategy)]
 
 
@@ -56,19 +53,46 @@ def _quantised(config: Config) -> bool:
     return config.model.quantization != "none"
 
 
+def _writes(config: Config) -> bool:
+    return "writes_text" in config.task.can
+
+
 def _brings_no_head(config: Config) -> bool:
-    return config.task.name in HEADLESS_TASKS or bool(config.head.hidden_sizes) or config.model.init == "random"
+    return _writes(config) or bool(config.head.hidden_sizes) or config.model.init == "random"
 
 
 def _evaluates(config: Config) -> bool:
     return bool(config.evaluation.metric or config.evaluation.patience or config.evaluation.before)
 
 
+def _several(strategy: Strategy | None) -> bool:
+    """DDP, or ZeRO in any form."""
+    return strategy is not None and not strategy.one_process
+
+
+def _zero(strategy: Strategy | None) -> bool:
+    return strategy is not None and strategy.is_zero
+
+
+def _zero3(strategy: Strategy | None) -> bool:
+    return strategy is not None and strategy.shards_weights
+
+
+def _on_devices(strategy: Strategy | None, *, stages: tuple[int, ...]) -> bool:
+    """DDP (stage 0) or ZeRO of these stages, with nothing offloaded."""
+    return (
+        strategy is not None
+        and not strategy.one_process
+        and not strategy.offloads_optimizer
+        and strategy.stage in stages
+    )
+
+
 TABLE: tuple[Row, ...] = (
     # ------------------------------------------------------------ what training is made of
     Row(
         "all weights, DDP or ZeRO",
-        lambda config, strategy: not _has_adapter(config) and strategy in ("ddp", *ZERO),
+        lambda config, strategy: not _has_adapter(config) and _several(strategy),
         "works",
         "losses and gradient norms are those of one process",
         "measured with deepspeed 0.19.8 on 2 processes",
@@ -79,9 +103,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "LoRA, DDP or ZeRO",
-        lambda config, strategy: (
-            config.adapter.method == "lora" and strategy in ("ddp", *ZERO) and not _quantised(config)
-        ),
+        lambda config, strategy: config.adapter.method == "lora" and _several(strategy) and not _quantised(config),
         "works",
         "losses and gradient norms are those of one process, and the saved adapter is the trained one",
         "measured with deepspeed 0.19.8 and peft 0.21.2 on 2 processes",
@@ -92,7 +114,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "bf16 under DDP and ZeRO",
-        lambda config, strategy: config.train.precision == "bf16" and strategy in ("ddp", "zero2", "zero3"),
+        lambda config, strategy: config.train.precision == "bf16" and _on_devices(strategy, stages=(0, 2, 3)),
         "works",
         "losses stay near those of fp32, and a resumed run goes the same way",
         "measured with deepspeed 0.19.8 on 2 processes",
@@ -100,7 +122,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "activation checkpointing under DDP and ZeRO-3",
-        lambda config, strategy: config.train.activation_checkpointing and strategy in ("ddp", "zero3"),
+        lambda config, strategy: config.train.activation_checkpointing and _on_devices(strategy, stages=(0, 3)),
         "works",
         "recomputed activations change no loss",
         "torch documentation, page torch.utils.checkpoint (not reentrant)",
@@ -109,7 +131,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "flat rows (packing) under DDP and ZeRO",
         lambda config, strategy: (
-            config.task.name == "causal_lm" and config.batch.layout != "padded" and strategy in ZERO
+            _writes(config) and "flat_rows" in config.task.can and config.batch.layout != "padded" and _zero(strategy)
         ),
         "works",
         "samples end to end in one row give the losses of padded rows; each sees itself alone",
@@ -118,7 +140,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "optimizers over float32 masters",
-        lambda config, strategy: config.train.precision == "bf16" and strategy in (None, "single", "ddp"),
+        lambda config, strategy: config.train.precision == "bf16" and not _zero(strategy),
         "works",
         "every optimizer of the table lowers the loss on bf16 weights with float32 masters",
         "ftscale/optim/master_weights.py",
@@ -145,7 +167,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "quantised base, ZeRO-3",
-        lambda config, strategy: _quantised(config) and strategy in ZERO3,
+        lambda config, strategy: _quantised(config) and _zero3(strategy),
         "refused",
         "model.quantization does not go with ZeRO-3, which would cut packed 4-bit and 8-bit weights apart from the "
         "scales that they are read with; use distributed.strategy: zero2, which keeps the small quantised base whole.",
@@ -156,10 +178,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "quantised base with an adapter, DDP, ZeRO-1 or ZeRO-2",
         lambda config, strategy: (
-            _quantised(config)
-            and _has_adapter(config)
-            and strategy in ("single", "ddp", *ZERO)
-            and strategy not in ZERO3
+            _quantised(config) and _has_adapter(config) and strategy is not None and not strategy.shards_weights
         ),
         "works",
         "the quantised base is bit-identical after training",
@@ -189,7 +208,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "adalora under ZeRO",
-        lambda config, strategy: config.adapter.method == "adalora" and strategy in ZERO,
+        lambda config, strategy: config.adapter.method == "adalora" and _zero(strategy),
         "refused",
         "adapter.method = adalora does not go with ZeRO: it moves ranks by gradients that DeepSpeed does not leave on "
         "the weights; use adapter.method: lora, or distributed.strategy: ddp.",
@@ -198,7 +217,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "adalora under DDP",
-        lambda config, strategy: config.adapter.method == "adalora" and strategy == "ddp",
+        lambda config, strategy: config.adapter.method == "adalora" and _on_devices(strategy, stages=(0,)),
         "works",
         "losses are those of one process: every rank moves the same ranks",
         "measured with peft 0.21.2 on 2 processes",
@@ -206,7 +225,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "random base with an adapter, ZeRO-3",
-        lambda config, strategy: _has_adapter(config) and config.model.init == "random" and strategy in ZERO3,
+        lambda config, strategy: _has_adapter(config) and config.model.init == "random" and _zero3(strategy),
         "refused",
         "model.init = random with an adapter does not go with ZeRO-3: the random base must be saved beside the "
         "adapter, and no rank holds it whole; use distributed.strategy: zero2, or name a base that is on disk.",
@@ -234,7 +253,7 @@ TABLE: tuple[Row, ...] = (
     # ------------------------------------------------------------ heads and frozen parts
     Row(
         "MLP head, no classification",
-        lambda config, _: bool(config.head.hidden_sizes) and config.task.name in HEADLESS_TASKS,
+        lambda config, _: bool(config.head.hidden_sizes) and _writes(config),
         "refused",
         "head.hidden_sizes needs a task with a classifier, and this task's head is the vocabulary; leave out head.",
         "schema: head is a classification head",
@@ -269,7 +288,9 @@ TABLE: tuple[Row, ...] = (
     # ------------------------------------------------------------ optimizers
     Row(
         "offloaded optimizer other than Adam",
-        lambda config, strategy: strategy in OFFLOADING and config.optimizer.name not in CPU_OPTIMIZERS,
+        lambda config, strategy: (
+            strategy is not None and strategy.offloads_optimizer and config.optimizer.name not in CPU_OPTIMIZERS
+        ),
         "refused",
         "optimizer.name must be adam or adamw where the optimizer is offloaded: its state lies in CPU memory, where "
         "DeepSpeed steps it by its own Adam; use one of the two, or a strategy without offload (zero2) for others.",
@@ -278,7 +299,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "adafactor under ZeRO",
-        lambda config, strategy: config.optimizer.name == "adafactor" and strategy in ZERO,
+        lambda config, strategy: config.optimizer.name == "adafactor" and _zero(strategy),
         "refused",
         "optimizer.name = adafactor does not go with ZeRO: it factors the second moments of a matrix into a row and a "
         "column, and ZeRO hands it flat shares, of which it keeps them all; use adamw_8bit, or "
@@ -288,7 +309,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "optimizers element by element under ZeRO without offload",
-        lambda config, strategy: strategy in ("zero1", "zero2", "zero3") and config.optimizer.name in BY_ELEMENT,
+        lambda config, strategy: _on_devices(strategy, stages=(1, 2, 3)) and config.optimizer.name in BY_ELEMENT,
         "works",
         "losses are those of one process",
         "measured with deepspeed 0.19.8 and bitsandbytes 0.50.2 on 2 processes (zero_allow_untested_optimizer)",
@@ -296,7 +317,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         "8-bit optimizers under ZeRO without offload",
-        lambda config, strategy: strategy in ("zero1", "zero2", "zero3") and "8bit" in config.optimizer.name,
+        lambda config, strategy: _on_devices(strategy, stages=(1, 2, 3)) and "8bit" in config.optimizer.name,
         "works",
         "losses stay near those of one process: states are quantised in blocks of a rank's share, in uint8",
         "measured with deepspeed 0.19.8 and bitsandbytes 0.50.2 on 2 processes (zero_allow_untested_optimizer)",
@@ -369,7 +390,7 @@ TABLE: tuple[Row, ...] = (
     # ------------------------------------------------------------ strategies
     Row(
         "nvme without a folder",
-        lambda config, strategy: strategy == "zero3_nvme" and config.distributed.offload_dir is None,
+        lambda config, strategy: strategy is not None and strategy.on_disk and config.distributed.offload_dir is None,
         "refused",
         "distributed.offload_dir = null must name a fast local folder for zero3_nvme; set it, or use zero3_offload.",
         "DeepSpeed documentation, page DeepSpeed Configuration JSON: nvme_path",

@@ -10,8 +10,10 @@ from typing import Any
 
 from ftscale.config.compatibility import TABLE, check_combination
 from ftscale.config.schema import Config
+from ftscale.config.strategies import STRATEGIES, Strategy
 
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme")
+COLUMNS = sorted(STRATEGIES.values(), key=lambda strategy: (strategy.on_disk, strategy.offloads_optimizer))
+"""Strategies as the README shows them: first those that keep all on the devices, the disk last."""
 LORA = {"adapter": {"method": "lora", "r": 8}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -30,15 +32,16 @@ START, END = "<!-- combinations: python -m ftscale.config.matrix -->", "<!-- end
 
 def matrix() -> str:
     """Variants by strategies: yes (a test runs it), no (refused), or untried."""
-    lines = ["| | " + " | ".join(f"`{name}`" for name in STRATEGIES) + " |", "|---" * (len(STRATEGIES) + 1) + "|"]
+    heads = [f"`{strategy.name}`" for strategy in COLUMNS]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, sections in VARIANTS.items():
-        cells = [_cell(sections, strategy) for strategy in STRATEGIES]
+        cells = [_cell(sections, strategy) for strategy in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def table() -> str:
-    """Every row."""
+    """Return a Markdown table of every combination, with what is known of it and the tests that show it."""
     lines = ["| combination | verdict | what is known | source | shown by |", "|---|---|---|---|---|"]
     for row in TABLE:
         cells = [row.name, row.verdict, row.text, row.source, ", ".join(_shown(test) for test in row.tests)]
@@ -53,7 +56,7 @@ def with_matrix(readme: str) -> str:
 
 
 def combinations_page() -> str:
-    """docs/combinations.md."""
+    """Return the text of docs/combinations.md."""
     about = "Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py."
     return f"# Combinations\n\n{about}\n\n{table()}\n"
 
@@ -66,15 +69,15 @@ def main() -> None:
     (root / "docs/combinations.md").write_text(combinations_page(), encoding="utf-8")
 
 
-def _cell(sections: dict[str, Any], strategy: str) -> str:
+def _cell(sections: dict[str, Any], strategy: Strategy) -> str:
     plain = {"task": "text_classification", "run_folder": "r", "model": {"name": "m"}, "data": {"train": "t"}}
-    distributed = {"strategy": strategy, "offload_dir": "/scratch"}
+    distributed = {"strategy": strategy.name, "offload_dir": "/scratch"}
     config = Config.model_validate({**plain, **sections, "distributed": distributed})
     if check_combination(config):
         return "no"
     works = (row for row in TABLE if row.verdict == "works" and row.when(config, strategy))
-    # a row that holds under any strategy says nothing of this one
-    return "yes" if strategy == "single" or any(not row.when(config, "") for row in works) else "untried"
+    # a row that holds whatever the strategy says nothing of this one
+    return "yes" if strategy.one_process or any(not row.when(config, None) for row in works) else "untried"
 
 
 def _shown(test: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -14,196 +14,22 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
+    SerializeAsAny,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
-from ftscale.config.class_names import names_and_ids, only_names
-from ftscale.shown import control_characters
+from ftscale.config.own_task import OwnTaskSettings, own_settings
+from ftscale.config.section import Fraction, OneLine, Section
+from ftscale.config.tasks import SETTINGS
+from ftscale.config.tasks.base import TaskSettings
 
-Labels = Annotated[
-    tuple[str, ...] | None,
-    BeforeValidator(only_names, json_schema_input_type=list[str | int] | dict[str, str] | str | None),
-]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def _one_line(value: str) -> str:
-    if found := control_characters(value):
-        raise ValueError(f"must hold no line ends and other control characters (it has {found})")
-    return value
-
-
-OneLine = Annotated[str, AfterValidator(_one_line)]
-"""A text that reaches a job script, where a line end would begin a command."""
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, unknown keys refused, field docstrings kept as descriptions."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        serialize_by_alias=True,  # `async` in files, which is no name in Python
-    )
-
-
-# ---------------------------------------------------------------- tasks
-
-
-class TextSettings(Section):
-    """What all text tasks share."""
-
-    max_length: PositiveInt | None = None
-    """Longest sample in tokens; null = the model's own limit (at most 2048)."""
-    too_long: Literal["truncate", "drop", "raise"] = "truncate"
-    """What happens to a longer sample; each is counted in the data report."""
-
-
-class ClassNames(Section):
-    """Classes and their numbers."""
-
-    labels: Labels = None
-    """Class names in the order of their ids, or numbers that the files write to names, e.g. {0: repair}, or a text file
-    with a name a line (JSON: a list or a mapping); null = those of the training data, sorted."""
-    label_ids: tuple[int, ...] | None = None
-    """Numbers that stand for `labels` in the files, in their order; null = with `labels` that are no numbers
-    themselves 0, 1, 2, ..., else none."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _number_names(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("labels") is None or "label_ids" in data:
-            return data
-        try:
-            names, ids = names_and_ids(data["labels"])
-        except ValueError:  # told where the field itself is read
-            return data
-        return {**data, "labels": names, "label_ids": ids}
-
-    @model_validator(mode="after")
-    def _as_many_numbers(self) -> ClassNames:
-        if self.label_ids is not None and len(self.label_ids) != len(self.labels or ()):
-            raise ValueError(
-                f"label_ids has {len(self.label_ids)} numbers for {len(self.labels or ())} labels; make it null"
-            )
-        return self
-
-
-class TextClassificationSettings(TextSettings, ClassNames):
-    """Classes, several classes at once, or a number for a text or a pair of texts (`text`, `text_pair`, `label`)."""
-
-    name: Literal["text_classification"] = "text_classification"
-    """The task."""
-    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
-    """One class a row, any number of classes a row (a list, or joined by `label_separator`), or a number."""
-    label_separator: str = ","
-    """Splits the label column of a multi-label row that is not a list."""
-
-
-class TokenClassificationSettings(TextSettings, ClassNames):
-    """A tag for each word (`words`, `tags`)."""
-
-    name: Literal["token_classification"] = "token_classification"
-    """The task."""
-    scheme: Literal["auto", "IOB1", "IOB2", "BIOES"] = "auto"
-    """The tag scheme of the files (BIOES is also known as IOBES); auto = recognised. Trained and scored as IOB2."""
-
-
-class GenerationSettings(Section):
-    """Text generated in evaluation."""
-
-    max_new_tokens: PositiveInt = 64
-    """Longest generated text in tokens."""
-    num_beams: PositiveInt = 1
-    """Beam width; 1 = greedy."""
-    options: dict[str, Any] = {}
-    """Fields of transformers' GenerationConfig that say which tokens may follow, over the model's own, e.g.
-    `{repetition_penalty: 1.0, min_length: 0, forced_bos_token_id: null}`."""
-
-
-class CausalLMSettings(TextSettings):
-    """The next token: of plain text (`text`), of a completion (`prompt`, `completion`), or of a chat.
-
-    A chat is a `messages` column (role, content), ShareGPT's `conversations` (from, value), or Alpaca's
-    `instruction`, `input`, `output`.
-    """
-
-    name: Literal["causal_lm"] = "causal_lm"
-    """The task."""
-    targets: Literal["assistant", "last", "all"] = "assistant"
-    """Supervised tokens of a chat or a completion: every assistant turn, the last one, or every token."""
-    chat_template: str | None = None
-    """A Jinja template (text, or the path of a .jinja file), or one of chatml, llama2, llama3, alpaca; null = the
-    tokenizer's own."""
-    join_texts: bool = False
-    """Lay plain texts end to end, separated by the end token, and cut into samples of `max_length`."""
-    generate: GenerationSettings | None = None
-    """Generate the last turn in evaluation and score it by exact match and ROUGE; null = do not."""
-    answer_pattern: str | None = None
-    """Regular expression whose last match (first group) is the answer that exact match compares, e.g. `#### (.+)`;
-    null = the whole text."""
-
-
-class Seq2SeqSettings(TextSettings):
-    """A text from a text (`source`, `target`)."""
-
-    name: Literal["seq2seq"] = "seq2seq"
-    """The task."""
-    max_target_length: PositiveInt | None = None
-    """Longest target in tokens; null = `max_length`."""
-    source_prefix: str = ""
-    """Put before each source, e.g. `translate German to English: ` for T5."""
-    source_language: str | None = None
-    """Code of the sources' language, where the tokenizer writes one (mBART, NLLB, M2M100), e.g. `deu_Latn`; null = as
-    the tokenizer's files say."""
-    target_language: str | None = None
-    """Code of the targets' language; generation begins with it. null = as the tokenizer's files say."""
-    generate: GenerationSettings | None = GenerationSettings()
-    """Generate in evaluation and score by sacreBLEU, chrF and ROUGE; null = loss and token accuracy only."""
-
-
-class AugmentationSettings(Section):
-    """Random changes of training images, by kornia, seeded by sample and epoch."""
-
-    crop: Fraction = 0.0
-    """Random resized crop keeping at least this share of the area; 0 = none."""
-    flip: bool = False
-    """Mirror left to right with probability one half."""
-    color: NonNegativeFloat = 0.0
-    """Strength of the jitter of brightness, contrast and saturation; 0 = none."""
-    rand_augment: Annotated[int, Field(ge=0, le=15)] = 0
-    """Number of RandAugment operations, at most 15; 0 = none."""
-    rand_augment_magnitude: Annotated[int, Field(ge=1, le=29)] = 9
-    """Strength of each RandAugment operation, 1 to 29."""
-
-
-class ImageClassificationSettings(ClassNames):
-    """A class for an image (`image`: path or bytes, `label`)."""
-
-    name: Literal["image_classification"] = "image_classification"
-    """The task."""
-    image_size: PositiveInt | None = None
-    """Height and width in pixels after preparation; null = the image processor's own."""
-    max_pixels: PositiveInt = 64_000_000
-    """Most pixels of an image as it lies in its file; one with more is refused before it is decoded, which takes up to
-    32 bytes of memory a pixel."""
-    augment: AugmentationSettings = AugmentationSettings()
-    """Random changes of training images."""
-
-
-TaskSettings = Annotated[
-    TextClassificationSettings
-    | TokenClassificationSettings
-    | CausalLMSettings
-    | Seq2SeqSettings
-    | ImageClassificationSettings,
-    Field(discriminator="name"),
-]
-
-TaskName = Literal["text_classification", "token_classification", "causal_lm", "seq2seq", "image_classification"]
+if TYPE_CHECKING:
+    TaskConfig = TaskSettings
+    TaskName = str
+else:
+    TaskConfig = Annotated[reduce(or_, SETTINGS.values()), Field(discriminator="name")]
+    TaskName = Literal[tuple(SETTINGS)]
 
 
 # ---------------------------------------------------------------- model
@@ -497,10 +323,28 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _task(value: Any, known: ValidatorFunctionWrapHandler) -> TaskSettings:
+    """A task of ftscale's by its name, or the one that a file of the user's describes."""
+    if isinstance(value, OwnTaskSettings):
+        return value
+    if isinstance(value, dict) and "file" in value:
+        return own_settings(value)
+    return known(_by_name(value))
+
+
+if TYPE_CHECKING:
+    TaskField = TaskSettings
+else:
+    TaskField = Annotated[
+        SerializeAsAny[TaskConfig], WrapValidator(_task, json_schema_input_type=TaskName | TaskConfig)
+    ]
+    """What a `task` section may be."""
+
+
 class Config(Section):
     """A run of ftscale."""
 
-    task: Annotated[TaskSettings, BeforeValidator(_by_name, json_schema_input_type=TaskName | TaskSettings)]
+    task: TaskField
     """The task: its name, or a section with its name and settings."""
     run_folder: OneLine
     """Folder that the run writes; must not exist yet unless resumed or overwritten."""

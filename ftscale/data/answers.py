@@ -83,7 +83,7 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
 
 
 def as_json(value: Any, *, ascii_only: bool = False) -> str:
-    """One line of JSON."""
+    """Return a value as one line of JSON."""
     return json.dumps(value, ensure_ascii=ascii_only, default=_described)
 
 

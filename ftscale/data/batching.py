@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ftscale.config.schema import BatchConfig
@@ -12,37 +14,51 @@ DEFAULT_MICRO_SIZE = 8
 Groups = list[np.ndarray]
 
 
-def divide(lengths: np.ndarray, *, batch: BatchConfig, flat: bool, world_size: int, num_micro: int = 0) -> list[Groups]:
-    """Micro-batches of each rank for samples of these lengths (samples,) in tokens.
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is."""
 
-    Samples are sorted by length and cut into runs, so that neighbours pad little; the runs are dealt to the ranks by
-    cost. Every rank gets the same number of micro-batches (`num_micro` at least, where given); where there are fewer
-    samples than that, some are empty. The longest come first, so that memory runs out in the first step or never.
+    rank: int
+    world_size: int
 
-    Returns, for each rank, arrays of positions in `lengths`.
+
+@dataclass(frozen=True)
+class Division:
+    """The rule by which samples become micro-batches: what one may hold, and what it costs.
+
+    `flat`: samples lie end to end without padding; otherwise each is padded to the longest of its micro-batch.
     """
-    order = np.argsort(-lengths, kind="stable")
-    limits = _Limits(batch, flat=flat)
-    wanted = len(limits.cut(lengths[order]))
-    per_rank = max(-(-wanted // world_size), num_micro, 1)
-    runs = _cut_into(lengths[order], per_rank * world_size, limits=limits)
-    groups = [order[start:stop] for start, stop in runs]
-    groups.sort(key=lambda group: -limits.cost(lengths[group]))
-    groups += [order[:0]] * (per_rank * world_size - len(groups))
-    ranks: list[Groups] = [[] for _ in range(world_size)]
-    for index, group in enumerate(groups):  # there and back again, so that the first rank is not always the heaviest
-        turn, place = divmod(index, world_size)
-        ranks[place if turn % 2 == 0 else world_size - 1 - place].append(group)
-    return ranks
 
+    batch: BatchConfig
+    flat: bool
 
-class _Limits:
-    """What a micro-batch may hold."""
+    def divide(self, lengths: np.ndarray, *, world_size: int, num_micro: int = 0) -> list[Groups]:
+        """Micro-batches of each rank for samples of these lengths (samples,) in tokens.
 
-    def __init__(self, batch: BatchConfig, *, flat: bool) -> None:
-        self.flat = flat
-        self.tokens = batch.micro_tokens
-        self.size = batch.micro_size or (0 if batch.micro_tokens else DEFAULT_MICRO_SIZE)
+        Samples are sorted by length and cut into runs, so that neighbours pad little; the runs are dealt to the ranks
+        by cost. Every rank gets the same number of micro-batches (`num_micro` at least, where given); where there are
+        fewer samples than that, some are empty. The longest come first, so that memory runs out in the first step or
+        never.
+
+        Returns, for each rank, arrays of positions in `lengths`.
+        """
+        order = np.argsort(-lengths, kind="stable")
+        wanted = len(self.cut(lengths[order]))
+        per_rank = max(-(-wanted // world_size), num_micro, 1)
+        runs = _cut_into(lengths[order], per_rank * world_size, division=self)
+        groups = [order[start:stop] for start, stop in runs]
+        groups.sort(key=lambda group: -self.cost(lengths[group]))
+        groups += [order[:0]] * (per_rank * world_size - len(groups))
+        ranks: list[Groups] = [[] for _ in range(world_size)]
+        for index, group in enumerate(groups):  # there and back again, so that the first rank is not always heaviest
+            turn, place = divmod(index, world_size)
+            ranks[place if turn % 2 == 0 else world_size - 1 - place].append(group)
+        return ranks
+
+    @property
+    def size(self) -> int:
+        """Most samples of a micro-batch; 0 = no limit."""
+        return self.batch.micro_size or (0 if self.batch.micro_tokens else DEFAULT_MICRO_SIZE)
 
     def cost(self, lengths: np.ndarray) -> int:
         """Tokens that the device works through, padding included."""
@@ -51,33 +67,36 @@ class _Limits:
         return int(lengths.sum() if self.flat else lengths.max() * len(lengths))
 
     def cut(self, lengths: np.ndarray, *, tokens: int | None = None) -> list[tuple[int, int]]:
-        """Runs (start, stop) of descending lengths, each as long as the limits let it be."""
-        tokens = self.tokens if tokens is None else tokens
+        """Runs (start, stop) of descending lengths, each as long as the limits let it be.
+
+        `tokens`: the most of a run, 0 = no limit; None = as the batch section says.
+        """
+        tokens, size = self.batch.micro_tokens if tokens is None else tokens, self.size
         runs, start, total = [], 0, 0
         for index, length in enumerate(lengths.tolist()):
             count = index - start
             cost = total + length if self.flat else int(lengths[start]) * (count + 1)
-            if count and ((tokens and cost > tokens) or (self.size and count >= self.size)):
+            if count and ((tokens and cost > tokens) or (size and count >= size)):
                 runs.append((start, index))
                 start, total = index, 0
             total += length
         return [*runs, (start, len(lengths))] if len(lengths) else runs
 
 
-def _cut_into(lengths: np.ndarray, number: int, *, limits: _Limits) -> list[tuple[int, int]]:
+def _cut_into(lengths: np.ndarray, number: int, *, division: Division) -> list[tuple[int, int]]:
     """At most `number` runs with the smallest greatest cost that the limits allow."""
-    low, high = int(lengths.max(initial=1)), max(limits.cost(lengths), 1)
-    if limits.tokens:
-        high = max(low, min(high, limits.tokens))
+    low, high = int(lengths.max(initial=1)), max(division.cost(lengths), 1)
+    if division.batch.micro_tokens:
+        high = max(low, min(high, division.batch.micro_tokens))
     while low < high:
         middle = (low + high) // 2
-        if len(limits.cut(lengths, tokens=middle)) <= number:
+        if len(division.cut(lengths, tokens=middle)) <= number:
             high = middle
         else:
             low = middle + 1
-    runs = limits.cut(lengths, tokens=high)
+    runs = division.cut(lengths, tokens=high)
     while len(runs) < min(number, len(lengths)):  # equal lengths can leave runs to spare: halve the costliest
-        widest = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: limits.cost(lengths[slice(*run)]))
+        widest = max((run for run in runs if run[1] - run[0] > 1), key=lambda run: division.cost(lengths[slice(*run)]))
         place, middle = runs.index(widest), (widest[0] + widest[1]) // 2
         runs[place : place + 1] = [(widest[0], middle), (middle, widest[1])]
     return runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,13 @@ import xxhash
 
 from ftscale.data.missing import LIKELY
 
-INPUTS = frozenset(("text", "text_pair", "words", "source", "image", "prompt", "instruction", "input", "messages"))
-INPUTS |= {"conversations", "tools"}
-"""Columns that a model reads, in any task; the others are what it is to find out."""
-
 Row = dict[str, Any]
 
 
-def content_of(row: Row) -> list[int]:
-    """Two 64-bit hashes of a row: of what the model reads, and of all its columns."""
+def content_of(row: Row, *, inputs: Collection[str]) -> list[int]:
+    """Two 64-bit hashes of a row: of `inputs`, the columns that the model reads, and of all its columns."""
     columns = {name: value for name, value in row.items() if not name.startswith("_")}
-    return [_hash({name: value for name, value in columns.items() if name in INPUTS}), _hash(columns)]
+    return [_hash({name: value for name, value in columns.items() if name in inputs}), _hash(columns)]
 
 
 def repeated(contents: np.ndarray) -> int:

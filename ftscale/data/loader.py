@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,51 +10,76 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ftscale.config.schema import BatchConfig
-from ftscale.data.batching import divide
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.order import GlobalOrder
+from ftscale.data.prepare import Prepared
+from ftscale.data.sample import Sample
 from ftscale.processes import leave_signals_to_parent
 
-Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+Collate = Callable[[Sequence[Sample]], Any]
+"""Makes a micro-batch of samples (`tasks.batch.Batch`)."""
 
 
 @dataclass
 class Step:
     """This rank's part of an optimizer step."""
 
-    micro_batches: list[tuple[dict[str, Any], bool]]
+    micro_batches: list[tuple[Any, bool]]
     """Micro-batches, each with whether it counts: a filler keeps ranks in step and is weighed with zero."""
-    targets: int
-    """Targets of the global batch, over all ranks."""
+    counts: Mapping[str, float] | None
+    """Targets of the global batch, over all ranks, by term; None = known in the micro-batches only."""
     tokens: int
     """Tokens of the global batch, over all ranks."""
 
 
 class TrainingSteps(Dataset):
-    """Optimizer step number (from 0) to this rank's micro-batches: a function of the order alone."""
+    """The optimizer steps of prepared rows: by number (from 0), this rank's part, a function of the order alone.
+
+    `num_workers`: processes that collate ahead.
+    """
 
     def __init__(
         self,
-        rows: Any,
+        samples: Prepared,
         order: GlobalOrder,
-        lengths: np.ndarray,
         collate: Collate,
         *,
-        batch: BatchConfig,
-        flat: bool,
-        rank: int,
-        world_size: int,
+        division: Division,
+        ranks: Ranks,
         seed: int,
+        num_steps: int,
+        num_workers: int,
     ) -> None:
-        self.rows = rows
+        self.samples = samples
+        self.costs, self.counts = samples.costs, samples.counts  # read before worker processes begin
         self.order = order
-        self.lengths = lengths
         self.collate = collate
-        self.batch = batch
-        self.flat = flat
-        self.rank = rank
-        self.world_size = world_size
+        self.division = division
+        self.ranks = ranks
         self.seed = seed
+        self.num_steps = num_steps
+        self.num_workers = num_workers
+
+    def after(self, step: int) -> Generator[Step, None, None]:
+        """The steps behind the first `step`, collated ahead by worker processes where there are any."""
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(step, self.num_steps),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
+        )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            del batches  # its workers end with it, also where an error still holds this frame
+
+    def where(self, row: int) -> str:
+        """Where a row was read: file and line."""
+        return self.samples.where(row)
 
     def global_rows(self, step: int) -> np.ndarray:
         """Row numbers of a step's global batch, in the global order."""
@@ -64,59 +89,31 @@ class TrainingSteps(Dataset):
     def __getitem__(self, step: int) -> Step:
         epoch, _ = self.order.locate(step)
         rows = self.global_rows(step)
-        lengths = self.lengths[rows]
-        ranks = divide(lengths, batch=self.batch, flat=self.flat, world_size=self.world_size)
+        lengths = self.costs[rows]
+        groups = self.division.divide(lengths, world_size=self.ranks.world_size)[self.ranks.rank]
         shortest = rows[[int(np.argmin(lengths))]]
         micro_batches = [
-            (self._micro_batch(rows[group] if len(group) else shortest, epoch), bool(len(group)))
-            for group in ranks[self.rank]
+            (self._micro_batch(rows[group] if len(group) else shortest, epoch), bool(len(group))) for group in groups
         ]
-        return Step(micro_batches, targets=int(self.order.targets[rows].sum()), tokens=int(lengths.sum()))
+        counts = {name: int(of_rows[rows].sum()) for name, of_rows in self.counts.items()}
+        return Step(micro_batches, counts or None, tokens=int(lengths.sum()))
 
-    def _micro_batch(self, rows: np.ndarray, epoch: int) -> dict[str, Any]:
-        return self.collate(
-            [{**self.rows[int(row)], "row": int(row), "epoch": epoch, "seed": self.seed} for row in rows]
-        )
-
-
-def iterate_steps(steps: TrainingSteps, *, start: int, stop: int, num_workers: int) -> Generator[Step, None, None]:
-    """The steps `start` to `stop - 1`, collated ahead by worker processes where there are any."""
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=range(start, stop),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # else it draws from the generator of dropout, once more after each resume
-    )
-    batches = iter(loader)
-    try:
-        yield from batches
-    finally:
-        del batches  # its workers end with it, also where an error still holds this frame
+    def _micro_batch(self, rows: np.ndarray, epoch: int) -> Any:
+        return self.collate([self.samples.sample(int(row), epoch=epoch, seed=self.seed) for row in rows])
 
 
 def evaluation_batches(
-    rows: Any,
-    lengths: np.ndarray,
-    collate: Collate,
-    *,
-    batch: BatchConfig,
-    flat: bool,
-    rank: int,
-    world_size: int,
-    seed: int,
-) -> Iterator[dict[str, Any]]:
+    samples: Prepared, collate: Collate, *, division: Division, ranks: Ranks, seed: int
+) -> Iterator[Any]:
     """This rank's micro-batches of a whole data set; every rank gets the same number.
 
     Where they do not come out even, a rank does its first one again; the evaluator counts each row once.
     """
-    ranks = divide(lengths, batch=batch, flat=flat, world_size=world_size)
-    filler = np.asarray([int(np.argmin(lengths))])
-    for group in ranks[rank]:
+    groups = division.divide(samples.costs, world_size=ranks.world_size)[ranks.rank]
+    filler = np.asarray([int(np.argmin(samples.costs))])
+    for group in groups:
         chosen = group if len(group) else filler
-        yield collate([{**rows[int(row)], "row": int(row), "epoch": 0, "seed": seed} for row in chosen])
+        yield collate([samples.sample(int(row), seed=seed) for row in chosen])
 
 
 def _begin_worker(number: int) -> None:

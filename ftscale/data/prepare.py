@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +20,7 @@ import xxhash
 
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
+from ftscale.data.sample import COST, COUNT, HASHES, LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.errors import UserError, counted
 from ftscale.files import own_id, partial_path, remove, remove_partials, without_link
@@ -29,13 +31,12 @@ from ftscale.sealed import DamagedError, read_json, write_json
 from ftscale.seeding import derive_seed
 from ftscale.shown import without_secrets
 
-FORMAT = 4  # of the files below; a new number makes old caches unread
+FORMAT = 5  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
-NOT_CONTENT = frozenset(("where", "image_path", "row_hashes"))  # of places, which may differ between machines
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
-Prepare = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+Prepare = Callable[[list[dict[str, Any]]], list[Sample]]
 
 
 @dataclass
@@ -61,10 +62,11 @@ class SourceReport:
     lost: int = 0
     """Words of rows that were kept whole that have no token."""
     in_tokens: bool = True
-    """Whether samples have a length in tokens; images have none."""
+    """Whether samples have a length in tokens."""
 
     @property
     def mean_length(self) -> float:
+        """Return the mean length of the kept samples in tokens; 0 where none is kept."""
         return self.total_length / self.kept if self.kept else 0.0
 
     def sentence(self) -> str:
@@ -99,9 +101,10 @@ def template_warnings(report: SourceReport, *, setting: str) -> list[str]:
 
 @dataclass
 class Prepared:
-    """A prepared data set: `dataset` holds the samples, source after source."""
+    """A prepared data set: the samples, source after source."""
 
     dataset: Any
+    """Rows of stored samples (`Sample.stored`), a datasets.Dataset."""
     sources: list[SourceRows]
     reports: list[SourceReport]
     samples_hash: str
@@ -113,6 +116,35 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """(samples,) int: what micro-batches are cut by."""
+        return np.asarray(self.dataset[COST])
+
+    @cached_property
+    def counts(self) -> dict[str, np.ndarray]:
+        """(samples,) int: targets by term; empty where they are known in the batch only."""
+        names = [name for name in self.dataset.column_names if name.startswith(COUNT)]
+        return {name.removeprefix(COUNT): np.asarray(self.dataset[name]) for name in names}
+
+    @property
+    def labels(self) -> list[Any]:
+        """Each sample's label; none where they have none."""
+        return self.dataset[LABEL] if LABEL in self.dataset.column_names else []
+
+    @cached_property
+    def _collated(self) -> Any:
+        counted = [name for name in self.dataset.column_names if name in (COST, WHERE) or name.startswith(COUNT)]
+        return self.dataset.remove_columns(counted)
+
+    def sample(self, number: int, *, epoch: int = 0, seed: int = 0) -> Sample:
+        """A sample as it is collated."""
+        return Sample.of_stored(self._collated[number], number=number, epoch=epoch, seed=seed)
+
+    def where(self, number: int) -> str:
+        """Where the row of a sample was read: file and line."""
+        return self.dataset[number][WHERE]
+
 
 def prepare_sources(
     sources: Sequence[SourceConfig],
@@ -122,14 +154,14 @@ def prepare_sources(
     key: str,
     roles: Roles,
     data: DataConfig,
-    labelled: bool = True,
+    in_tokens: bool = True,
     keep: Callable[[int, int], bool] | None = None,
 ) -> Prepared:
     """Read and prepare sources, or take them from the cache, whose content is verified.
 
     `prepare`: rows to samples, for rows of one source; `key`: everything that its result depends on besides the rows;
-    `keep(source, row)`: which rows belong to this part of a split (part of `key`). Only one process of a machine
-    prepares; others wait for it.
+    `in_tokens`: whether a sample's cost is its tokens; `keep(source, row)`: which rows belong to this part of a split
+    (part of `key`). Only one process of a machine prepares; others wait for it.
     Raises UserError: unreadable files; no rows left; too many rows without a target (`data.max_empty`).
     """
     from filelock import FileLock
@@ -137,13 +169,13 @@ def prepare_sources(
     fingerprints = [
         source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
     ]
-    digest = hashlib.sha256(json.dumps([FORMAT, name, key, labelled, fingerprints]).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(json.dumps([FORMAT, name, key, fingerprints]).encode()).hexdigest()[:24]
     folder = cache_folder(data).resolve() / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
         _check_owner(folder)
         if (saved := _verified(folder)) is None:
-            _build(folder, sources, prepare, name=name, roles=roles, data=data, labelled=labelled, keep=keep)
+            _build(folder, sources, prepare, name=name, roles=roles, data=data, in_tokens=in_tokens, keep=keep)
             saved = _verified(folder)
     assert saved is not None, f"{folder} was written just now"
     prepared = _load(folder, sources, saved)
@@ -157,7 +189,7 @@ def prepare_sources(
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Where prepared data lies."""
+    """Return the folder of prepared data: `data.cache_dir`, else one in the user's home."""
     return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "ftscale"
 
 
@@ -228,7 +260,7 @@ def _build(
     name: str,
     roles: Roles,
     data: DataConfig,
-    labelled: bool,
+    in_tokens: bool,
     keep: Callable[[int, int], bool] | None,
 ) -> None:
     remove_partials(folder)
@@ -236,12 +268,10 @@ def _build(
     partial.mkdir(mode=0o700)
     reports, files, samples = [], {}, xxhash.xxh3_128()
     for index, source in enumerate(sources):
-        rows: Iterable[dict[str, Any]] = read_rows(
-            source, roles=roles, setting=f"data.{name}[{index}]", labelled=labelled
-        )
+        rows: Iterable[dict[str, Any]] = read_rows(source, roles=roles, setting=f"data.{name}[{index}]")
         if keep is not None:
             rows = (row for number, row in enumerate(rows) if keep(index, number))
-        report = SourceReport(without_secrets(source.path))
+        report = SourceReport(without_secrets(source.path), in_tokens=in_tokens)
         chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
         path = partial / f"source-{index}.arrow"
         _write(path, (sift(chunk, report) for chunk in chunks), samples)
@@ -276,9 +306,7 @@ def _check_owner(folder: Path) -> None:
         )
 
 
-def _prepared_chunks(
-    rows: Iterable[dict[str, Any]], prepare: Prepare, *, workers: int
-) -> Iterator[list[dict[str, Any]]]:
+def _prepared_chunks(rows: Iterable[dict[str, Any]], prepare: Prepare, *, workers: int) -> Iterator[list[Sample]]:
     rows = iter(rows)
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     if workers == 1:
@@ -286,7 +314,7 @@ def _prepared_chunks(
         return
     # spawn: forking after a tokenizer's threads have started can deadlock
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=leave_signals_to_parent) as pool:
-        pending: deque[Future[list[dict[str, Any]]]] = deque()
+        pending: deque[Future[list[Sample]]] = deque()
         try:
             for chunk in chunks:
                 pending.append(pool.submit(prepare, chunk))
@@ -299,32 +327,30 @@ def _prepared_chunks(
             raise
 
 
-def sift(samples: list[dict[str, Any]], report: SourceReport) -> list[dict[str, Any]]:
+def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
     """The samples to keep; counts all of them."""
     kept = []
     for sample in samples:
-        note = sample.pop("note")
+        facts = sample.facts
         report.read += 1
-        report.said += sample.pop("said", 0)
-        report.left_out += sample.pop("left_out", 0)
-        unseen = sample.pop("unseen_prompt", "")
-        report.unseen_prompt = report.unseen_prompt or unseen
-        if note not in ("", "truncated"):
-            report.dropped[note] = report.dropped.get(note, 0) + 1
+        report.said += facts.get("said", 0)
+        report.left_out += facts.get("left_out", 0)
+        report.unseen_prompt = report.unseen_prompt or facts.get("unseen_prompt", "")
+        if sample.drop:
+            report.dropped[sample.drop] = report.dropped.get(sample.drop, 0) + 1
             continue
         kept.append(sample)
-        report.blank += sample.pop("blank", False)
-        report.lost += sample.pop("lost", 0)
-        report.in_tokens = "input_ids" in sample
-        report.truncated += note == "truncated"
-        report.longest = max(report.longest, sample["length"])
-        report.total_length += sample["length"]
-        report.targets += sample["targets"]
+        report.blank += facts.get("blank", False)
+        report.lost += facts.get("lost", 0)
+        report.truncated += sample.truncated
+        report.longest = max(report.longest, sample.cost)
+        report.total_length += sample.cost
+        report.targets += sample.targets
     report.kept += len(kept)
     return kept
 
 
-def _write(path: Path, chunks: Iterator[list[dict[str, Any]]], content: xxhash.xxh3_128) -> None:
+def _write(path: Path, chunks: Iterator[list[Sample]], content: xxhash.xxh3_128) -> None:
     """Samples as an Arrow stream; what is in them goes into the hash `content` too."""
     import pyarrow as pa
 
@@ -333,12 +359,14 @@ def _write(path: Path, chunks: Iterator[list[dict[str, Any]]], content: xxhash.x
         for chunk in chunks:
             if not chunk:
                 continue
-            schema = writer[1] if writer else _narrow(pa.Table.from_pylist(chunk).schema)
-            table = pa.Table.from_pylist(chunk, schema=schema)
+            stored = [sample.stored() for sample in chunk]
+            schema = writer[1] if writer else pa.schema(map(_narrow, pa.Table.from_pylist(stored).schema))
+            table = pa.Table.from_pylist(stored, schema=schema)
             writer = writer or (pa.ipc.new_stream(sink, schema), schema)
             writer[0].write_table(table)
-            for column in sorted(set(table.column_names) - NOT_CONTENT):
-                _add_column(content, column, table.column(column))
+            for column in sorted(table.column_names):
+                if column not in (WHERE, HASHES) and not column.endswith("_path"):  # not of places
+                    _add_column(content, column, table.column(column))
         if writer:
             writer[0].close()
 
@@ -350,17 +378,17 @@ def _add_column(content: xxhash.xxh3_128, name: str, column: Any) -> None:
             content.update(buffer or b"")
 
 
-def _narrow(schema: Any) -> Any:
+def _narrow(item: Any) -> Any:
     """Lists of token ids as int32: half the bytes."""
     import pyarrow as pa
 
-    fields = [
-        pa.field(item.name, pa.list_(pa.int32()))
-        if item.type == pa.list_(pa.int64()) and item.name != "row_hashes"
-        else item
-        for item in schema
-    ]
-    return pa.schema(fields)
+    if item.name == HASHES:
+        return item
+    if pa.types.is_struct(item.type):
+        return pa.field(
+            item.name, pa.struct([_narrow(item.type.field(place)) for place in range(item.type.num_fields)])
+        )
+    return pa.field(item.name, pa.list_(pa.int32())) if item.type == pa.list_(pa.int64()) else item
 
 
 def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) -> Prepared:
@@ -371,10 +399,10 @@ def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) 
     for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
         if report.kept:
             part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
-            if "row_hashes" in part.column_names:
-                chunks = part.data.column("row_hashes").chunks
+            if HASHES in part.column_names:
+                chunks = part.data.column(HASHES).chunks
                 hashes += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
-                part = part.remove_columns("row_hashes")
+                part = part.remove_columns(HASHES)
             parts.append(part)
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -71,13 +71,11 @@ def read_rows(
     *,
     roles: Sequence[Sequence[str]],
     setting: str = DEFAULT_SETTING,
-    labelled: bool = True,
+    absent: Collection[str] = (),
     keep_columns: bool = False,
 ) -> Iterator[Row]:
     """Every row of a source (the first `source.limit`), in file order. See `open_stream`."""
-    stream = open_stream(
-        source, roles=roles, position=None, setting=setting, labelled=labelled, keep_columns=keep_columns
-    )
+    stream = open_stream(source, roles=roles, position=None, setting=setting, absent=absent, keep_columns=keep_columns)
     return (row for row, _ in stream)
 
 
@@ -87,13 +85,13 @@ def open_stream(
     roles: Sequence[Sequence[str]],
     position: Position | None,
     setting: str = DEFAULT_SETTING,
-    labelled: bool = True,
+    absent: Collection[str] = (),
     keep_columns: bool = False,
 ) -> Iterator[tuple[Row, Position]]:
     """Rows after a position (None = from the start), each with the position after it.
 
     roles: the task's alternatives of column names; the first that is there whole is given, and every column that
-    `source.columns` maps. labelled: False lets `label`, `tags`, `completion`, `target` and `output` be absent.
+    `source.columns` maps. absent: roles that may be lacking, as labels are of rows to predict on.
     keep_columns: every column of the row stands under `_columns` too, as pairs of the file's own name and the value
     as it came; a column without a name is called by what it is to the task, or else by its number.
     An `image` that is a relative path is given relative to the folder of its file.
@@ -115,7 +113,7 @@ def open_stream(
         if _is_empty(file):
             continue
         place = position["place"] if position and number == start else None
-        for row, here in _file_rows(file, place=place, roles=roles, labelled=labelled, keep_columns=keep_columns):
+        for row, here in _file_rows(file, place=place, roles=roles, absent=absent, keep_columns=keep_columns):
             count += 1
             yield row, {"file": number, "row": count, "place": here}
             if count == source.limit:
@@ -190,7 +188,8 @@ def _image_fingerprints(
     """A hash of each local image that rows name by its path; none where images lie in the rows or are the rows."""
     if files[0].format in ("image_folder", "idx", "hub") or not any("image" in names for names in roles):
         return {}
-    rows = read_rows(source, roles=(("image",),), setting=setting, labelled=False)
+    others = source.columns.keys() - {"image"}
+    rows = read_rows(source, roles=(("image",),), setting=setting, absent=others)
     named = {row["image"] for row in rows if isinstance(row["image"], str)}
     paths = sorted(path for path in named if os.path.isfile(path))  # one that is not there is told when it is opened
     if fit_to_hash_whole(paths):
@@ -239,10 +238,10 @@ def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> 
 
 
 def _file_rows(
-    file: DataFile, *, place: Place | None, roles: Sequence[Sequence[str]], labelled: bool, keep_columns: bool
+    file: DataFile, *, place: Place | None, roles: Sequence[Sequence[str]], absent: Collection[str], keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
     columns = load_format(file.format).columns(file)
-    choose = partial(select, file, roles=roles, labelled=labelled)
+    choose = partial(select, file, roles=roles, absent=absent)
     if columns is None:
         rows = _object_rows(file, place, choose, keep_columns=keep_columns)
     else:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ftscale.config.schema import BatchConfig, SourceConfig
-from ftscale.data.batching import divide
+from ftscale.config.schema import DataConfig
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import Collate, Step
 from ftscale.data.prepare import CHUNK, Prepare, Roles, SourceReport, sift, template_warnings
+from ftscale.data.sample import Sample
 from ftscale.data.sources import open_stream
 from ftscale.errors import UserError
 from ftscale.logs import log
@@ -47,46 +48,37 @@ class StreamPosition:
 class StreamSteps:
     """Optimizer steps from a stream. Collective: all ranks take them together.
 
-    `gather`: every rank's value on every rank; `max_empty`: accepted share of rows without a target; `joins`:
-    `prepare` makes samples from several rows together, so that they are not one a row.
+    `gather`: every rank's value on every rank; `joins`: `prepare` makes samples from several rows together, so that
+    they are not one a row.
     """
 
     def __init__(
         self,
-        sources: Sequence[SourceConfig],
+        data: DataConfig,
         prepare: Prepare,
         collate: Collate,
         *,
         roles: Roles,
-        batch: BatchConfig,
-        flat: bool,
-        buffer: int,
-        shuffle: bool,
-        max_empty: float,
         joins: bool,
-        rank: int,
-        world_size: int,
+        division: Division,
+        ranks: Ranks,
         seed: int,
         gather: Callable[[Any], list[Any]],
     ) -> None:
-        self.sources = list(sources)
+        self.data = data
+        self.sources = data.train
         self.prepare = prepare
         self.collate = collate
         self.roles = roles
-        self.batch = batch
-        self.flat = flat
-        self.buffer = buffer
-        self.shuffle = shuffle
-        self.max_empty = max_empty
         self.joins = joins
-        self.rank = rank
-        self.world_size = world_size
+        self.division = division
+        self.ranks = ranks
         self.seed = seed
         self.gather = gather
         self.position = StreamPosition()
         """After the last step that was given out."""
         self.report = SourceReport("stream")
-        self._spare: dict[str, Any] | None = None
+        self._spare: Sample | None = None
         self._places: dict[int, str] = {}
         self._warned = False
 
@@ -94,10 +86,14 @@ class StreamSteps:
         """Where a row of this rank's part of the last step was read: file and line."""
         return self._places[row]
 
+    def after(self, step: int) -> Generator[Step, None, None]:
+        """The steps from the stream's own position on; it does not follow from the number of the step."""
+        return self.steps(self.position)
+
     def steps(self, position: StreamPosition) -> Generator[Step, None, None]:
         """Steps from a position on, for ever: epoch after epoch."""
         rows = self._rows(position)
-        while batch := list(islice(rows, self.batch.global_size)):
+        while batch := list(islice(rows, self.division.batch.global_size)):
             step = self._step([row for row, _ in batch], first=batch[0][1].rows - 1)
             self.position = batch[-1][1]
             if step is not None:
@@ -134,66 +130,73 @@ class StreamSteps:
         files = list(position.files) or [None] * len(self.sources)
         ended = list(position.ended)
         rows: list[dict[str, Any]] = []
-        while len(rows) < self.buffer and len(ended) < len(self.sources):
+        while len(rows) < self.data.shuffle_buffer and len(ended) < len(self.sources):
             open_sources = [index for index in range(len(self.sources)) if index not in ended]
             weights = np.array([self.sources[index].weight for index in open_sources])
-            for index in rng.choice(open_sources, size=self.buffer - len(rows), p=weights / weights.sum()).tolist():
+            size = self.data.shuffle_buffer - len(rows)
+            for index in rng.choice(open_sources, size=size, p=weights / weights.sum()).tolist():
                 if (item := next(readers[index], None)) is None:
                     ended.append(index)
                     break  # the others are drawn anew without it
                 rows.append(item[0])
                 files[index] = item[1]
-        if self.shuffle:
+        if self.data.shuffle:
             rows = [rows[index] for index in rng.permutation(len(rows))]
         return rows, files, ended
 
-    def _joined(self, block: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _joined(self, block: list[dict[str, Any]]) -> Iterator[Any]:
         """The samples of a block, joined within as many rows as in a data set that is prepared beforehand."""
         return chain.from_iterable(self.prepare(block[start : start + CHUNK]) for start in range(0, len(block), CHUNK))
 
     def _step(self, rows: list[dict[str, Any]], *, first: int) -> Step | None:
         """This rank prepares every world_size-th row; the number of micro-batches is agreed. None: no target at all."""
-        numbers = range(self.rank, len(rows), self.world_size)
+        numbers = range(self.ranks.rank, len(rows), self.ranks.world_size)
         own_rows = [rows[number] for number in numbers]
-        samples = []
-        for number, sample in zip(numbers, own_rows if self.joins else self.prepare(own_rows), strict=True):
+        samples: list[Sample] = []
+        own_samples: Any = own_rows if self.joins else self.prepare(own_rows)
+        for number, sample in zip(numbers, own_samples, strict=True):
             kept = sift([sample], self.report)
-            samples += [{**item, "row": first + number, "epoch": 0, "seed": self.seed} for item in kept]
-        self._places = {sample["row"]: sample.pop("where") for sample in samples}
+            samples += [replace(item, number=first + number, seed=self.seed) for item in kept]
+        self._places = {sample.number: sample.where for sample in samples}
         self._warn()
-        lengths = np.array([sample["length"] for sample in samples], dtype=np.int64)
+        lengths = np.array([sample.cost for sample in samples], dtype=np.int64)
         own = {
-            "micro": len(divide(lengths, batch=self.batch, flat=self.flat, world_size=1)[0]),
-            "targets": sum(sample["targets"] for sample in samples),
+            "micro": len(self.division.divide(lengths, world_size=1)[0]),
+            "counts": [sample.counts for sample in samples],
             "tokens": int(lengths.sum()),
             "read": self.report.read,
             "empty": self.report.dropped.get("no_target", 0),
-            "spare": min(samples, key=lambda sample: sample["length"], default=None) if self._spare is None else None,
+            "spare": min(samples, key=lambda sample: sample.cost, default=None) if self._spare is None else None,
         }
         ranks = self.gather(own)
         self._check([rank["read"] for rank in ranks], [rank["empty"] for rank in ranks])
-        if not sum(rank["targets"] for rank in ranks):
+        all_counts = [counts for rank in ranks for counts in rank["counts"]]
+        counts = None if None in all_counts else _added(all_counts)
+        if not all_counts or (counts is not None and not any(counts.values())):
             return None
         self._spare = self._spare or next(rank["spare"] for rank in ranks if rank["spare"])
-        [groups] = divide(
-            lengths, batch=self.batch, flat=self.flat, world_size=1, num_micro=max(rank["micro"] for rank in ranks)
-        )
+        num_micro = max(rank["micro"] for rank in ranks)
+        [groups] = self.division.divide(lengths, world_size=1, num_micro=num_micro)
         return Step(
             [(self.collate([samples[i] for i in group] or [self._spare]), bool(len(group))) for group in groups],
-            targets=sum(rank["targets"] for rank in ranks),
+            counts,
             tokens=sum(rank["tokens"] for rank in ranks),
         )
 
     def _warn(self) -> None:
-        """Of the first chats from which a template leaves something out."""
+        """Warn of the first chats from which a template leaves something out."""
         if not self._warned and (warnings := template_warnings(self.report, setting="data.train")):
             self._warned = True
             for warning in warnings:
                 log.warning("%s", warning)
 
     def _check(self, read: list[int], empty: list[int]) -> None:
-        if sum(read) >= ENOUGH_ROWS and sum(empty) / sum(read) > self.max_empty:
+        if sum(read) >= ENOUGH_ROWS and sum(empty) / sum(read) > self.data.max_empty:
             raise UserError(
                 f"data.train: {sum(empty)} of the first {sum(read)} rows have no target left, more than "
-                f"data.max_empty = {self.max_empty:.1%}; look at the columns and task.max_length, or raise it."
+                f"data.max_empty = {self.data.max_empty:.1%}; look at the columns and task.max_length, or raise it."
             )
+
+
+def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(one[name] for one in counts) for name in counts[0]} if counts else {}

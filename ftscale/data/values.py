@@ -15,7 +15,7 @@ MOST_TEXT = 10_000_000
 
 
 def check_characters(row: dict[str, Any]) -> None:
-    """Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\\ud83d` in JSON).
+    r"""Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\ud83d` in JSON).
 
     And for a value of more than `MOST_TEXT`: a tokenizer takes 150 bytes of memory a character.
     Of what the task reads: `_columns`, which prediction gives back, may hold anything.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ftscale.config.strategies import default_strategy
 from ftscale.errors import UserError
 from ftscale.launcher import launch_training
 from ftscale.logs import quiet_libraries
@@ -44,7 +45,7 @@ def main(settings: Sequence[str] = ()) -> int:
             recipe,
             overrides,
             processes=processes,
-            strategy="ddp" if processes > 1 else "single",
+            strategy=default_strategy(processes).name,
             resume=False,
             overwrite=True,
         )

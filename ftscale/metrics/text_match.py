@@ -32,8 +32,10 @@ class ExactMatch(MemoryMetric):
 
 
 def answer(text: str, pattern: str | None) -> str | None:
-    """What is compared of a text: the first group of the last match of `pattern` (the whole match where it has no
-    group), or the whole text where `pattern` is None; None where nothing matches."""
+    """What is compared of a text: the first group of the last match of `pattern`; None where nothing matches.
+
+    That is the whole match where the pattern has no group, and the whole text where `pattern` is None.
+    """
     if pattern is None:
         return text.strip()
     matches = list(re.finditer(pattern, text))

@@ -77,7 +77,7 @@ def apply_adapter(
 
 
 def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps: int | None = None) -> PeftConfig:
-    """peft's config of the method with the section's other keys as its fields; needs no model, so it checks early."""
+    """Build peft's config of the method from the section's other keys; needs no model, so it checks early."""
     method = next((kind for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value.lower() == config.method), None)
     if method is None:
         methods = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
@@ -96,36 +96,51 @@ def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps
         raise UserError(f"adapter = {{method: {config.method}, ...}} is refused by peft: {error}") from error
 
 
-def advance_adapter(model: nn.Module, *, step: int) -> None:
-    """What a method does after optimizer step `step` (from 1), while the gradients are still there.
+class GradientRule:
+    """What a method does between steps besides training its weights; nothing, unless a subclass says otherwise."""
 
-    AdaLoRA (arXiv:2303.10512) moves ranks between layers; all others do nothing.
-    """
-    if _is_adalora(model):
-        model.base_model.update_and_allocate(step)
+    def after_update(self, *, step: int) -> None:
+        """Called after optimizer step `step` (from 1), while the gradients are still there."""
 
-
-def adapter_state(model: nn.Module) -> dict[str, Any] | None:
-    """What a method has learned besides its weights, for a checkpoint: AdaLoRA's importance of each; else None."""
-    if not _is_adalora(model):
+    def state_dict(self) -> dict[str, Any] | None:
+        """What it has learned, for a checkpoint; None = nothing."""
         return None
-    allocator = model.base_model.rankallocator
-    state = {name: getattr(allocator, name) for name in ADALORA_STATE}
-    return {**state, "rank_pattern": model.active_peft_config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Bring back what `state_dict` gave."""
 
 
-def load_adapter_state(model: nn.Module, state: dict[str, Any] | None) -> None:
-    """Bring back what `adapter_state` gave."""
-    if state is None:
-        return
-    model.active_peft_config.rank_pattern = state["rank_pattern"]
-    for kind in ADALORA_STATE:
-        kept = {name: value.to(model.device) for name, value in state[kind].items()}
-        setattr(model.base_model.rankallocator, kind, kept)
+class AdaLora(GradientRule):
+    """Moves ranks between layers by the importance of each weight (arXiv:2303.10512)."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+
+    def after_update(self, *, step: int) -> None:
+        """Learn from this step's gradients, and cut the ranks as the method's schedule says."""
+        self.model.base_model.update_and_allocate(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The importance of each weight, and the ranks as they are cut."""
+        allocator = self.model.base_model.rankallocator
+        state = {name: getattr(allocator, name) for name in ADALORA_STATE}
+        return {**state, "rank_pattern": self.model.active_peft_config.rank_pattern}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Bring back what `state_dict` gave; None = a checkpoint holds nothing of it."""
+        if state is None:
+            return
+        self.model.active_peft_config.rank_pattern = state["rank_pattern"]
+        for kind in ADALORA_STATE:
+            kept = {name: value.to(self.model.device) for name, value in state[kind].items()}
+            setattr(self.model.base_model.rankallocator, kind, kept)
 
 
-def _is_adalora(model: nn.Module) -> bool:
-    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA
+def gradient_rule(model: nn.Module) -> GradientRule:
+    """What the model's adapter, if it has one, does between steps."""
+    if isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA:
+        return AdaLora(model)
+    return GradientRule()
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def agree_on_padding(model: PreTrainedModel, tokenizer: Any) -> None:
 
 
 def agree_on_start(model: PreTrainedModel, tokenizer: Any) -> None:
-    """With which token a decoder starts, and which one it must write first, alike in training and generation.
+    """Have a decoder start with the same token, and write the same one first, in training and in generation.
 
     A tokenizer that writes the code of the target's language first (NLLB, M2M100, mBART-50) has it forced; one that
     writes it last (mBART) starts the decoder with it. Raises UserError where nothing says how to start.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from .probing import device_kind, transformers_model
+from ftscale.models.probing import device_kind, transformers_model
 
 FLAT = "ftscale_flat"
 """The name under which transformers knows this attention."""

@@ -14,7 +14,7 @@ SETTINGS = (".json", ".jinja", ".model", ".py", ".txt")
 
 
 def model_fingerprints(config: ModelConfig) -> dict[str, dict[str, str]]:
-    """By setting (`model.name`, `model.processor`), a hash of each file under its path; none where nothing lies here.
+    """Hash the files of `model.name` and `model.processor`, by setting and path; none where nothing lies here.
 
     Files over 1 GiB together are known by size, time of change and three MiB of each; those in the hub's cache by the
     name that the hub gave their content.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from ftscale.config.schema import GenerationSettings
+from ftscale.config.tasks.base import GenerationSettings
 from ftscale.errors import UserError, unknown_name
 from ftscale.logs import log
 from ftscale.models.lengths import position_tables
@@ -110,7 +110,7 @@ def mend_generation_config(model: PreTrainedModel) -> None:
 
 
 def mean_until_end(log_probabilities: Tensor, written: Tensor, ends: Sequence[int]) -> list[float | None]:
-    """For each row the mean over its tokens up to the first that ends it; None where there are none."""
+    """Return each row's mean over its tokens up to the first that ends it; None where there are none."""
     is_end = torch.isin(written, torch.tensor(list(ends), dtype=written.dtype, device=written.device))
     kept = (is_end.cumsum(dim=1) - is_end.long() == 0).to(log_probabilities.dtype)
     sums, counts = (log_probabilities * kept).sum(dim=1).tolist(), kept.sum(dim=1).tolist()

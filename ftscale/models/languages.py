@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ftscale.config.schema import Seq2SeqSettings
 from ftscale.errors import unknown_name
 
 CODE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")  # fra_Latn, en_XX
 SHOWN = 6
 
 
-def set_languages(tokenizer: Any, settings: Seq2SeqSettings) -> list[str]:
-    """Give the tokenizer the languages of the task, which are saved with it; returns what is wrong with them."""
-    asked = {"source_language": settings.source_language, "target_language": settings.target_language}
+def set_languages(tokenizer: Any, *, source: str | None, target: str | None) -> list[str]:
+    """Give the tokenizer the languages of the texts, which are saved with it; returns what is wrong with them."""
+    asked = {"source_language": source, "target_language": target}
     if not _writes_codes(tokenizer):
         return [
             f"task.{name} = {value!r} is for tokenizers that write the code of a language, and "

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ..errors import UserError
-from .attention import FLAT, use_flat, use_padded
-from .probing import transformers_model, without_traces
+from ftscale.errors import UserError
+from ftscale.models.attention import FLAT, use_flat, use_padded
+from ftscale.models.probing import transformers_model, without_traces
 
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model raises that was not made for flat rows."""
@@ -93,10 +93,10 @@ def why_not_flat(model: nn.Module, *, pooled: bool) -> str | None:
 
 
 def first_tokens_suffice(model: nn.Module) -> bool:
-    """Whether the head above flat rows reads each sample's first token alone, so that the last block need not make
-    the others; leaves the model as it was.
+    """Whether the head above flat rows reads each sample's first token alone; leaves the model as it was.
 
-    A probe: the logits must be the same without the others. False for models unlike BERT, where it is not tried.
+    The last block then need not make the others. A probe: the logits must be the same without them. False for models
+    unlike BERT, where it is not tried.
     """
     inner = transformers_model(model)
     if _last_after_attention(inner) is None:

@@ -24,20 +24,22 @@ class Lengths:
     """A table of positions sets the limit: a token beyond it is an error, not only out of the trained range."""
 
 
-def model_lengths(model_config: PreTrainedConfig, *, auto_class: str, trust_remote_code: bool = False) -> Lengths:
+def model_lengths(
+    model_config: PreTrainedConfig, *, auto_class: str, decodes: bool = False, trust_remote_code: bool = False
+) -> Lengths:
     """The limits of a model, told without its weights: the smaller of its tables of positions and of its config.
 
     RoBERTa's kin count positions from `pad_token_id + 1`, BART's and OPT's have two rows more than they use; a sliding
-    window is no limit, nor are relative positions (T5, DeBERTa-v3, XLNet) and ALiBi (BLOOM, Falcon).
+    window is no limit, nor are relative positions (T5, DeBERTa-v3, XLNet) and ALiBi (BLOOM, Falcon). `decodes`: a
+    decoder reads other tokens than the encoder, and has a limit of its own.
     """
     config = model_config.get_text_config()
     model = model_without_weights(model_config, auto_class=auto_class, trust_remote_code=trust_remote_code)
     tables = {} if model is None else position_tables(model)
     said = _config_limit(config, has_table=bool(tables))
-    writes = auto_class == "AutoModelForSeq2SeqLM"
-    target = [rows for name, rows in tables.items() if writes and "decoder" in name]
-    source = [rows for name, rows in tables.items() if not (writes and "decoder" in name)]
-    return Lengths(_smallest([*source, said]), _smallest([*target, said]) if writes else None, bool(tables))
+    target = [rows for name, rows in tables.items() if decodes and "decoder" in name]
+    source = [rows for name, rows in tables.items() if not (decodes and "decoder" in name)]
+    return Lengths(_smallest([*source, said]), _smallest([*target, said]) if decodes else None, bool(tables))
 
 
 def position_tables(model: nn.Module) -> dict[str, int]:

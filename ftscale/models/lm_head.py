@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .probing import device_kind, transformers_model, without_traces
+from ftscale.models.probing import device_kind, transformers_model, without_traces
 
 IGNORED = -100
 """The label of a position outside the loss."""
@@ -37,26 +37,27 @@ FP16_SHIFT = 1024.0
 """Softmax gradients are multiplied by this in float16, whose smallest normal number is 6e-5."""
 
 
-def lm_loss(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+def lm_loss(model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Cross entropy summed over all labels: () float32, with its graph (also where there is no label at all).
 
     inputs: what the model's forward takes, without labels. labels: (batch, time) int64, aligned with the head's
     positions (the label at t is what position t must predict; nothing is shifted here), -100 outside the loss.
+    weights: (n,) float32, the factor of each label's loss in row-major order; None = 1.
 
     The gradient is formed in the forward pass, chunk by chunk, so the backward pass runs once only.
     """
     head, finish = _known_head(model, inputs)
     if head is None or finish is None:
         logits, targets = _selected_logits(model, inputs, labels)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+        return _summed(logits.float(), targets, weights)
     seen = _states_at_head(model, head, inputs)
     index, targets = _supervised(labels)
     states = seen.aligned(labels)
     rows = _rows_of_chunk(head, states)
     weight = _plain_weight(head)
     if weight is None or not torch.is_grad_enabled():
-        return _sum_of_chunks(seen.run(head), finish, states, index, targets, rows)
-    return _LinearLoss.apply(states, weight, head.bias, index, targets, finish, seen.dtype(weight), rows)
+        return _sum_of_chunks(seen.run(head), finish, states, index, targets, rows, weights)
+    return _LinearLoss.apply(states, weight, head.bias, index, targets, finish, seen.dtype(weight), rows, weights)
 
 
 @torch.no_grad()
@@ -180,7 +181,7 @@ def _supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Finish:
-    """From the head's output to logits: `cap * tanh((output + bias) * scale / cap)` in float32."""
+    """What makes logits of the head's output: `cap * tanh((output + bias) * scale / cap)` in float32."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -203,7 +204,7 @@ class _Finish:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
     def chain(self, gradient: Tensor, logits: Tensor) -> Tensor:
-        """From the gradient of the logits to that of the head's output, in place; overwrites `logits` too."""
+        """Turn the gradient of the logits into that of the head's output, in place; overwrites `logits` too."""
         if self.cap is not None:
             gradient.mul_(logits.div_(self.cap).square_().neg_().add_(1.0))  # tanh' = 1 - tanh^2
         return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
@@ -288,16 +289,32 @@ def _chunks(index: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Ten
     return list(zip(index.split(rows), targets.split(rows), strict=True)) if len(index) else []
 
 
+def _summed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, targets, reduction="sum")
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+
 def _sum_of_chunks(
-    run: Callable[[Tensor], Tensor], finish: _Finish, states: Tensor, index: Tensor, targets: Tensor, rows: int
+    run: Callable[[Tensor], Tensor],
+    finish: _Finish,
+    states: Tensor,
+    index: Tensor,
+    targets: Tensor,
+    rows: int,
+    weights: Tensor | None,
 ) -> Tensor:
     """Any head, called chunk by chunk and again in the backward pass."""
 
-    def loss_of(rows_of_chunk: Tensor, of_chunk: Tensor) -> Tensor:
-        return F.cross_entropy(finish(run(rows_of_chunk)), of_chunk, reduction="sum")
+    def loss_of(rows_of_chunk: Tensor, of_chunk: Tensor, weights_of_chunk: Tensor | None) -> Tensor:
+        return _summed(finish(run(rows_of_chunk)), of_chunk, weights_of_chunk)
 
     chunks = _chunks(index, targets, rows) or [(index, targets)]  # no label: the head still belongs to the graph
-    losses = [checkpoint(loss_of, states[chunk], of_chunk, use_reentrant=False) for chunk, of_chunk in chunks]
+    factors = [None] * len(chunks) if weights is None else weights.split(rows)
+    losses = [
+        checkpoint(loss_of, states[chunk], of_chunk, factor, use_reentrant=False)
+        for (chunk, of_chunk), factor in zip(chunks, factors, strict=True)
+    ]
     return torch.stack(losses).sum()
 
 
@@ -318,11 +335,12 @@ class _LinearLoss(torch.autograd.Function):
         finish: _Finish,
         dtype: torch.dtype,
         rows: int,
+        weights: Tensor | None,
     ) -> Tensor:
         trained = zip((states, weight, bias), ctx.needs_input_grad, strict=False)
         gradients = [torch.zeros_like(tensor) if needed else None for tensor, needed in trained]
         with torch.autocast(states.device.type, enabled=False):
-            total = _loss_and_gradients(states, weight, bias, index, targets, finish, dtype, rows, gradients)
+            total = _loss_and_gradients(states, weight, bias, index, targets, finish, dtype, rows, weights, gradients)
         ctx.gradients = gradients
         return total
 
@@ -333,7 +351,7 @@ class _LinearLoss(torch.autograd.Function):
             raise RuntimeError("the gradient of lm_loss is formed once; it cannot go backward a second time")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = (None if gradient is None else gradient.mul_(of_loss) for gradient in gradients)
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _loss_and_gradients(
@@ -345,6 +363,7 @@ def _loss_and_gradients(
     finish: _Finish,
     dtype: torch.dtype,
     rows: int,
+    weights: Tensor | None,
     gradients: list[Tensor | None],
 ) -> Tensor:
     """The summed loss; adds into the gradients of states, weight and bias that are not None.
@@ -357,7 +376,9 @@ def _loss_and_gradients(
     outputs, logits, softmax = _buffers(rows, weight)
     shift = FP16_SHIFT if dtype == torch.float16 else 1.0
     total = states.new_zeros((), dtype=torch.float32)
-    for chunk, of_chunk in _chunks(index, targets, rows):
+    chunks = _chunks(index, targets, rows)
+    factors = [None] * len(chunks) if weights is None else weights.split(rows)
+    for (chunk, of_chunk), factor in zip(chunks, factors, strict=True):
         n = len(chunk)
         inputs = states[chunk].to(dtype)
         output, logit, gradient = outputs[:n], logits[:n], softmax[:n]
@@ -367,8 +388,11 @@ def _loss_and_gradients(
         if bias is not None:
             logit.add_(bias)
         finish.in_place(logit)
-        total += _loss_and_softmax(logit, of_chunk, gradient)
+        losses = _losses_and_softmax(logit, of_chunk, gradient)
+        total += (losses if factor is None else losses * factor).sum()
         gradient.scatter_add_(1, of_chunk[:, None], gradient.new_full((n, 1), -1.0))  # softmax - one-hot
+        if factor is not None:
+            gradient.mul_(factor[:, None])
         finish.chain(gradient, logit)
         if of_bias is not None:
             of_bias.add_(gradient.sum(0))
@@ -390,15 +414,15 @@ def _buffers(rows: int, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return output, logits, torch.empty_like(logits)
 
 
-def _loss_and_softmax(logits: Tensor, targets: Tensor, softmax: Tensor) -> Tensor:
-    """The summed loss; fills `softmax`.
+def _losses_and_softmax(logits: Tensor, targets: Tensor, softmax: Tensor) -> Tensor:
+    """Each row's loss; fills `softmax`.
 
     The log of the sum of exponentials comes from the largest entry, max - log softmax(max), which cannot underflow, so
     that one fused kernel and two reductions do: 45 ms of 460 for 2048 rows of 32k, against 130 for logsumexp and exp.
     """
     torch.softmax(logits, -1, out=softmax)
     log_sum = logits.amax(-1) - softmax.amax(-1).log()
-    return (log_sum - logits.gather(1, targets[:, None]).squeeze(1)).sum()
+    return log_sum - logits.gather(1, targets[:, None]).squeeze(1)
 
 
 def _add_product(of_weight: Tensor, gradient: Tensor, inputs: Tensor, factor: float) -> None:

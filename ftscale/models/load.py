@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
@@ -37,32 +35,24 @@ START = "decoder_start_token_id"
 LABEL_SETTINGS = frozenset({"num_labels", "id2label"})  # a task that sets these brings a head of its own
 
 
-def load_processor(config: ModelConfig, *, kind: Literal["tokenizer", "image_processor"]) -> Any:
-    """The tokenizer or image processor of `config.processor`, or else of `config.name`.
+def load_processor(config: ModelConfig, *, build: Callable[[str, dict[str, Any]], Any], what: str) -> Any:
+    """What `build` makes of the place and the options of `config.processor`, or else of `config.name`.
 
-    Image processors are those that need Pillow alone. A tokenizer without a pad token pads with its end token.
+    `what`: its name in errors. Raises UserError where there is none.
     """
     setting, name = ("model.processor", config.processor) if config.processor else ("model.name", config.name)
     place = _locate(setting, name)
     options = {"trust_remote_code": config.trust_remote_code, "revision": None if config.processor else config.revision}
     try:
-        if kind == "image_processor":
-            return AutoImageProcessor.from_pretrained(place, backend="pil", **options)
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        _check_tokenizer(tokenizer)
+        return build(place, options)
     except UserError:
         raise
     except Exception as error:  # of a damaged file: tokenizers has no kinds of errors, and transformers has all
         if needs_code(error):
             raise _cannot_load(config.model_copy(update={"name": name}), error) from error
-        what = kind.replace("_", " ")
         raise UserError(
             f"{setting} = {name!r} gives no {what} ({first_sentence(error)}); set model.processor to one that does."
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        log.info("the tokenizer has no pad token: padding with its end token %r", tokenizer.eos_token)
-    return tokenizer
 
 
 def load_model_config(config: ModelConfig, *, settings: dict[str, Any]) -> PreTrainedConfig:
@@ -214,9 +204,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: Any, *, seed: int) -> None
     log.info("embeddings enlarged from %d to %d rows for the tokenizer; the new rows are random", rows, tokens)
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
-    """Raise an error for what is found out only when it is used: a length that is no number, or, after training, a
-    named chat template that cannot be saved with the model, in a file of its name."""
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise an error for what is found out only when the tokenizer is used.
+
+    That is a length that is no number or, after training, a named chat template that cannot be saved with the model, in
+    a file of its name.
+    """
     if not isinstance(tokenizer.model_max_length, (int, float)):
         raise ValueError(f"model_max_length = {tokenizer.model_max_length!r} is no number")
     templates = tokenizer.chat_template
@@ -377,7 +370,7 @@ def _head_was_loaded(model: PreTrainedModel, info: dict[str, Any]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' load report as a table is left out: ftscale says in one line which weights are new."""
+    """Leave out transformers' load report, a table: ftscale says in one line which weights are new."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,5 +1,7 @@
-"""What probes of a model share: the transformers model inside its wrappers, a forward pass without traces, and the kind
-of device that a tensor stands for."""
+"""What probes of a model share.
+
+The transformers model inside its wrappers, a forward pass without traces, and the kind of device a tensor stands for.
+"""
 
 from __future__ import annotations
 

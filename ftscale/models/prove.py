@@ -66,7 +66,7 @@ class Proof:
 def prove_saved(
     folder: Path,
     inputs: Mapping[str, Tensor],
-    logits: Tensor,
+    expected: Mapping[str, Tensor],
     *,
     auto_class: str,
     dtype: torch.dtype,
@@ -77,7 +77,8 @@ def prove_saved(
 ) -> Proof:
     """Load `folder` in a fresh process and compare its outputs.
 
-    `inputs`: of the model's forward, with (samples, ...) tensors; `logits`: the trained model's for them, float32.
+    `inputs`: of the model's forward, with (samples, ...) tensors; `expected`: every floating output of the trained
+    model for them, by its name, in float32.
     `trust_remote_code`, `allow_pickle`: as the run's own configuration says of the model that it began with.
     Raises RuntimeError: the folder does not load, or answers otherwise; UserError: an adapter that changes nothing.
     """
@@ -109,12 +110,19 @@ def prove_saved(
         if done.returncode:
             raise RuntimeError(f"the saved model in {folder} does not load in a fresh process:\n{done.stderr[-4000:]}")
         outputs = load_tensors(work / "outputs.pt")
+    found, without = outputs["with"], outputs.get("without")
+    if found.keys() != expected.keys():
+        raise RuntimeError(
+            f"the saved model in {folder} gives other outputs ({', '.join(sorted(found))}) than the trained one "
+            f"({', '.join(sorted(expected))}). The checkpoints are good; resume to save it again."
+        )
     change = None
-    if "without" in outputs:
-        own = outputs["without"].shape[1]  # a learned prompt adds positions before those of the sample
-        change = _difference(outputs["logits"][:, -own:], outputs["without"])
+    if without is not None:
+        change = max(_difference(_own_positions(found[name], without[name]), without[name]) for name in without)
+    differences = {name: _difference(found[name], expected[name]) for name in expected}
+    worst = max(differences, key=lambda name: differences[name])
     proof = Proof(
-        largest_difference=_difference(outputs["logits"], logits),
+        largest_difference=differences[worst],
         tolerance=QUANTIZED_TOLERANCE if quantized else TOLERANCES[name],
         adapter_change=change,
         padding_change=_padding_change(outputs),
@@ -127,7 +135,7 @@ def prove_saved(
         )
     if not proof.largest_difference <= proof.tolerance:
         raise RuntimeError(
-            f"the saved model in {folder} answers otherwise than the trained one: logits differ by "
+            f"the saved model in {folder} answers otherwise than the trained one: {worst} differ by "
             f"{proof.largest_difference:.3g} of the largest, more than {proof.tolerance}. The checkpoints are good; "
             "resume to save it again."
         )
@@ -139,7 +147,7 @@ def _padding_change(outputs: Mapping[str, Tensor]) -> float | None:
     if "alone" not in outputs:
         return None
     change = (outputs["alone"] - outputs["beside"]).abs().max()
-    return float(change / outputs["logits"].abs().max().clamp(min=1e-6))
+    return float(change / outputs["with"]["logits"].abs().max().clamp(min=1e-6))
 
 
 def _check_padding(proof: Proof, pads: tuple[int | None, int | None] | None, folder: Path) -> None:
@@ -183,6 +191,11 @@ def fresh_python(program: str, *arguments: str, environment: Mapping[str, str]) 
 
 def _likely_cause(number: int) -> str:
     return ", by which the system frees memory" if number == signal.SIGKILL else ""
+
+
+def _own_positions(found: Tensor, without: Tensor) -> Tensor:
+    """A learned prompt adds positions before those of the sample."""
+    return found[:, -without.shape[1] :] if found.ndim == without.ndim == 3 else found
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

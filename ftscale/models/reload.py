@@ -2,8 +2,8 @@
 
 Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
 `device`, and of the base model `trust_remote_code` and `allow_pickle`; WORK/inputs.pt the model's inputs. Writes
-WORK/outputs.pt: `logits`; for an adapter `without`, the logits of the base alone; of padded rows `alone` and `beside`,
-the shortest one's scores without and with padding; and `pads`.
+WORK/outputs.pt: `with`, every floating output by its name; for an adapter `without`, those of the base alone; of padded
+rows `alone` and `beside`, the shortest one's scores without and with padding; and `pads`.
 """
 
 import atexit
@@ -11,7 +11,9 @@ import gc
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 gc.disable()  # before the imports, which make no garbage (ftscale/processes.py); this process lives for seconds
 atexit.register(gc.freeze)
@@ -24,6 +26,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 def main(folder: Path, work: Path) -> None:
+    """Load the model in `folder`, give it the inputs in `work`, and write its outputs beside them."""
     request = json.loads((work / "request.json").read_text())
     inputs = torch.load(work / "inputs.pt", weights_only=True)
     dtype, device = getattr(torch, request["dtype"]), torch.device(request["device"])
@@ -34,12 +37,12 @@ def main(folder: Path, work: Path) -> None:
         name: value.to(device, dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
     }
     with torch.no_grad():
-        outputs = {"logits": model(**inputs).logits.float().cpu()}
-        if "attention_mask" in inputs:
-            outputs |= row_alone(model, inputs, outputs["logits"])
+        outputs: dict[str, Any] = {"with": floating(model(**inputs))}
+        if "attention_mask" in inputs and "logits" in outputs["with"]:
+            outputs |= row_alone(model, inputs, outputs["with"]["logits"])
         if adapter:
             with model.disable_adapter():
-                outputs["without"] = model(**inputs).logits.float().cpu()
+                outputs["without"] = floating(model(**inputs))
         outputs["pads"] = padding_ids(folder, model, request)
     assert "ftscale" not in sys.modules
     content = io.BytesIO()  # torch's own writer does not say why a file cannot be written
@@ -47,7 +50,13 @@ def main(folder: Path, work: Path) -> None:
     (work / "outputs.pt").write_bytes(content.getvalue())
 
 
-def row_alone(model, inputs, logits):
+def floating(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Every floating tensor of a model's outputs, by its name."""
+    tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    return {name: value.float().cpu() for name, value in tensors.items() if value.is_floating_point()}
+
+
+def row_alone(model: torch.nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor) -> dict[str, torch.Tensor]:
     """The scores of the shortest row by itself, and those it had beside longer ones; nothing where all are as long."""
     mask = inputs["attention_mask"]
     lengths = mask.sum(dim=1)
@@ -69,7 +78,7 @@ def row_alone(model, inputs, logits):
     return {"alone": alone, "beside": beside}
 
 
-def padding_ids(folder, model, request):
+def padding_ids(folder: Path, model: Any, request: dict[str, Any]) -> tuple[int | None, int | None] | None:
     """The padding id by the model's config, and by the tokenizer."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
@@ -77,7 +86,10 @@ def padding_ids(folder, model, request):
     return model.config.get_text_config().pad_token_id, tokenizer.pad_token_id
 
 
-def load_whole(folder, auto_class, dtype, device, request):
+def load_whole(
+    folder: Path, auto_class: Any, dtype: torch.dtype, device: torch.device, request: dict[str, Any]
+) -> torch.nn.Module:
+    """Load a model that was saved with all its weights."""
     trust = request["trust_remote_code"]
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
     # the code of an MLP head was written into the folder by this very run
@@ -86,7 +98,10 @@ def load_whole(folder, auto_class, dtype, device, request):
     return auto_class.from_pretrained(folder, config=config, trust_remote_code=trust, **options)
 
 
-def load_adapter(folder, auto_class, dtype, device, request):
+def load_adapter(
+    folder: Path, auto_class: Any, dtype: torch.dtype, device: torch.device, request: dict[str, Any]
+) -> torch.nn.Module:
+    """Load an adapter and, from wherever its config names it, the base model, quantised as it was in training."""
     from peft import PeftConfig, PeftModel
 
     adapter, trust = PeftConfig.from_pretrained(str(folder)), request["trust_remote_code"]

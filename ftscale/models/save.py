@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,23 +114,24 @@ def export_model(
     out: str | Path,
     *,
     auto_class: str,
+    probe: Callable[[Any], dict[str, torch.Tensor]],
     merge: bool = False,
     dtype: str | None = None,
     trust: Trust = NO_TRUST,
 ) -> dict[str, Any]:
-    """Write a plain folder from a saved one, load it again, and compare the logits on a few probe inputs.
+    """Write a plain folder from a saved one, load it again, and compare the logits on a few inputs.
 
-    `merge`: fold the adapter into the base; into a quantised base by way of its dequantised weights. `dtype`: fp32,
-    bf16, fp16; None = as saved. Gives `merged`, `dtype`, `largest_logit_change` (absolute) and `parameters`. Raises
-    UserError where there is no adapter to merge, the method has no merged form, `out` is not empty, or the logits moved
-    by more than rounding: then nothing is left in `out`.
+    `probe`: of the model's config, inputs that it takes. `merge`: fold the adapter into the base; into a quantised base
+    by way of its dequantised weights. `dtype`: fp32, bf16, fp16; None = as saved. Gives `merged`, `dtype`,
+    `largest_logit_change` (absolute) and `parameters`. Raises UserError where there is no adapter to merge, the method
+    has no merged form, `out` is not empty, or the logits moved by more than rounding: then nothing is left in `out`.
     """
     folder, out = Path(folder), Path(out)
     _check_export(folder, out, merge=merge, dtype=dtype)
     before = load_saved(folder, auto_class=auto_class, trust=trust)
-    probe = _probe_inputs(before.config)
-    expected = _logits(before, probe)
-    allowed = _allowed_change(before, probe, expected, merge=merge, dtype=dtype)
+    inputs = probe(before.config)
+    expected = _logits(before, inputs)
+    allowed = _allowed_change(before, inputs, expected, merge=merge, dtype=dtype)
     processor = load_saved_processor(folder, trust=trust)
     if merge:
         del before
@@ -143,7 +144,7 @@ def export_model(
     parameters = sum(weight.numel() for weight in model.parameters())
     del model
     exported = load_saved(out, auto_class=auto_class, trust=trust)
-    change = (_logits(exported, probe) - expected).abs().max().item()
+    change = (_logits(exported, inputs) - expected).abs().max().item()
     if not change <= allowed:
         remove(out)
         raise UserError(
@@ -167,8 +168,11 @@ def _allowed_change(
     merge: bool,
     dtype: str | None,
 ) -> float:
-    """The largest change of a logit that rounding explains: what kernels differ by, and four times what another dtype
-    does to the model as it is. A model that is to be merged or cast is left in that dtype."""
+    """The largest change of a logit that rounding explains.
+
+    That is what kernels differ by, and four times what another dtype does to the model as it is. A model that is to be
+    merged or cast is left in that dtype.
+    """
     largest = expected.abs().max().item()
     if model.config.to_dict().get("quantization_config") is not None:
         return QUANTIZED_TOLERANCE * largest
@@ -409,21 +413,6 @@ def _untie(model: PeftModel) -> None:
             module = base.get_submodule(name)
             setattr(module, own_name, torch.nn.Parameter(module.get_parameter(own_name).detach().clone()))
         base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
-
-
-def _probe_inputs(model_config: PreTrainedConfig) -> dict[str, torch.Tensor]:
-    """A few inputs of the right kind: token ids (2, 16) int64, or images (2, channels, height, width) float32."""
-    random = torch.Generator().manual_seed(0)
-    known = model_config.to_dict()
-    if "num_channels" in known and "vocab_size" not in known:
-        size = known.get("image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.randn(2, known["num_channels"], height, width, generator=random)}
-    ids = torch.randint(0, model_config.get_text_config().vocab_size, (2, 16), generator=random)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if model_config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = ids[:, :8]
-    return inputs
 
 
 @torch.no_grad()

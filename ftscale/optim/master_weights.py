@@ -38,6 +38,7 @@ class MasterWeights(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Step the inner optimizer on the float32 copies, chunk by chunk, and round them back into the model."""
         assert closure is None, "no optimizer here evaluates the loss again"
         self._settings_to_inner()
         plain = [(weight, weight.grad) for weight in self._without_copy() if weight.grad is not None]

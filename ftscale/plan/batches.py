@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from ftscale.checks.sample import DataSample
 from ftscale.config import Config
-from ftscale.data.batching import divide
-from ftscale.tasks.base import Batch, Layout
+from ftscale.data.batching import Division
+from ftscale.modalities.collate import Layout
+from ftscale.tasks.batch import Batch
 
 
 class MicroBatches:
     """Micro-batches of a sample of rows for a number of devices."""
 
-    def __init__(self, sample: DataSample, processor: Any, *, world_size: int) -> None:
+    def __init__(self, sample: DataSample, *, world_size: int) -> None:
         self.sample = sample
-        self.processor = processor
         self.world_size = world_size
         self.samples = sample.train.kept
-        self.lengths = np.asarray([item["length"] for item in self.samples])
+        self.lengths = np.asarray([item.cost for item in self.samples])
 
     def longest(self, config: Config) -> Callable[[Layout], Batch]:
         """Makes the costliest micro-batch: of the global batch that holds the longest rows, a bound for any order."""
@@ -43,7 +43,7 @@ class MicroBatches:
         batches = [batch for batch in batches if len(batch) == size] or [np.resize(self.lengths, size)]
         counts, tokens = [], []
         for batch in batches[:50]:
-            first = divide(batch, batch=config.batch, flat=flat, world_size=self.world_size)[0]
+            first = Division(config.batch, flat=flat).divide(batch, world_size=self.world_size)[0]
             counts.append(len(first))
             costs = [batch[group] for group in first if len(group)]
             tokens.append(sum(int(part.sum() if flat else part.max() * len(part)) for part in costs))
@@ -57,13 +57,13 @@ class MicroBatches:
         """Rows of a global batch; with `batch.unit: targets`, as many as hold them in the mean."""
         if config.batch.unit == "samples":
             return config.batch.global_size
-        mean = sum(item["targets"] for item in self.samples) / len(self.samples)
+        mean = sum(item.targets for item in self.samples) / len(self.samples)
         return max(1, round(config.batch.global_size / max(mean, 1)))
 
     def _longest_rows(self, config: Config, *, flat: bool) -> np.ndarray:
         size = self.global_rows(config)
         rows = np.resize(np.argsort(-self.lengths, kind="stable"), size)  # again from the longest where there are few
-        groups = divide(self.lengths[rows], batch=config.batch, flat=flat, world_size=self.world_size)
+        groups = Division(config.batch, flat=flat).divide(self.lengths[rows], world_size=self.world_size)
         lengths = self.lengths[rows]
 
         def cost(group: np.ndarray) -> int:
@@ -72,5 +72,5 @@ class MicroBatches:
         return rows[max((group for of_rank in groups for group in of_rank), key=cost)]
 
     def _collate(self, rows: np.ndarray, layout: Layout) -> Batch:
-        collate = self.sample.task.collator(self.processor, layout=layout, train=True)
-        return collate([{**self.samples[int(row)], "row": int(row), "epoch": 0, "seed": 0} for row in rows])
+        samples = [replace(self.samples[int(row)], number=int(row)) for row in rows]
+        return self.sample.task.collate(samples, layout=layout, train=True)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from ftscale import run
 from ftscale.config import Config
-from ftscale.distributed import Distributed
 from ftscale.models.trust import without_code
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.forecast import plan_run
 from ftscale.plan.timing import calibrate
+from ftscale.run import train
+from ftscale.train.meters import metric_lines
 
 STEPS = 5
 LEFT_OUT = 2
@@ -41,26 +39,15 @@ def calibrate_here(config: Config, *, device: Device | None = None) -> str:
 
 def measure_step(config: Config) -> float:
     """Seconds of an optimizer step: the median of a few, the first two left out."""
-    times: list[float] = []
-
-    class Timed(Distributed):
-        def step(self, **options: Any) -> float:
-            norm = super().step(**options)
-            times.append(time.perf_counter())
-            return norm
-
     with tempfile.TemporaryDirectory() as folder:
         short = config.model_copy(
             update={
-                "run_folder": str(Path(folder) / "run"),
+                "run_folder": str(run_folder := Path(folder) / "run"),
                 "train": config.train.model_copy(update={"max_steps": LEFT_OUT + STEPS, "trackers": ()}),
                 "data": config.data.model_copy(update={"eval": (), "eval_ratio": 0.0, "test": ()}),
                 "evaluation": type(config.evaluation)(),
             }
         )
-        before, run.Distributed = run.Distributed, Timed  # type: ignore[misc]
-        try:
-            run.train(short)
-        finally:
-            run.Distributed = before  # type: ignore[misc]
-    return median(later - earlier for earlier, later in zip(times[LEFT_OUT - 1 :], times[LEFT_OUT:], strict=False))
+        train(short)
+        lines, _ = metric_lines(run_folder / "metrics.jsonl")
+    return median([line["step_s"] for line in lines if line["kind"] == "train"][LEFT_OUT:])

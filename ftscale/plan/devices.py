@@ -40,6 +40,7 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
+        """Tell whether this is a GPU of the table, not this machine's processor."""
         return self.key != "cpu"
 
     def flops(self, precision: str) -> float:
@@ -54,6 +55,7 @@ def load_device(name: str | None, *, usd_per_hour: float | None = None) -> Devic
 
 
 def device_names() -> list[str]:
+    """List the names that `--gpu` takes, sorted."""
     return sorted(json.loads(TABLE.read_text()))
 
 

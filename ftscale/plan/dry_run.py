@@ -7,7 +7,7 @@ code that looks at them works.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,13 +27,15 @@ from transformers import PreTrainedConfig
 
 from ftscale.checks.model import empty_model
 from ftscale.config import Config
+from ftscale.modalities.collate import Layout
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
 from ftscale.models.lm_head import treat_head_like
 from ftscale.models.load import load_model_config, load_small_twin
 from ftscale.models.probing import pretending, transformers_model
 from ftscale.models.shrink import DECODER_DEPTHS, depth_fields, shallow
-from ftscale.tasks.base import Batch, Layout, Task
+from ftscale.tasks.base import Task
+from ftscale.tasks.batch import Batch, total_of
 from ftscale.train.loop import TaskModule
 
 Moment = dict[str, float]
@@ -94,24 +96,20 @@ class Probe:
     def know_head(self, task: Task, batch: Batch) -> None:
         """Find out on a padded batch what the model does after its head."""
         vocabulary = self.twin.config.get_text_config().vocab_size
-        short = {
-            name: value[:, :ENOUGH] if isinstance(value, Tensor) and value.ndim == 2 else value
-            for name, value in batch.items()
-        }
-        ids, labels = short["input_ids"], short["labels"]
-        small = {
-            **short,
-            "input_ids": ids % vocabulary,
-            "labels": torch.where(labels >= 0, labels % vocabulary, labels),
-        }
+
+        def short(value: Any) -> Any:
+            return value[:, :ENOUGH] if isinstance(value, Tensor) and value.ndim == 2 else value
+
+        inputs, labels = {name: short(value) for name, value in batch.inputs.items()}, short(batch.labels)
+        inputs["input_ids"] = inputs["input_ids"] % vocabulary
+        labels = torch.where(labels >= 0, labels % vocabulary, labels)
         with torch.no_grad():
-            task.loss(self.twin, small)
+            task.loss(self.twin, replace(batch, inputs=inputs, labels=labels))
 
 
 def dry_step(
     config: Config,
     task: Task,
-    processor: Any,
     batch: Any,
     *,
     probe: Probe | None,
@@ -129,9 +127,7 @@ def dry_step(
     few = max(period, -(-config.trainable.last_blocks // period) * period)
     less, more = few + period, few + 2 * period
     deep = depth is not None and depth > max(SHALLOW, more) and _equal_blocks(config)
-    run = partial(
-        _run, config, task, processor, batch, probe=probe, kind=kind, accumulates=accumulates, sharded=sharded
-    )
+    run = partial(_run, config, task, batch, probe=probe, kind=kind, accumulates=accumulates, sharded=sharded)
     if not deep or depth is None:
         return run(depth=None).step
     share = (depth - less) / (more - less)
@@ -155,10 +151,10 @@ def _at_depth(first: float, second: float, share: float) -> float:
 # ---------------------------------------------------------------- building
 
 
-def _build(config: Config, task: Task, processor: Any, *, depth: int | None = None) -> nn.Module:
+def _build(config: Config, task: Task, *, depth: int | None = None) -> nn.Module:
     """The model as training builds it, on the meta device; the base not quantised."""
     fewer = {} if depth is None else shallow(_model_config(config, task).to_dict(), depth)
-    return empty_model(config, task, processor, overrides=fewer)
+    return empty_model(config, task, overrides=fewer)
 
 
 def _model_config(config: Config, task: Task) -> PreTrainedConfig:
@@ -191,7 +187,7 @@ def _equal_blocks(config: Config) -> bool:
 
 
 def _sizes(model: nn.Module) -> Sizes:
-    """bitsandbytes quantises all frozen linear layers but the output head."""
+    """What bitsandbytes quantises are all frozen linear layers but the output head."""
     head = transformers_model(model).get_output_embeddings()
     layers = (layer for layer in model.modules() if type(layer) is nn.Linear and layer is not head)
     weights = list(model.parameters())  # a tied weight once
@@ -250,7 +246,6 @@ class _Run:
 def _run(
     config: Config,
     task: Task,
-    processor: Any,
     batch: Any,
     *,
     probe: Probe | None,
@@ -259,7 +254,7 @@ def _run(
     sharded: bool,
     depth: int | None,
 ) -> _Run:
-    model = _build(config, task, processor, depth=depth)
+    model = _build(config, task, depth=depth)
     sizes = _sizes(model)
     _to_fake(model, FakeTensorMode(allow_non_fake_inputs=True))
     layout: Layout = "padded"
@@ -268,7 +263,7 @@ def _run(
             model,
             wanted=config.batch.layout,
             attention=config.model.attention,
-            pooled=task.auto_class == "AutoModelForSequenceClassification",
+            pooled=task.pools,
             encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),
             probed=probe.twin,
         )
@@ -288,14 +283,14 @@ def _run(
                 tracker.reset_mod_stats()
                 with _Logits(_vocabulary(model)) as logits:
                     with autocast:
-                        loss = module(micro_batch)
+                        loss = total_of(module(batch=micro_batch), task.terms)
                     loss.backward()
                 found = _moments(tracker, blocks=depth, logits=logits.peak)
                 moments |= {f"{name} again" if name in moments else name: kinds for name, kinds in found.items()}
         # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
         # counts attention twice when its kernel is called for the first time
         with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
-            module(micro_batch).backward()
+            total_of(module(batch=micro_batch), task.terms).backward()
     flops = float(counter.get_total_flops())
     return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
 

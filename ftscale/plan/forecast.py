@@ -11,8 +11,9 @@ from typing import Any
 from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
-from ftscale.config.compatibility import ZERO3, check_combination
+from ftscale.config.compatibility import check_combination
 from ftscale.config.schema import TrainableConfig
+from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy, find_strategy
 from ftscale.errors import UserError
 from ftscale.logs import log
 from ftscale.models.trust import NeedsCodeError, without_code
@@ -25,7 +26,8 @@ from ftscale.precheck import check_config
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+OFFERED = tuple(strategy for strategy in STRATEGIES.values() if not strategy.on_disk)
+"""Strategies that are compared; of a disk there is no estimate, and it needs a folder."""
 LORA = {"method": "lora", "r": 16, "target_modules": "all-linear"}
 WEIGHTS: dict[str, dict[str, Any]] = {
     "as configured": {},
@@ -77,10 +79,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Tell whether the fullest moment stays within the memory of a device."""
         return self.memory.total <= self.device.memory
 
     @property
     def world_size(self) -> int:
+        """Count the processes of all nodes, one for each device."""
         return self.nodes * self.gpus_per_node
 
 
@@ -118,13 +122,13 @@ def plan_run(
     planner = _Planner(
         config,
         device,
-        MicroBatches(sample, processor, world_size=world_size),
+        MicroBatches(sample, world_size=world_size),
         nodes=nodes,
         world_size=world_size,
         interconnect_gb_s=interconnect_gb_s,
         epoch_steps=steps_per_epoch(config, sample),
     )
-    strategy = config.distributed.strategy or ("ddp" if world_size > 1 else "single")
+    strategy = find_strategy(config.distributed.strategy) or default_strategy(world_size)
     if problems := check_combination(config, strategy=strategy):
         raise UserError(*problems)
     step = planner.dry(config, strategy)
@@ -135,7 +139,7 @@ def plan_run(
         device=device,
         nodes=nodes,
         gpus_per_node=gpus_per_node,
-        strategy=strategy,
+        strategy=strategy.name,
         memory=memory,
         step=step,
         time=planner.time(config, strategy),
@@ -176,15 +180,15 @@ class _Planner:
     @cached_property
     def probe(self) -> Probe | None:
         task = self.batches.sample.task
-        if task.processor_class != "tokenizer":
+        if not task.modality.in_tokens:
             return None
         probe = Probe(self.config, task)
         probe.know_head(task, self.batches.shortest())
         return probe
 
-    def dry(self, config: Config, strategy: str) -> DryStep:
+    def dry(self, config: Config, strategy: Strategy) -> DryStep:
         """A step of the longest micro-batch."""
-        sharded = strategy in ZERO3
+        sharded = strategy.shards_weights
         model = config.model.model_copy(update={"quantization": "none"})  # counted in the memory, not in the step
         sections = (model, config.adapter, config.trainable, config.head, config.batch, config.train)
         key = "/".join([*(section.model_dump_json() for section in sections), str(sharded)])
@@ -194,7 +198,6 @@ class _Planner:
             self.steps[key] = dry_step(
                 config,
                 self.batches.sample.task,
-                self.batches.processor,
                 self.batches.longest(config),
                 probe=probe,
                 kind="cuda" if self.device.is_gpu else "cpu",
@@ -203,10 +206,10 @@ class _Planner:
             )
         return self.steps[key]
 
-    def memory(self, config: Config, strategy: str) -> Memory:
+    def memory(self, config: Config, strategy: Strategy) -> Memory:
         return self._memory(config, self.dry(config, strategy), strategy)
 
-    def _memory(self, config: Config, step: DryStep, strategy: str) -> Memory:
+    def _memory(self, config: Config, step: DryStep, strategy: Strategy) -> Memory:
         return forecast_memory(
             config,
             step,
@@ -220,7 +223,7 @@ class _Planner:
             return config.train.max_steps
         return None if self.epoch_steps is None else max(1, round(self.epoch_steps * config.train.epochs))
 
-    def time(self, config: Config, strategy: str) -> Time:
+    def time(self, config: Config, strategy: Strategy) -> Time:
         step = self.dry(config, strategy)
         flat = step.layout == "flat"
         count, tokens = self.batches.per_step(config, flat=flat)
@@ -247,7 +250,7 @@ class _Planner:
             interconnect_gb_s=self.interconnect_gb_s,
         )
 
-    def largest_micro_size(self, config: Config, strategy: str) -> int:
+    def largest_micro_size(self, config: Config, strategy: Strategy) -> int:
         """Longest samples of a micro-batch that fit: activations grow with tokens, all else stays."""
         step = self.dry(config, strategy)
         tokens = self.batches.tokens(config, flat=step.layout == "flat")
@@ -273,16 +276,16 @@ class _Planner:
                 if changes.get("adapter") == LORA:
                     changes["trainable"] = TrainableConfig().model_dump()
                 variant = _with(config, changes)
-                for strategy in STRATEGIES:
+                for strategy in OFFERED:
                     found += self._choice(config, variant, changes, weights, strategy)
         return sorted(found, key=lambda choice: (_rank(choice), choice.memory.total))
 
     def _choice(
-        self, config: Config, variant: Config, changes: dict[str, Any], weights: str, strategy: str
+        self, config: Config, variant: Config, changes: dict[str, Any], weights: str, strategy: Strategy
     ) -> list[Choice]:
-        if (strategy == "single") != (self.world_size == 1) and strategy in ("single", "ddp"):
+        if not strategy.is_zero and strategy != default_strategy(self.world_size):
             return []
-        if check_combination(_with(variant, {"distributed.strategy": strategy}), strategy=strategy):
+        if check_combination(_with(variant, {"distributed.strategy": strategy.name})):
             return []
         known = self.sizes.get(weights)
         if known and self._memory(variant, replace(known, moments=[]), strategy).total > self.device.memory:
@@ -295,10 +298,10 @@ class _Planner:
         if memory.total > self.device.memory:
             return []
         settings = {name: value for name, value in changes.items() if _differs(config, name, value)}
-        if strategy != config.distributed.strategy:
-            settings["distributed.strategy"] = strategy
+        if strategy.name != config.distributed.strategy:
+            settings["distributed.strategy"] = strategy.name
         checkpointing = variant.train.activation_checkpointing
-        return [Choice(settings, strategy, weights, checkpointing, memory, self.time(variant, strategy))]
+        return [Choice(settings, strategy.name, weights, checkpointing, memory, self.time(variant, strategy))]
 
 
 PREFERENCE = {"as configured": 0, "full": 1, "lora": 2, "nf4 + lora": 3}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftscale.config import Config
-from ftscale.config.compatibility import OFFLOADING, ZERO3
+from ftscale.config.strategies import Strategy
 from ftscale.optim.master_weights import CHUNK
 from ftscale.plan.dry_run import DryStep, Moment, Sizes
 from ftscale.resources import resource
@@ -69,7 +69,7 @@ class Memory:
         return sum(self.kinds.values())
 
 
-def forecast_memory(config: Config, step: DryStep, *, strategy: str, world_size: int, on_gpu: bool) -> Memory:
+def forecast_memory(config: Config, step: DryStep, *, strategy: Strategy, world_size: int, on_gpu: bool) -> Memory:
     """The fullest of the step's moments and of the optimizer's step, by kind."""
     parts = _Parts(config=config, sizes=step.sizes, strategy=strategy, world_size=world_size, on_gpu=on_gpu)
     moments = [parts.at(moment) for moment in step.moments]
@@ -83,11 +83,11 @@ def forecast_memory(config: Config, step: DryStep, *, strategy: str, world_size:
     return Memory(kinds, *parts.outside())
 
 
-def zero_settings(strategy: str) -> dict[str, Any]:
+def zero_settings(strategy: Strategy) -> dict[str, Any]:
     """`zero_optimization` of the strategy's file in ds_configs/; empty without DeepSpeed."""
-    if not strategy.startswith("zero"):
+    if strategy.file is None:
         return {}
-    return json.loads(resource("ds_configs", f"{strategy}.json").read_text())["zero_optimization"]
+    return json.loads(resource("ds_configs", strategy.file).read_text())["zero_optimization"]
 
 
 def state_bytes(optimizer: str, elements: float, *, momentum: float = 0.9) -> float:
@@ -107,28 +107,20 @@ class _Parts:
 
     config: Config
     sizes: Sizes
-    strategy: str
+    strategy: Strategy
     world_size: int
     on_gpu: bool
 
     # ------------------------------------------------------------ the parts
 
     @property
-    def stage(self) -> int:
-        return int(zero_settings(self.strategy).get("stage", 0))
-
-    @property
     def shares(self) -> int:
-        return self.world_size if self.stage else 1
-
-    @property
-    def offloads(self) -> bool:
-        return self.strategy in OFFLOADING
+        return self.world_size if self.strategy.is_zero else 1
 
     @property
     def weight_bytes(self) -> float:
         """Of one trained weight on the device."""
-        if self.stage and self.config.train.precision == "fp16":
+        if self.strategy.is_zero and self.config.train.precision == "fp16":
             return 2.0
         return self.sizes.trained_bytes / max(self.sizes.trained, 1)
 
@@ -152,7 +144,7 @@ class _Parts:
 
     def masters(self) -> float:
         """float32 copies of trained weights."""
-        if self.stage:
+        if self.strategy.is_zero:
             return self.sizes.trained * 4 / self.shares
         return self.sizes.trained * 4 if self.config.train.precision == "bf16" else 0.0
 
@@ -162,16 +154,16 @@ class _Parts:
 
     def scratch(self) -> float:
         """float32 gradients of some weights, which MasterWeights keeps."""
-        if self.stage or self.config.train.precision != "bf16":
+        if self.strategy.is_zero or self.config.train.precision != "bf16":
             return 0.0
         return 4 * min(self.sizes.trained, max(CHUNK, self.sizes.largest_trained))
 
     def buckets(self) -> float:
         """Memory for gradients on their way to other devices."""
-        settings = zero_settings(self.strategy)
-        if not self.stage:
-            return self.sizes.trained * self.weight_bytes if self.strategy == "ddp" and self.world_size > 1 else 0.0
-        bucket = settings["reduce_bucket_size"]
+        if not self.strategy.is_zero:
+            reduces = self.world_size > 1 and not self.strategy.one_process
+            return self.sizes.trained * self.weight_bytes if reduces else 0.0
+        bucket = zero_settings(self.strategy)["reduce_bucket_size"]
         if not self.on_gpu:  # memory that nobody writes to is not there on a CPU
             bucket = min(bucket, self.sizes.trained)
         return bucket * self.weight_bytes
@@ -182,13 +174,13 @@ class _Parts:
         trained = self.sizes.trained * self.weight_bytes
         frozen = self.frozen()
         communication = 0.0
-        if self.strategy in ZERO3:
+        if self.strategy.shards_weights:
             each = (frozen + trained) / max(self.sizes.elements, 1)
             whole = self.sizes.persistent * each
             shared = frozen + trained - whole
             # pieces, and beside them the weights that are whole for a while
             communication = min(shared, MAX_LIVE * each)
-            kept = 0.0 if self.strategy in ("zero3_offload", "zero3_nvme") else shared / self.world_size
+            kept = 0.0 if self.strategy.offloads_weights else shared / self.world_size
             scale = (kept + whole) / max(frozen + trained, 1)
             trained, frozen = trained * scale, frozen * scale
         adapts = self.config.adapter.method != "none"
@@ -199,20 +191,21 @@ class _Parts:
         }
 
     def optimizer(self) -> float:
-        return 0.0 if self.offloads else self.masters() + self.states() + self.scratch()
+        return 0.0 if self.strategy.offloads_optimizer else self.masters() + self.states() + self.scratch()
 
     def at(self, moment: Moment) -> dict[str, float]:
         """A moment of the forward or backward pass."""
-        kinds = self.weights()
+        kinds, strategy = self.weights(), self.strategy
         gradients, communication = moment["gradients"], 0.0
-        if self.stage == 3:  # bucket and partition are made once and stay
+        if strategy.shards_weights:  # bucket and partition are made once and stay
             communication = self.buckets()
-            gradients = 0.0 if self.offloads else self.sizes.trained * self.weight_bytes / self.world_size
-        elif self.stage:  # there from a backward pass to its end; on a CPU as far as gradients were written to it
+            partition = self.sizes.trained * self.weight_bytes / self.world_size
+            gradients = 0.0 if strategy.offloads_optimizer else partition
+        elif strategy.is_zero:  # there from a backward pass to its end; on a CPU as far as gradients were written to it
             communication = self.buckets() if gradients else 0.0
             communication = communication if self.on_gpu else min(communication, gradients)
-            if self.stage == 2:
-                gradients = 0.0 if self.offloads else gradients / self.world_size
+            if strategy.stage == 2:
+                gradients = 0.0 if strategy.offloads_optimizer else gradients / self.world_size
         else:
             communication = self.buckets()
         kinds["communication"] += communication
@@ -228,22 +221,23 @@ class _Parts:
         """The optimizer's step."""
         kinds = self.weights()
         trained = self.sizes.trained
-        if self.strategy in ZERO3:
+        if self.strategy.shards_weights:
             kinds["communication"] = 0.0
-        if not self.stage:
+        if not self.strategy.is_zero:
             kinds["communication"] += self.buckets()
             gradients = trained * self.weight_bytes
         else:
-            gradients = 0.0 if self.offloads else trained / self.world_size * (self.weight_bytes + 4)
+            offloads = self.strategy.offloads_optimizer
+            gradients = 0.0 if offloads else trained / self.world_size * (self.weight_bytes + 4)
         optimizer = self.optimizer()
         if not self.on_gpu and self.config.optimizer.name.endswith("_8bit"):
-            largest = trained / self.world_size if self.stage else self.sizes.largest_trained
+            largest = trained / self.world_size if self.strategy.is_zero else self.sizes.largest_trained
             optimizer += CPU_8BIT_FLOATS * 4 * largest
         return kinds | {"gradients": gradients, "optimizer": optimizer}
 
     def outside(self) -> tuple[float, float]:
         """Host memory and disk of a process, where the strategy offloads."""
-        if not self.offloads:
+        if not self.strategy.offloads_optimizer:
             return 0.0, 0.0
         trained = self.sizes.trained
         # masters, state and float32 gradients, and a 16-bit copy on its way to the device
@@ -251,9 +245,9 @@ class _Parts:
             self.world_size
         )
         weights = (self.frozen() + trained * self.weight_bytes) / self.world_size
-        if self.strategy == "zero2_offload":
+        if not self.strategy.offloads_weights:
             return optimizer, 0.0
-        if self.strategy == "zero3_offload":
+        if not self.strategy.on_disk:
             return optimizer + weights, 0.0
         settings = zero_settings(self.strategy)["offload_param"]
         buffers = settings["buffer_count"] * settings["buffer_size"] * self.weight_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftscale.config import Config
-from ftscale.config.compatibility import ZERO3
+from ftscale.config.strategies import Strategy
 from ftscale.plan.devices import CALIBRATION, Device
 from ftscale.plan.dry_run import Sizes
 from ftscale.plan.memory import state_bytes
@@ -20,7 +20,7 @@ EFFICIENCY = 0.4
 arXiv:2204.02311, table 3)."""
 LINK_EFFICIENCY = 0.7
 """Share of a link's rate that collectives reach."""
-OFFLOAD_SLOWDOWN = {"zero2_offload": 1.5, "zero3_offload": 3.0}
+OPTIMIZER_IN_HOST, WEIGHTS_IN_HOST = 1.5, 3.0
 """How much longer a step takes whose optimizer (and weights) cross the host's bus: estimates, for hosts and tokens of a
 step differ. ZeRO-Offload's abstract (arXiv:2101.06840) has 40 of a V100's 125 TFLOPS for 10 B weights."""
 EIGHT_BIT_ON_CPU_S = 2e-8
@@ -49,7 +49,9 @@ class Time:
     calibrated: bool
 
 
-def traffic_bytes(sizes: Sizes, *, strategy: str, world_size: int, micro_batches: int, weight_bytes: float) -> float:
+def traffic_bytes(
+    sizes: Sizes, *, strategy: Strategy, world_size: int, micro_batches: int, weight_bytes: float
+) -> float:
     """Bytes that a device sends in an optimizer step, by ring collectives.
 
     Data parallel and ZeRO-1, 2: gradients reduced and weights (or gradients) gathered, 2 N (P - 1) / P; ZeRO-3: the
@@ -59,14 +61,14 @@ def traffic_bytes(sizes: Sizes, *, strategy: str, world_size: int, micro_batches
         return 0.0
     share = (world_size - 1) / world_size
     trained = sizes.trained * weight_bytes
-    if strategy in ZERO3:
+    if strategy.shards_weights:
         return share * (trained + 2 * micro_batches * sizes.bytes)
     return share * 2 * trained
 
 
-def update_seconds(config: Config, sizes: Sizes, *, strategy: str, world_size: int, device: Device) -> float:
+def update_seconds(config: Config, sizes: Sizes, *, strategy: Strategy, world_size: int, device: Device) -> float:
     """Of the optimizer alone: state and fp32 masters are read and written, gradients read, weights written."""
-    share = 1 / world_size if strategy.startswith("zero") else 1.0
+    share = 1 / world_size if strategy.is_zero else 1.0
     held = state_bytes(config.optimizer.name, sizes.trained, momentum=config.optimizer.momentum)
     held += 4 * sizes.trained if config.train.precision == "bf16" else 0.0
     moved_s = (2 * held + 2 * sizes.trained_bytes) / (device.bandwidth_gb_s * 1e9)
@@ -81,7 +83,7 @@ def forecast_time(
     traffic: float,
     tokens: float,
     num_steps: int | None,
-    strategy: str,
+    strategy: Strategy,
     device: Device,
     precision: str,
     world_size: int,
@@ -93,7 +95,7 @@ def forecast_time(
     `interconnect_gb_s`: between machines, each device's share; within one the device's own link counts.
     """
     factor, calibrated = efficiency(device)
-    compute_s = flops / (device.flops(precision) * factor) * OFFLOAD_SLOWDOWN.get(strategy, 1.0)
+    compute_s = flops / (device.flops(precision) * factor) * _slowdown(strategy)
     link = (device.link_gb_s if nodes == 1 else min(interconnect_gb_s, device.link_gb_s)) * 1e9
     communication_s = traffic / (link * LINK_EFFICIENCY)
     step_s = compute_s + max(communication_s * (1 - OVERLAP), communication_s - compute_s * OVERLAP) + update_s
@@ -101,6 +103,12 @@ def forecast_time(
     hours = None if total is None else total * world_size / 3600
     usd = None if hours is None else hours * device.usd_per_hour
     return Time(step_s, update_s, traffic, total, hours, usd, tokens / step_s if step_s else 0.0, factor, calibrated)
+
+
+def _slowdown(strategy: Strategy) -> float:
+    if not strategy.offloads_optimizer or strategy.on_disk:  # of a disk there is no estimate
+        return 1.0
+    return WEIGHTS_IN_HOST if strategy.offloads_weights else OPTIMIZER_IN_HOST
 
 
 def efficiency(device: Device) -> tuple[float, bool]:

@@ -1,7 +1,6 @@
 """What is wrong with a run before any row is prepared; `train` looks first, and so does `check`."""
 
 from ftscale.precheck.settings import (
-    PEFT_TASK_TYPES,
     check_config,
     folder_problems,
     machine_problems,
@@ -13,7 +12,6 @@ from ftscale.precheck.settings import (
 )
 
 __all__ = [
-    "PEFT_TASK_TYPES",
     "check_config",
     "folder_problems",
     "machine_problems",

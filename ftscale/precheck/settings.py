@@ -23,19 +23,12 @@ from ftscale.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from ftscale.config.strategies import find_strategy
+from ftscale.config.tasks import SETTINGS
 from ftscale.errors import UserError, unknown_name
-from ftscale.tasks import COLUMNS, columns_of
 
 if TYPE_CHECKING:
     from ftscale.tasks.base import Task
-
-PEFT_TASK_TYPES = {
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-}
-"""What peft calls the tasks of transformers' Auto classes, where it has a name for them."""
 
 MANY_STEPS = 10**9  # stands for a number of optimizer steps that only the prepared data can tell
 
@@ -60,9 +53,8 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     processor, which checking loads anyway, fitted to the model. `runs_code`: code that comes with the model is run
     where the configuration trusts it; else None is returned where model or processor cannot be had without.
     """
-    from ftscale.models.load import load_model_config, load_processor
+    from ftscale.models.load import load_model_config
     from ftscale.models.trust import NeedsCodeError, without_code
-    from ftscale.precheck.fit import fit_problems
     from ftscale.tasks import build_task
 
     task = build_task(config.task)
@@ -79,7 +71,7 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     found = True
     try:
         model_config = load_model_config(config.model, settings={})
-        problems += _direction_problems(config, model_config)
+        problems += task.model_problems(config, model_config)
     except passed_over:
         pass  # the caller says what is not looked at
     except UserError as error:
@@ -87,14 +79,14 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
         found = _is_found(config)
     if found or config.model.processor:  # a model that is not there has no tokenizer either: one mistake
         try:
-            processor = load_processor(config.model, kind=task.processor_class)
+            processor = task.modality.load_processor(config.model)
         except passed_over:
             pass
         except UserError as error:
             problems += error.problems
     if model_config is not None and processor is not None:
-        problems += fit_problems(config, task, model_config, processor)
-    problems += source_problems(config.data, roles=task.columns)
+        problems += _fit_problems(config, model_config, processor)
+    problems += source_problems(config.data, roles=config.task.roles)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return processor if model_config is not None else None
@@ -111,8 +103,9 @@ def machine_problems(config: Config) -> list[str]:
         problems.append("train.precision = fp16 needs a GPU, and there is none here; use bf16 or fp32.")
     problems += folder_problems("run_folder", Path(config.run_folder))
     problems += folder_problems("data.cache_dir", cache_folder(config.data))
-    if config.distributed.offload_dir and config.distributed.strategy == "zero3_nvme":
-        problems += folder_problems("distributed.offload_dir", Path(config.distributed.offload_dir))
+    strategy, offload_dir = find_strategy(config.distributed.strategy), config.distributed.offload_dir
+    if offload_dir and strategy is not None and strategy.on_disk:
+        problems += folder_problems("distributed.offload_dir", Path(offload_dir))
     return problems
 
 
@@ -150,19 +143,19 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=columns_of(config.task))]
+    return config, [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
-    """Of the data section of settings that are wrong elsewhere."""
+    """Return the problems of the data section of settings that are wrong elsewhere."""
     task = settings.get("task")
     name = task.get("name") if isinstance(task, dict) else task
-    if not isinstance(name, str) or name not in COLUMNS:
+    if not isinstance(name, str) or name not in SETTINGS:
         return []
     if isinstance(task, dict) and task.get("problem") == "multi_label":  # may read a column a class
         return []
     try:
-        return source_problems(DataConfig.model_validate(settings.get("data")), roles=COLUMNS[name])
+        return source_problems(DataConfig.model_validate(settings.get("data")), roles=SETTINGS[name].columns)
     except ValidationError:  # in the report already
         return []
 
@@ -171,12 +164,12 @@ def steps_problems(config: Config, *, num_steps: int | None) -> list[str]:
     """What is wrong with a schedule or an adapter for a run of so many optimizer steps; None = not known yet."""
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.schedules import check_schedule
-    from ftscale.tasks import build_task
+    from ftscale.tasks import task_class
 
     steps = num_steps or config.train.max_steps or MANY_STEPS
     problems = _problems(partial(check_schedule, config.schedule, num_steps=steps))
     if config.adapter.method != "none":
-        task_type = PEFT_TASK_TYPES.get(build_task(config.task).auto_class)
+        task_type = task_class(config.task).peft_type
         problems += _problems(partial(build_peft_config, config.adapter, task_type=task_type, num_steps=steps))
     return problems
 
@@ -240,19 +233,14 @@ def _is_found(config: Config) -> bool:
     return not _problems(partial(load_model_config, plain, settings={}))
 
 
-def _direction_problems(config: Config, model_config: Any) -> list[str]:
-    """An encoder that is to write: each of its tokens sees the one that it is to predict."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
+    from ftscale.tasks import build_task
 
-    settings = model_config.to_dict()
-    writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
-    if config.task.name != "causal_lm" or model_config.model_type not in ENCODERS or writes:
-        return []
-    return [
-        f"task.name = causal_lm needs a model that reads from left to right, and model.name = {config.model.name!r} is "
-        f"an encoder ({model_config.model_type}): each token sees the one that it is to predict; name a decoder, or "
-        "another task."
-    ]
+    try:
+        task = build_task(config.task, processor)
+    except UserError as error:
+        return list(error.problems)
+    return task.fit_problems(config, model_config)
 
 
 def _strategy_problems(config: Config) -> list[str]:

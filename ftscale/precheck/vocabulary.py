@@ -8,7 +8,7 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.errors import UserError
-from ftscale.models.load import load_model_config, load_processor
+from ftscale.models.load import load_model_config
 from ftscale.models.without_weights import model_without_weights
 from ftscale.tasks.base import Task
 
@@ -17,12 +17,12 @@ OTHER_IDS = 0.01
 """Share of the common tokens with other ids from which on a tokenizer is not the model's."""
 
 
-def vocabulary_warnings(config: Config, task: Task, processor: Any) -> list[str]:
+def vocabulary_warnings(config: Config, task: Task) -> list[str]:
     """New tokens whose random embeddings stay as they are, and a tokenizer whose ids stand for other tokens."""
-    if task.processor_class != "tokenizer" or config.model.init == "random":
+    if not task.modality.in_tokens or config.model.init == "random":
         return []
     model_config = load_model_config(config.model, settings={})
-    known, tokens = _own_vocabulary(config), processor.get_vocab()
+    known, tokens = _own_vocabulary(config, task), task.processor.get_vocab()
     found = [_other_ids(tokens, known)] if known else []
     rows = model_config.get_text_config().vocab_size
     new = sorted(
@@ -33,12 +33,12 @@ def vocabulary_warnings(config: Config, task: Task, processor: Any) -> list[str]
     return [sentence for sentence in found if sentence]
 
 
-def _own_vocabulary(config: Config) -> dict[str, int]:
+def _own_vocabulary(config: Config, task: Task) -> dict[str, int]:
     """Of the tokenizer that came with the model, where another one is used; empty where there is none."""
     if config.model.processor in (None, config.model.name):
         return {}
     try:
-        own = load_processor(config.model.model_copy(update={"processor": None}), kind="tokenizer")
+        own = task.modality.load_processor(config.model.model_copy(update={"processor": None}))
     except UserError:  # a folder of weights alone
         return {}
     return own.get_vocab()

@@ -1,56 +1,42 @@
-"""The table of tasks: a name, and the class that is imported when it is used."""
+"""Tasks: one file each, named as its settings' file in `ftscale/config/tasks/`."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ftscale.config.schema import TextClassificationSettings
+from ftscale.config.own_task import OwnTaskSettings, UnreadTaskSettings, load_file, the_one
+from ftscale.config.tasks.base import TaskSettings
+from ftscale.errors import UserError
 
 if TYPE_CHECKING:
-    from ftscale.config.schema import Section
     from ftscale.tasks.base import Task
 
-TASKS = {
-    "text_classification": "ftscale.tasks.text_classification:TextClassification",
-    "token_classification": "ftscale.tasks.token_classification:TokenClassification",
-    "causal_lm": "ftscale.tasks.causal_lm:CausalLM",
-    "seq2seq": "ftscale.tasks.seq2seq:Seq2Seq",
-    "image_classification": "ftscale.tasks.image_classification:ImageClassification",
-}
 
-COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {  # here, where they can be read without importing torch
-    "text_classification": (("text", "text_pair", "label"), ("text", "label")),
-    "token_classification": (("words", "tags"),),
-    "causal_lm": (  # with what is optional first
-        ("messages", "tools"),
-        ("messages",),
-        ("conversations", "tools"),
-        ("conversations",),
-        ("instruction", "input", "output"),
-        ("instruction", "output"),
-        ("prompt", "completion"),
-        ("text",),
-    ),
-    "seq2seq": (("source", "target"),),
-    "image_classification": (("image", "label"),),
-}
-"""Alternatives of column names of each task, one of which a row must have whole."""
+def task_class(settings: TaskSettings) -> type[Task]:
+    """The class of the task that a config's `task` section describes, imported when it is asked for.
+
+    It has the name of its settings' class without "Settings"; a file of the user's has one alone.
+    """
+    if isinstance(settings, UnreadTaskSettings):
+        raise UserError(
+            f"task.file = {settings.file!r} is a Python file that the run folder names, whose code is run only where "
+            "you say so; read it, then add --trust-remote-code."
+        )
+    if isinstance(settings, OwnTaskSettings):
+        from ftscale.tasks.base import Task
+
+        try:
+            return the_one(load_file(settings.file), Task)
+        except ValueError as error:
+            raise UserError(f"task.{error}.") from error
+    module = import_module(f"ftscale.tasks.{settings.name}")
+    return getattr(module, type(settings).__name__.removesuffix("Settings"))
 
 
-def columns_of(settings: Section) -> tuple[tuple[str, ...], ...]:
-    """The alternatives of a task with these settings: several classes may also stand in a column each."""
-    name: str = settings.name  # type: ignore[attr-defined]
-    known = COLUMNS[name]
-    if not isinstance(settings, TextClassificationSettings) or settings.problem != "multi_label":
-        return known
-    labels = settings.labels or ()
-    if not labels or set(labels) & {role for alternative in known for role in alternative}:
-        return known
-    return (*known, *((*alternative[:-1], *labels) for alternative in known))
+def build_task(settings: TaskSettings, processor: Any = None) -> Task:
+    """The task that a config's `task` section describes, bound to its processor where there is one.
 
-
-def build_task(settings: Section) -> Task:
-    """The task that a config's `task` section describes."""
-    module, name = TASKS[settings.name].split(":")  # type: ignore[attr-defined]
-    return getattr(import_module(module), name)(settings)
+    Raises UserError for settings that it cannot meet.
+    """
+    return task_class(settings)(settings, processor)

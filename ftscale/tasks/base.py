@@ -1,100 +1,188 @@
-"""What the rest of ftscale knows of a task: its members, the shape of a batch, and the evaluator."""
+"""What a task is: a class made from its section of the config and bound to its processor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from ftscale.config import Config
+from ftscale.data.sample import Sample
+from ftscale.modalities.base import Modality
+from ftscale.modalities.collate import Layout
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 
 Row = dict[str, Any]
 """A row as read: the task's column names (`text`, `label`, ...) to values."""
 
-Sample = dict[str, Any]
-"""A prepared row: model inputs and labels as plain lists or numbers, and
+Answer = dict[str, Any]
+"""What is predicted for a row: `prediction`, `score` and what the task adds, ready for JSON."""
 
-- `length`: int, its cost in tokens (1 for an image);
-- `targets`: int, what `count` will count for it;
-- `note`: "" (kept whole), "truncated", or the reason for which it is dropped ("too_long", "no_target", ...).
-
-A chat also has `said`, `left_out` and `unseen_prompt`, as `data.chat.Conversation`; they are counted and not kept.
-"""
-
-KEPT = ("", "truncated")
-
-Batch = dict[str, Any]
-"""A micro-batch: model inputs, `labels`, and `row`: (samples,) int64, the samples' numbers in their data set.
-
-Padded layout: tensors (samples, longest), with `attention_mask`. Flat layout: tensors (1, tokens), no attention
-mask, `position_ids` that restart at each sample, and the arguments by which transformers' attention functions know
-the samples: `cu_seq_lens_q`, `cu_seq_lens_k`: (samples + 1,) int32, `max_length_q`, `max_length_k`: int.
-
-Outside training a batch may also hold `references` and `prompts`: lists with one plain Python value a sample, which
-the model's forward never sees and evaluation and prediction read; `prompts` are token ids to generate from.
-"""
-
-Outputs = dict[str, Any]
-"""What the evaluator and `predictions` read: `loss` (sum over targets) where there are labels, and task-specific
-tensors with one entry a sample."""
-
-Layout = Literal["flat", "padded"]
-
-NOT_INPUTS = ("labels", "row", "references", "prompts")
+Pieces = list[tuple[str, bool]]
+"""A sample as text in pieces, each with whether it is a target."""
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """The part of a batch that the model's forward takes."""
-    return {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+class Task:
+    """A task. One is complete with its settings, `auto_class`, `modality`, and the methods that raise here.
 
-
-class Task(Protocol):
-    """A task, built from its section of the config: `TextClassification(config.task)`. No base class is needed."""
+    A task that is to check rows and settings alone has no processor.
+    """
 
     auto_class: str
     """Name of the transformers Auto class, e.g. "AutoModelForSequenceClassification"."""
-    processor_class: Literal["tokenizer", "image_processor"]
-    columns: tuple[tuple[str, ...], ...]
-    """Alternatives of column names, one of which a row must have whole, e.g. (("text", "label"),)."""
-    optional: tuple[str, ...]
-    """Columns of these that a row may have without a value."""
-    best_metric: tuple[str, bool]
-    """The metric that chooses a checkpoint by default, and whether higher is better."""
+    peft_type: str | None = None
+    """What peft calls the task, e.g. "SEQ_CLS"; None = it has no name for it."""
+    modality: Modality
+    """What goes into the model."""
+    terms: Mapping[str, float] = {"loss": 1.0}
+    """The coefficient of each term of the loss; the first is the one that global batches in targets are counted by."""
+    pools: bool = False
+    """Whether the model makes one position of a sample's many, by its mask."""
+    by_row: bool = True
+    """Whether each row makes one sample."""
+
+    def __init__(self, settings: Any, processor: Any = None) -> None:
+        """`processor`: from `modality.load_processor`. Raises UserError for settings that the two cannot meet."""
+        self.settings = settings
+        self.processor = processor
+
+    @classmethod
+    def written_out(cls, settings: Any) -> Any:
+        """The settings with the contents of files in place of their names, e.g. a template's text."""
+        return settings
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def best_metric(self) -> str:
+        """The metric that chooses a checkpoint by default."""
+        return "loss"
+
+    @property
+    def brings_head(self) -> bool:
+        """Whether the model's head is new, of as many rows as the task says."""
+        return "brings_head" in self.settings.can
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """How samples may lie in a batch, where the model allows it."""
+        return self.modality.layouts if "flat_rows" in self.settings.can else ("padded",)
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Settings that only the training rows can tell, e.g. `{"labels": (...)}`; written into the config."""
+        return {}
 
     def model_settings(self) -> dict[str, Any]:
         """Fields of the model's config, e.g. `num_labels`, `id2label`, `label2id`, `problem_type`."""
+        return {}
 
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
-        """One sample a row, in order, deterministic. Raises UserError for a row that breaks a rule."""
+    def fit_model(self, model: Any, *, seed: int) -> None:
+        """Make a loaded model fit the processor. Raises UserError where it cannot."""
+        self.modality.fit_model(model, self.processor, seed=seed)
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
-        """A function that makes a micro-batch of samples; `train` turns augmentation on."""
+    def model_problems(self, config: Config, model_config: Any) -> list[str]:
+        """Why a model of this config is none for the task, as sentences."""
+        return []
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        """Number of targets of a micro-batch: () int64."""
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        """What settings ask of model and processor that these cannot do together, as sentences."""
+        return []
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Sum of the loss over the targets: () float32, with the head run only where a target stands."""
+    # ------------------------------------------------------------ samples and batches
 
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        """Samples of rows of one source, in order, deterministic. Raises UserError for a row that breaks a rule."""
+        raise NotImplementedError
+
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        """A micro-batch of samples; `train` turns augmentation on, and notes off."""
+        raise NotImplementedError
+
+    def count(self, batch: Batch) -> Counts:
+        """Targets of a micro-batch, by term."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ the model's work
+
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        """The terms of the loss, with the head run only where a target stands; `batch.weights` are honoured."""
+        raise NotImplementedError
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """What evaluation and prediction need of a micro-batch, without gradients."""
+        raise NotImplementedError
 
     def evaluator(self) -> Evaluator:
         """A fresh evaluator."""
+        raise NotImplementedError
 
     def metric_names(self) -> list[str]:
         """What the evaluator may score, each class's own metrics included."""
+        raise NotImplementedError
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
-        """`prediction` and `score` for each sample, ready for JSON.
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
+        """`prediction` and `score` for each sample. `every`: also `scores`, by class, where there are classes."""
+        raise NotImplementedError
 
-        `every`: also `scores`, by class (for words, a list of them); tasks without classes have none.
-        """
+    @property
+    def has_classes(self) -> bool:
+        """Whether `predictions` can give the scores of all classes."""
+        return False
+
+    def answer_names(self, *, every: bool) -> list[str]:
+        """The names in an answer, in their order."""
+        return ["prediction", "score", *(["scores"] if every else [])]
+
+    def input_row(self, row: Row) -> Row:
+        """A row to predict on as `prepare` takes it, where a line of plain text stands for another kind of value."""
+        return row
+
+    def merge(self, answers: Sequence[Answer]) -> Answer:
+        """The answer to a row by those to its samples, in order; of one alone, that."""
+        if len(answers) > 1:
+            raise NotImplementedError
+        return answers[0]
+
+    # ------------------------------------------------------------ what is shown and saved
+
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """A kept row as the model sees it, its targets marked."""
+        return [(self.modality.show_input(sample, self.processor), False), (str(row.get("label", "")), True)]
+
+    def sample_warnings(self, samples: Sequence[Sample]) -> list[str]:
+        """What kept samples show that is likely a mistake in the data, as ends of sentences."""
+        return []
+
+    def target_texts(self, row: Row) -> list[str]:
+        """The texts that a row asks the model to write; none for a task that writes none."""
+        return []
+
+    def reference(self, sample: Sample) -> str:
+        """The text that a generated one is compared with; "" where none is generated."""
+        return ""
+
+    def token_ids(self, sample: Sample) -> list[int]:
+        """All tokens that a sample is made of, those to be written too."""
+        return sample.inputs.get("input_ids", [])
+
+    def classes(self, sample: Sample) -> list[int]:
+        """The numbers of the classes that a labelled sample has; none for a task without classes."""
+        return []
+
+    def end_ids(self) -> list[int]:
+        """Token ids that end what the model writes, to be saved with it; none = as the model's own files say."""
+        return []
+
+    def proof_inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Inputs of the model's forward that show whether a saved model answers as the trained one: (samples, ...)."""
+        return self.collate(samples, layout="padded", train=False).inputs
+
+    def save_extras(self, folder: Path) -> None:
+        """Write what other libraries read besides the model."""
 
 
 @dataclass
@@ -108,14 +196,28 @@ class Evaluator:
     """One record a sample, in the batch's order; plain Python values or NumPy arrays."""
     score: Callable[[Sequence[Any]], dict[str, float]]
     """Metrics of all records."""
+    lower_is_better: frozenset[str] = frozenset({"loss", "perplexity"})
+    """The metrics of which the lower value is the better one."""
     records: dict[int, Any] = field(default_factory=dict)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        self.records.update(zip(batch["row"].tolist(), self.read(outputs, batch), strict=True))
+        """Take in a micro-batch."""
+        self.records.update(zip(batch.rows.tolist(), self.read(outputs, batch), strict=True))
 
     def merge(self, records: dict[int, Any]) -> None:
         """Take in the records of another rank."""
         self.records.update(records)
 
     def compute(self) -> dict[str, float]:
+        """Metrics of what was taken in."""
         return self.score([self.records[row] for row in sorted(self.records)])
+
+
+def weighted(losses: Tensor, batch: Batch) -> Tensor:
+    """The sum of (samples,) losses, each times its sample's weight: () float32."""
+    return (losses if batch.weights is None else losses * batch.weights).sum()
+
+
+def row_numbers(samples: Sequence[Sample]) -> Tensor:
+    """The samples' numbers in their data set: (samples,) int64."""
+    return torch.tensor([sample.number for sample in samples])

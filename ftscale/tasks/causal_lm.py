@@ -4,129 +4,204 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
-from ftscale.config.schema import CausalLMSettings, GenerationSettings
-from ftscale.data.chat import read_template, stop_ids
+from ftscale.config import Config
+from ftscale.config.tasks.base import GenerationSettings
+from ftscale.config.tasks.causal_lm import CausalLMSettings
+from ftscale.data.chat import normalize, read_template, stop_ids
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
+from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
+from ftscale.modalities.encode import length_limit
+from ftscale.modalities.text import Text
 from ftscale.models.attention import padded_attention
 from ftscale.models.generate import check_options, generate, mean_until_end
 from ftscale.models.lm_head import lm_loss, lm_target_losses
-from ftscale.tasks import COLUMNS
-from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
-from ftscale.tasks.causal_rows import EncodedRow, encode_row, encode_row_prompt, encode_text, row_column
-from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id
-from ftscale.tasks.encode import length_limit, overlong_note
+from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.causal_rows import EncodedRow, encode_row, encode_row_prompt, encode_text, is_completion, row_column
+from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
+from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.token_sums import sums_of_samples
 
 
-class CausalLM:
+class CausalLM(Task):
     """The task of `task: causal_lm`. A target is one token.
 
-    A sample's `labels` stand at their tokens, -100 outside the loss and at the first token, which nothing predicts. In
-    a batch each stands one position earlier, where it is predicted, so that nothing shifts them again.
+    A sample's label stands at its tokens, -100 outside the loss and at the first token, which nothing predicts. In a
+    batch each stands one position earlier, where it is predicted, so that nothing shifts them again. Where evaluation
+    generates, a sample's note has `prompt_ids` and `reference`; a batch's notes are these, or the prompts' ids alone.
     """
 
     auto_class = "AutoModelForCausalLM"
-    processor_class = "tokenizer"
-    columns = COLUMNS["causal_lm"]
-    optional = ("input", "tools")
-    best_metric = ("loss", False)
+    peft_type = "CAUSAL_LM"
+    modality = Text()
+    settings: CausalLMSettings
 
-    def __init__(self, settings: CausalLMSettings) -> None:
+    def __init__(self, settings: CausalLMSettings, processor: Any = None) -> None:
         """Raises UserError: an unreadable template, a bad pattern, settings that do not go together."""
-        self.settings = settings
+        super().__init__(settings, processor)
         self.template = read_template(settings.chat_template)
         _check_pattern(settings)
         check_options(settings.generate or GenerationSettings())
+        if processor is not None and self.template is not None:
+            processor.chat_template = self.template  # it is saved with the model that learned it
+
+    @classmethod
+    def written_out(cls, settings: CausalLMSettings) -> CausalLMSettings:
+        return settings.model_copy(update={"chat_template": read_template(settings.chat_template)})
+
+    @property
+    def by_row(self) -> bool:  # type: ignore[override]
+        """Not where texts are joined."""
+        return not self.settings.join_texts
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The chat template's text, so that a later change of its file changes nothing of what was trained."""
         return {} if self.template is None else {"chat_template": self.template}
 
-    def model_settings(self) -> dict[str, Any]:
-        return {}
-
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
         """One sample a row; with `join_texts`, blocks of `max_length` tokens of all these rows together.
 
-        With `generate` a sample also has `prompt_ids` and `reference`. Without labels it is the prompt alone.
+        Without labels it is the prompt alone.
         """
-        limit = length_limit(self.settings.max_length, processor)
+        limit = length_limit(self.settings.max_length, self.processor)
         if not labelled:
-            return [self._prompt_sample(row, processor, limit) for row in rows]
+            return [self._prompt_sample(row, limit) for row in rows]
         if self.settings.join_texts:
-            return _joined(rows, processor, limit)
-        return [self._sample(row, processor, limit) for row in rows]
+            return _joined(rows, self.processor, limit)
+        return [self._sample(row, limit) for row in rows]
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
-        return partial(_collate, pad=pad_id(processor), layout=layout, train=train)
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        fill = {"input_ids": pad_id(self.processor)}
+        if samples[0].label is None:
+            inputs = collate_tokens([sample.inputs for sample in samples], fill=fill, layout=layout)
+            prompts = [{"prompt_ids": sample.inputs["input_ids"]} for sample in samples]
+            return Batch(inputs, row_numbers(samples), notes=prompts)
+        shifted = [{**sample.inputs, "labels": [*sample.label[1:], IGNORED]} for sample in samples]
+        inputs = collate_tokens(shifted, fill={**fill, "labels": IGNORED}, layout=layout)
+        notes = [sample.note for sample in samples] if samples[0].note is not None and not train else []
+        labels = inputs.pop("labels")
+        return Batch(inputs, row_numbers(samples), labels, notes=notes)
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return (batch["labels"] != IGNORED).sum()
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": int((batch.labels != IGNORED).sum())}
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return lm_loss(model, model_inputs(batch), batch["labels"])
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        weights = None if batch.weights is None else batch.weights[batch.owners(batch.labels != IGNORED)]
+        return {"loss": lm_loss(model, batch.inputs, batch.labels, weights=weights)}
 
     @torch.no_grad()
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
-        """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets, and `loss`: ().
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets.
 
         With prompts, `predictions`: a text each; without labels also `scores`: the mean log-probability of a generated
         token, or None where there is none.
         """
-        outputs: Outputs = _sample_losses(model, batch) if "labels" in batch else {}
-        if "prompts" not in batch:
+        outputs: Outputs = {}
+        if batch.labels is not None:
+            outputs = sums_of_samples(batch, *lm_target_losses(model, batch.inputs, batch.labels))
+        if not batch.notes:
             return outputs
+        stops, prompts = stop_ids(self.processor, template=self.template), [note["prompt_ids"] for note in batch.notes]
         settings = self.settings.generate or GenerationSettings()
-        stops = stop_ids(processor, template=self.template)
         with padded_attention(model):
             written, scores = _generate(
-                model, batch["prompts"], processor, settings=settings, stops=stops, scored="labels" not in batch
+                model, prompts, self.processor, settings=settings, stops=stops, scored=batch.labels is None
             )
         if scores is not None:
             outputs["scores"] = scores
         outputs["predictions"] = [
-            processor.decode([token for token in ids if token not in stops], skip_special_tokens=True)
+            self.processor.decode([token for token in ids if token not in stops], skip_special_tokens=True)
             for ids in written
         ]
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
         return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
         return list(_score([_Record(0.0, 1, 1, text, text)], pattern=None))
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The generated text, and the mean log-probability of its tokens."""
         return [
             {"prediction": text, "score": score}
             for text, score in zip(outputs["predictions"], outputs["scores"], strict=True)
         ]
 
-    def _sample(self, row: Row, processor: Any, limit: int) -> Sample:
-        encoded = encode_row(row, processor, targets=self.settings.targets, template=self.template)
-        note = overlong_note(len(encoded.input_ids), row, limit=limit, too_long=self.settings.too_long)
-        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], note=note) | encoded.of_template
-        return sample | self._generation(row, encoded, processor, limit) if self.settings.generate else sample
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """The tokens as text, cut where targets begin and end."""
+        ids, labels = sample.inputs["input_ids"], sample.label
+        places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]
+        pieces: Pieces = []
+        before = ""
+        for start, stop in zip([0, *places], [*places, len(ids)], strict=True):
+            text = self.processor.decode(ids[:stop])  # from the start: some drop the space before a first word
+            pieces.append((text.removeprefix(before), labels[start] != IGNORED))
+            before = text
+        return pieces
 
-    def _prompt_sample(self, row: Row, processor: Any, limit: int) -> Sample:
-        prompt = encode_row_prompt(row, processor, template=self.template)
-        note = overlong_note(len(prompt), row, limit=limit, too_long=self.settings.too_long)
+    def target_texts(self, row: Row) -> list[str]:
+        """A plain text, a completion, or the model's turns."""
+        column = row_column(row)
+        if column == "text":
+            return [text_of(row, "text")]
+        if is_completion(row, column):
+            return [text_of(row, "completion")]
+        return [message["content"] for message in normalize(row) if message["role"] == "assistant"]
+
+    def model_problems(self, config: Config, model_config: Any) -> list[str]:
+        """An encoder that is to write: each of its tokens sees the one that it is to predict."""
+        settings = model_config.to_dict()
+        writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
+        if model_config.model_type not in ENCODERS or writes:
+            return []
+        return [
+            f"task.name = causal_lm needs a model that reads from left to right, and model.name = "
+            f"{config.model.name!r} is an encoder ({model_config.model_type}): each token sees the one that it is to "
+            "predict; name a decoder, or another task."
+        ]
+
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return text_problems(self, config, model_config)
+
+    def reference(self, sample: Sample) -> str:
+        return "" if sample.note is None else sample.note["reference"]
+
+    def end_ids(self) -> list[int]:
+        """As prediction has them."""
+        return stop_ids(self.processor)
+
+    def _sample(self, row: Row, limit: int) -> Sample:
+        encoded = encode_row(row, self.processor, targets=self.settings.targets, template=self.template)
+        truncated, drop = is_cut(len(encoded.input_ids), row, limit=limit, too_long=self.settings.too_long)
+        sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], truncated=truncated, drop=drop)
+        sample.facts |= encoded.of_template
+        if self.settings.generate:
+            sample.note = self._generation(row, encoded, limit)
+        return sample
+
+    def _prompt_sample(self, row: Row, limit: int) -> Sample:
+        prompt = encode_row_prompt(row, self.processor, template=self.template)
+        truncated, drop = is_cut(len(prompt), row, limit=limit, too_long=self.settings.too_long)
         prompt = prompt[-limit:]  # the model goes on from its end
-        return {"input_ids": prompt, "length": len(prompt), "targets": 0, "note": note}
+        return Sample({"input_ids": prompt}, cost=len(prompt), counts={"loss": 0}, drop=drop, truncated=truncated)
 
-    def _generation(self, row: Row, encoded: EncodedRow, processor: Any, limit: int) -> Sample:
+    def _generation(self, row: Row, encoded: EncodedRow, limit: int) -> dict[str, Any]:
         """What evaluation generates from and compares with; no prompt where the last turn is not the model's."""
         if row_column(row) == "text":
             raise UserError(
@@ -142,7 +217,7 @@ class CausalLM:
                 f"task.answer_pattern = {self.settings.answer_pattern!r} must match each reference, but not that of "
                 f"{where(row)}; mend the pattern or the row."
             )
-        prompt = encode_row_prompt(row, processor, template=self.template)
+        prompt = encode_row_prompt(row, self.processor, template=self.template)
         return {"prompt_ids": prompt[-limit:], "reference": encoded.reference}
 
 
@@ -175,16 +250,17 @@ def _check_pattern(settings: CausalLMSettings) -> None:
 # ---------------------------------------------------------------- samples and batches
 
 
-def _sample_of(ids: list[int], labels: list[int], *, note: str) -> Sample:
+def _sample_of(ids: list[int], labels: list[int], *, truncated: bool = False, drop: str = "") -> Sample:
     labels = [IGNORED, *labels[1:]]
     targets = sum(label != IGNORED for label in labels)
-    return {
-        "input_ids": ids,
-        "labels": labels[: len(ids)],
-        "length": len(ids),
-        "targets": targets,
-        "note": note if targets or note == "too_long" else "no_target",
-    }
+    return Sample(
+        {"input_ids": ids},
+        labels[: len(ids)],
+        cost=len(ids),
+        counts={"loss": targets},
+        drop=drop or ("" if targets else "no_target"),
+        truncated=truncated,
+    )
 
 
 def _joined(rows: Sequence[Row], processor: Any, limit: int) -> list[Sample]:
@@ -195,48 +271,14 @@ def _joined(rows: Sequence[Row], processor: Any, limit: int) -> list[Sample]:
         )
     ids = list(chain.from_iterable(encode_text(text_of(row, "text"), processor) for row in rows))
     blocks = [ids[start : start + limit] for start in range(0, len(ids), limit)]
-    return [_sample_of(block, block, note="") for block in blocks]
-
-
-def _collate(samples: Sequence[Sample], *, pad: int, layout: Layout, train: bool) -> Batch:
-    if "labels" in samples[0]:
-        shifted = [{**sample, "labels": [*sample["labels"][1:], IGNORED]} for sample in samples]
-        batch = collate_tokens(shifted, fill={"input_ids": pad, "labels": IGNORED}, layout=layout)
-        if "prompt_ids" in samples[0] and not train:
-            batch["prompts"] = [sample["prompt_ids"] for sample in samples]
-            batch["references"] = [sample["reference"] for sample in samples]
-        return batch
-    batch = collate_tokens(samples, fill={"input_ids": pad}, layout=layout)
-    batch["prompts"] = [sample["input_ids"] for sample in samples]
-    return batch
-
-
-# ---------------------------------------------------------------- losses of samples
-
-
-def _sample_losses(model: torch.nn.Module, batch: Batch) -> Outputs:
-    losses, correct = lm_target_losses(model, model_inputs(batch), batch["labels"])
-    owners = _owners(batch)
-    sums = torch.zeros(3, len(batch["row"]), device=losses.device)
-    sums.index_add_(
-        1, owners, torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32), correct.float()])
-    )
-    return {"losses": sums[0], "counts": sums[1].long(), "correct": sums[2].long(), "loss": sums[0].sum()}
-
-
-def _owners(batch: Batch) -> torch.Tensor:
-    """The sample, by its place in the batch, of each target: (targets,) int64, in row-major order of the labels."""
-    rows, positions = (batch["labels"] != IGNORED).nonzero(as_tuple=True)
-    if "cu_seq_lens_q" not in batch:
-        return rows
-    return torch.searchsorted(batch["cu_seq_lens_q"][1:].long(), positions, right=True)
+    return [replace(_sample_of(block, block), rows=(0, len(rows))) for block in blocks]
 
 
 # ---------------------------------------------------------------- generation
 
 
 def _generate(
-    model: torch.nn.Module,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     processor: Any,
     *,
@@ -286,12 +328,11 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
     sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
     records = [_Record(loss, count, correct) for loss, count, correct in zip(*sums, strict=True)]
-    if "prompts" not in batch:
+    if not batch.notes:
         return records
-    texts = zip(batch["prompts"], outputs["predictions"], batch["references"], strict=True)
     return [
-        replace(record, prediction=prediction, reference=reference) if len(prompt) else record
-        for record, (prompt, prediction, reference) in zip(records, texts, strict=True)
+        replace(record, prediction=text, reference=note["reference"]) if len(note["prompt_ids"]) else record
+        for record, note, text in zip(records, batch.notes, outputs["predictions"], strict=True)
     ]
 
 

@@ -11,8 +11,8 @@ from ftscale.data.chat import encode_conversation, encode_prompt, normalize, row
 from ftscale.data.missing import is_missing
 from ftscale.data.parts import special_frame, tokenize_parts
 from ftscale.errors import UserError
+from ftscale.modalities.collate import IGNORED
 from ftscale.tasks.base import Row
-from ftscale.tasks.collate import IGNORED
 from ftscale.tasks.rows import LEAVE_OUT, mend, text_of, where
 
 COLUMNS = ("messages", "conversations", "instruction", "prompt", "text")  # the first of these says what a row is
@@ -45,7 +45,7 @@ def encode_row(
     if column == "text":
         ids = encode_text(text_of(row, "text"), tokenizer)
         return EncodedRow(ids, list(ids), reference=None)
-    if _is_completion(row, column):
+    if is_completion(row, column):
         return _encode_completion(row, tokenizer, every_token=targets == "all")
     if column == "prompt" and targets == "assistant":
         targets = "last"  # turns of the model in `prompt` are given, not to be learned
@@ -62,7 +62,7 @@ def encode_row_prompt(row: Row, tokenizer: Any, *, template: str | None) -> list
     """Tokens from which the model goes on: a text, a prompt, or a chat up to the model's last turn."""
     column = row_column(row)
     with _naming(row):
-        if column == "text" or _is_completion(row, column):
+        if column == "text" or is_completion(row, column):
             return _begun(text_of(row, column), tokenizer)
         return encode_prompt(normalize(row), tokenizer, template=template, tools=row_tools(row))
 
@@ -108,7 +108,8 @@ def _begun(text: str, tokenizer: Any) -> list[int]:
     return start + ids
 
 
-def _is_completion(row: Row, column: str) -> bool:
+def is_completion(row: Row, column: str) -> bool:
+    """Whether a row is a prompt and its completion as texts. `column`: see `row_column`."""
     return column == "prompt" and not isinstance(row["prompt"], (list, tuple))
 
 

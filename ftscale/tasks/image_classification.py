@@ -3,55 +3,64 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional
 
-from ftscale.config.schema import ImageClassificationSettings
+from ftscale.config import Config
+from ftscale.config.tasks.image_classification import ImageClassificationSettings
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores
 from ftscale.metrics.top_k import TopKAccuracy
+from ftscale.modalities.augment import Augment
+from ftscale.modalities.collate import Layout
+from ftscale.modalities.image import Images
+from ftscale.modalities.image_depth import NEARLY_ONE, largest_value, to_rgb, value_range
+from ftscale.modalities.image_files import opened_image
 from ftscale.models.probing import transformers_model
-from ftscale.tasks import COLUMNS
-from ftscale.tasks.augment import Augment
-from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
-from ftscale.tasks.collate import row_numbers
-from ftscale.tasks.image_depth import largest_value, to_rgb
-from ftscale.tasks.image_files import opened_image
+from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.image_fit import image_problems
 from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
 
 TOP = 5
+LOOKED_AT_IMAGES = 200
+"""Images that are decoded to see whether they show something."""
 
 Sizes = dict[str, dict[str, int]]
 """Arguments of the image processor's call: `size`, and `crop_size` where it crops."""
 
 
-class ImageClassification:
+class ImageClassification(Task):
     """The task of `task: image_classification`. Labels of a batch: (samples,) int64; an image is one target.
 
     Samples hold the path of an image or its encoded bytes, never its pixels.
     """
 
     auto_class = "AutoModelForImageClassification"
-    processor_class = "image_processor"
-    columns = COLUMNS["image_classification"]
-    optional = ()
-    best_metric = ("accuracy", True)
+    modality = Images()
+    settings: ImageClassificationSettings
 
-    def __init__(self, settings: ImageClassificationSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: ImageClassificationSettings, processor: Any = None) -> None:
+        super().__init__(settings, processor)
         self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
+
+    @property
+    def best_metric(self) -> str:
+        return "accuracy"
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Class names. Raises UserError for rows without a class, and where there are fewer than two classes."""
@@ -66,64 +75,101 @@ class ImageClassification:
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes in the model's config, by which its head gets one output a class."""
         return {**label_settings(self.labels), "problem_type": "single_label_classification"}
 
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return image_problems(self, config, model_config)
+
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
         """Samples with `image_path` or `image_bytes` (the other is empty). Raises UserError for a corrupt image."""
         return [self._sample(row, labelled) for row in rows]
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
-        sizes = _sizes(processor, self.settings.image_size)
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        sizes = _sizes(self.processor, self.settings.image_size)
         augment = Augment(self.settings.augment, size=_crop_size(sizes)) if train else None
-        most = self.settings.max_pixels
-        return partial(_collate, processor=processor, sizes=sizes, augment=augment, max_pixels=most)
+        made = []
+        for sample in samples:  # one by one: the pixels of one image at a time, however large they are in the files
+            pixels = self.decode(sample, name=f"image of row {sample.number}")
+            if augment is not None:
+                pixels = augment(pixels, seed=sample.seed, epoch=sample.epoch, row=sample.number)
+            made.append(self.processor([pixels], return_tensors="pt", **sizes))
+        inputs = {name: torch.cat([one[name] for one in made]) for name in made[0]}
+        labels = None if samples[0].label is None else torch.tensor([sample.label for sample in samples])
+        return Batch(inputs, row_numbers(samples), labels)
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+    def decode(self, sample: Sample, *, name: str) -> Image.Image:
+        """The RGB image of a sample, upright as its camera noted. `name`: of an image without a path, in errors."""
+        path, most = sample.inputs["image_path"], self.settings.max_pixels
+        with opened_image(path, sample.inputs["image_bytes"], name=path or name, max_pixels=most) as found:
+            return to_rgb(found)
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": len(batch)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
         logits = model(**_inputs(model, batch)).logits
-        return functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        reduction = "sum" if batch.weights is None else "none"
+        losses = functional.cross_entropy(logits.float(), batch.labels, reduction=reduction)
+        return {"loss": losses if batch.weights is None else weighted(losses, batch)}
 
     @torch.no_grad()
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
-        """`logits`: (samples, classes) float32; with labels also `losses`: (samples,), and `loss`, their sum."""
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """`logits`: (samples, classes) float32; with labels also `losses`: (samples,)."""
         logits = model(**_inputs(model, batch)).logits.float()
-        if "labels" not in batch:
+        if batch.labels is None:
             return {"logits": logits}
-        losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
-        return {"logits": logits, "losses": losses, "loss": losses.sum()}
+        return {"logits": logits, "losses": functional.cross_entropy(logits, batch.labels, reduction="none")}
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, class scores and, with more than `TOP` classes, top-5 accuracy."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up record of each class."""
         number, few = len(self.labels), min(TOP, len(self.labels))
         return list(self._score([(0.0, [(first + i) % number for i in range(few)], first) for first in range(number)]))
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The class and its probability."""
         return best_classes(outputs["logits"], self.labels, every=every)
 
+    @property
+    def has_classes(self) -> bool:
+        return True
+
+    def classes(self, sample: Sample) -> list[int]:
+        return [sample.label]
+
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """The end of the image's name, and its class."""
+        return [(str(row.get("image", ""))[-80:], False), (str(row.get("label", "")), True)]
+
+    def sample_warnings(self, samples: Sequence[Sample]) -> list[str]:
+        """Of images that show nearly nothing, as one does whose values use little of the range of its depth."""
+        looked_at = samples[:: max(len(samples) // LOOKED_AT_IMAGES, 1)]
+        flat = []
+        for number, sample in enumerate(looked_at):
+            low, high = value_range(self.decode(sample, name=f"image {number}"))
+            if high - low < NEARLY_ONE:
+                flat.append(f"{sample.inputs['image_path'] or 'one in the rows'} ({low} to {high} of 255)")
+        if not flat:
+            return []
+        return [
+            f"the values of {len(flat)} of {len(looked_at)} images looked at are nearly all one, e.g. {flat[0]}: they "
+            "are blank, or use little of the range of their bits; rescale or remove them."
+        ]
+
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)
-        with opened_image(path, data, name=path or where(row), max_pixels=self.settings.max_pixels) as image:
-            largest_value(image)
-            image.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
-            image.load()
-        sample: Sample = {
-            "image_path": path,
-            "image_bytes": data,
-            "length": 1,
-            "targets": int(labelled),
-            "note": "",
-        }
+        with opened_image(path, data, name=path or where(row), max_pixels=self.settings.max_pixels) as found:
+            largest_value(found)
+            found.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
+            found.load()
+        label = None
         if labelled:
-            name = class_name(row, "label")
-            sample["labels"] = class_id(row, "label", name, labels=self.labels, ids=self.ids)
-        return sample
+            label = class_id(row, "label", class_name(row, "label"), labels=self.labels, ids=self.ids)
+        return Sample({"image_path": path, "image_bytes": data}, label, counts={"loss": int(labelled)})
 
     def _score(self, records: Sequence[tuple[float, list[int], int]]) -> dict[str, float]:
         losses, best, truth = (list(column) for column in zip(*records, strict=True))
@@ -133,41 +179,16 @@ class ImageClassification:
         return {"loss": sum(losses) / len(losses), **scores}
 
 
-def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's inputs, pixels in the type of its weights."""
     dtype = transformers_model(model).dtype
-    return {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in model_inputs(batch).items()
-    }
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.inputs.items()}
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int]]:
     logits = outputs["logits"]
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
-    return list(zip(outputs["losses"].tolist(), best.tolist(), batch["labels"].tolist(), strict=True))
-
-
-def _collate(
-    samples: Sequence[Sample], *, processor: Any, sizes: Sizes, augment: Augment | None, max_pixels: int
-) -> Batch:
-    made = []
-    for sample in samples:  # one by one: the pixels of one image at a time, however large they are in the files
-        image = decode(sample, name=f"image of row {sample['row']}", max_pixels=max_pixels)
-        if augment is not None:
-            image = augment(image, seed=sample["seed"], epoch=sample["epoch"], row=sample["row"])
-        made.append(processor([image], return_tensors="pt", **sizes))
-    batch: Batch = {name: torch.cat([inputs[name] for inputs in made]) for name in made[0]}
-    batch["row"] = row_numbers(samples)
-    if "labels" in samples[0]:
-        batch["labels"] = torch.tensor([sample["labels"] for sample in samples])
-    return batch
-
-
-def decode(sample: Sample, *, name: str, max_pixels: int) -> Image.Image:
-    """The RGB image of a sample, upright as its camera noted. `name`: of an image without a path, in errors."""
-    path = sample["image_path"]
-    with opened_image(path, sample["image_bytes"], name=path or name, max_pixels=max_pixels) as image:
-        return to_rgb(image)
+    return list(zip(outputs["losses"].tolist(), best.tolist(), batch.labels.tolist(), strict=True))
 
 
 def _location(row: Row) -> tuple[str, bytes]:

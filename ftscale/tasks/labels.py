@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ftscale.config.schema import ClassNames
+from ftscale.config.tasks.base import ClassNames
 from ftscale.data.missing import is_missing
 from ftscale.errors import UserError, unknown_name
 from ftscale.tasks.base import Row

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ftscale.config.tasks.base import TaskSettings
 from ftscale.data.census import content_of
-from ftscale.data.formats.select import LABEL_ROLES
 from ftscale.data.missing import is_missing
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
-from ftscale.tasks.base import KEPT, Row, Sample, Task
+from ftscale.tasks.base import Row, Task
 from ftscale.tasks.written_lists import parse_list
 
 TEXTS = ("text", "text_pair", "source", "words")  # columns in which white space alone says nothing
@@ -69,24 +70,38 @@ def mend(value: Any) -> str:
     return f"mend the row{left_out} or name another column"
 
 
-def prepare_rows(task: Task, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
-    """`task.prepare`, with a sample that has a note alone for each row that its source leaves out."""
-    reasons = [left_out(task, row, labelled=labelled) for row in rows]
-    if not any(reasons):
-        return _prepare(task, rows, processor, labelled=labelled)
-    kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
-    samples = _prepare(task, kept, processor, labelled=labelled) if kept else []
-    noted = [_noted(reason) for reason in reasons if reason]
-    if len(samples) != len(kept):  # joined from several rows
+def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+    """`task.prepare`, with a sample that says why alone for each row that its source leaves out.
+
+    Every sample says where its rows were read and, where it is of one, what is counted of it.
+    """
+    reasons = [left_out(task.settings, row, labelled=labelled) for row in rows]
+    numbers = [number for number, reason in enumerate(reasons) if not reason]
+    kept = [rows[number] for number in numbers]
+    samples = _prepare(task, kept, labelled=labelled) if kept else []
+    if not task.by_row:
+        noted = [Sample(cost=0, drop=reason, rows=(at, at + 1)) for at, reason in enumerate(reasons) if reason]
+        for sample in samples:
+            assert sample.rows is not None, "samples that are not one a row say of which rows they are"
+            first, stop = numbers[sample.rows[0]], numbers[sample.rows[1] - 1] + 1
+            sample.rows, sample.where = (first, stop), _span(rows[first:stop])
         return [*noted, *samples]
-    ready, aside = iter(samples), iter(noted)
+    for sample, row in zip(samples, kept, strict=True):
+        sample.where = where(row)
+        if not sample.drop:
+            sample.facts |= {"blank": is_blank(row), "hashes": content_of(row, inputs=task.settings.input_columns)}
+    ready, aside = iter(samples), iter(Sample(cost=0, drop=reason) for reason in reasons if reason)
     return [next(aside if reason else ready) for reason in reasons]
 
 
-def _prepare(task: Task, rows: Sequence[Row], processor: Any, *, labelled: bool) -> list[Sample]:
+def _span(rows: Sequence[Row]) -> str:
+    return where(rows[0]) if len(rows) == 1 else f"{where(rows[0])} to {where(rows[-1])}"
+
+
+def _prepare(task: Task, rows: Sequence[Row], *, labelled: bool) -> list[Sample]:
     """`task.prepare`. Raises UserError where the tokenizer's own code gives up."""
     try:
-        return task.prepare(rows, processor, labelled=labelled)
+        return task.prepare(rows, labelled=labelled)
     except BaseException as error:
         if type(error).__name__ != PANIC:
             raise
@@ -96,10 +111,10 @@ def _prepare(task: Task, rows: Sequence[Row], processor: Any, *, labelled: bool)
         ) from error
 
 
-def left_out(task: Task, row: Row, *, labelled: bool = True) -> str:
-    """The note of a row that its source leaves out: missing or blank; "" where it is used."""
+def left_out(settings: TaskSettings, row: Row, *, labelled: bool = True) -> str:
+    """Why a row is left out by its source: missing or blank; "" where it is used."""
     drop = row.get("_drop", ())
-    if "missing" in drop and any(_lacks(row, role) for role in _needed(task, row, labelled=labelled)):
+    if "missing" in drop and any(_lacks(settings, row, role) for role in _needed(settings, row, labelled=labelled)):
         return "missing"
     return "blank" if "blank" in drop and is_blank(row) else ""
 
@@ -109,33 +124,20 @@ def is_blank(row: Row) -> bool:
     return any(_says_nothing(row[role]) for role in TEXTS if role in row)
 
 
-def facts_of(task: Task, row: Row, sample: Sample) -> Sample:
-    """What is counted of a prepared row: whether it is blank, words without a token, and hashes of its content."""
-    if sample["note"] not in KEPT:
-        return {}
-    facts: Sample = {"blank": is_blank(row), "row_hashes": content_of(row)}
-    if "places" in sample and sample["note"] == "":
-        facts["lost"] = sum(place < 0 for place in sample["places"])
-    return facts
+def _needed(settings: TaskSettings, row: Row, *, labelled: bool) -> list[str]:
+    known = {role for alternative in settings.roles for role in alternative} - settings.may_be_empty
+    return [role for role in row if role in known and (labelled or role not in settings.label_columns)]
 
 
-def _needed(task: Task, row: Row, *, labelled: bool) -> list[str]:
-    known = {role for alternative in task.columns for role in alternative} - set(task.optional)
-    return [role for role in row if role in known and (labelled or role not in LABEL_ROLES)]
-
-
-def _lacks(row: Row, role: str) -> bool:
+def _lacks(settings: TaskSettings, row: Row, role: str) -> bool:
     value = row[role]
-    if isinstance(value, (list, tuple)) and role in ("words", "tags"):
+    if isinstance(value, (list, tuple)) and "tags_words" in settings.can:
         return any(is_missing(item) for item in value)
-    return is_missing(value) or (role in LABEL_ROLES and isinstance(value, str) and not value.strip())
+    is_label = role in settings.label_columns
+    return is_missing(value) or (is_label and isinstance(value, str) and not value.strip())
 
 
 def _says_nothing(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return not any(isinstance(item, str) and item.strip() for item in value)
     return isinstance(value, str) and not value.strip()
-
-
-def _noted(reason: str) -> Sample:
-    return {"note": reason, "length": 0, "targets": 0}

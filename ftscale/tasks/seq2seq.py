@@ -3,128 +3,165 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from ftscale.config.schema import GenerationSettings, Seq2SeqSettings
+from ftscale.config import Config
+from ftscale.config.tasks.base import GenerationSettings
+from ftscale.config.tasks.seq2seq import Seq2SeqSettings
+from ftscale.data.sample import Sample
+from ftscale.errors import UserError
+from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id, pad_rows
+from ftscale.modalities.encode import Encoded, encode, length_limit
+from ftscale.modalities.text import Text
+from ftscale.models.agree import agree_on_start
 from ftscale.models.generate import check_options, end_ids, generate, mean_until_end
+from ftscale.models.languages import set_languages
 from ftscale.models.lm_head import lm_loss, lm_target_losses
 from ftscale.models.probing import transformers_model
-from ftscale.tasks import COLUMNS
-from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
-from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id, pad_rows
-from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
+from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of
+from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.token_sums import sums_of_samples
 
 
-class Seq2Seq:
+class Seq2Seq(Task):
     """The task of `task: seq2seq`. A target is one token of the text to write; padded layout only.
 
-    Labels of a batch: (samples, longest target) int64, -100 in the padding.
+    Labels of a batch: (samples, longest target) int64, -100 in the padding. Where evaluation generates, a sample's note
+    is its whole target text.
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
-    processor_class = "tokenizer"
-    columns = COLUMNS["seq2seq"]
-    optional = ()
+    peft_type = "SEQ_2_SEQ_LM"
+    modality = Text()
+    settings: Seq2SeqSettings
 
-    def __init__(self, settings: Seq2SeqSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Seq2SeqSettings, processor: Any = None) -> None:
+        """Gives the tokenizer the languages, which are saved with it. Raises UserError where it lacks them."""
+        super().__init__(settings, processor)
         check_options(settings.generate or GenerationSettings())
+        if processor is not None:
+            problems = set_languages(processor, source=settings.source_language, target=settings.target_language)
+            if problems:
+                raise UserError(*problems)
 
     @property
-    def best_metric(self) -> tuple[str, bool]:
-        return ("loss", False) if self.settings.generate is None else ("bleu", True)
+    def best_metric(self) -> str:
+        return "loss" if self.settings.generate is None else "bleu"
 
-    def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
-        return {}
+    def fit_model(self, model: Any, *, seed: int) -> None:
+        """Also with which token its decoder starts."""
+        super().fit_model(model, seed=seed)
+        agree_on_start(model, self.processor)
 
-    def model_settings(self) -> dict[str, Any]:
-        return {}
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return text_problems(self, config, model_config, targets="max_target_length")
 
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
-        """One sample a row; where evaluation generates, with `reference`, the whole target text."""
-        limit = length_limit(self.settings.max_length, processor)
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        limit = length_limit(self.settings.max_length, self.processor)
         texts = [self.settings.source_prefix + text_of(row, "source") for row in rows]
-        samples = [
-            self._sample(row, item, limit)
-            for row, item in zip(rows, encode(processor, texts, limit=limit), strict=True)
-        ]
+        encoded = encode(self.processor, texts, limit=limit)
+        samples = [self._sample(row, item, limit) for row, item in zip(rows, encoded, strict=True)]
         if not labelled:
             return samples
         limit = self.settings.max_target_length or limit
         targets = [text_of(row, "target") for row in rows]
-        encoded = encode(processor, targets, limit=limit, kind="target")
+        encoded = encode(self.processor, targets, limit=limit, kind="target")
         return [self._labelled(*parts, limit) for parts in zip(samples, rows, targets, encoded, strict=True)]
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
         assert layout == "padded", "an encoder-decoder takes padded rows"
-        return partial(_collate, fill={"input_ids": pad_id(processor)}, references=not train)
+        fill = {"input_ids": pad_id(self.processor)}
+        inputs = collate_tokens([sample.inputs for sample in samples], fill=fill, layout="padded")
+        labels = None if samples[0].label is None else pad_rows([sample.label for sample in samples], IGNORED)
+        notes = [] if train or samples[0].note is None else [sample.note for sample in samples]
+        return Batch(inputs, row_numbers(samples), labels, notes=notes)
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return (batch["labels"] != IGNORED).sum()
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": int((batch.labels != IGNORED).sum())}
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return lm_loss(model, _inputs(model, batch), batch["labels"])
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        weights = None if batch.weights is None else batch.weights[batch.owners(batch.labels != IGNORED)]
+        return {"loss": lm_loss(model, _inputs(model, batch), batch.labels, weights=weights)}
 
     @torch.no_grad()
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
-        """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets, and `loss`: ().
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets.
 
         With `generate`, and without labels, `predictions`: a text each; without labels also `scores`: the mean
         log-probability that the generated tokens had.
         """
-        outputs: Outputs = _sample_losses(model, batch) if "labels" in batch else {}
-        if "labels" in batch and self.settings.generate is None:
-            return outputs
+        outputs: Outputs = {}
+        if batch.labels is not None:
+            outputs = sums_of_samples(batch, *lm_target_losses(model, _inputs(model, batch), batch.labels))
+            if self.settings.generate is None:
+                return outputs
         settings = self.settings.generate or GenerationSettings()
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written, chances = generate(model, inputs, settings, scored="labels" not in batch)
-        outputs["predictions"] = processor.batch_decode(written, skip_special_tokens=True)
+        inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+        written, chances = generate(model, inputs, settings, scored=batch.labels is None)
+        outputs["predictions"] = self.processor.batch_decode(written, skip_special_tokens=True)
         if chances is not None:
             outputs["scores"] = mean_until_end(chances, written, end_ids(model))
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
         return Evaluator(_records, _score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
         return list(_score([_Record(0.0, 1, 1, text, text)]))
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The generated text, and the mean log-probability that its tokens had."""
         return [
             {"prediction": text, "score": score}
             for text, score in zip(outputs["predictions"], outputs["scores"], strict=True)
         ]
 
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """What the encoder reads, and what the decoder is to write."""
+        decode = self.processor.decode
+        return [(decode(sample.inputs["input_ids"]), False), (decode(sample.label), True)]
+
+    def target_texts(self, row: Row) -> list[str]:
+        """What a row asks the model to write."""
+        return [text_of(row, "target")]
+
+    def reference(self, sample: Sample) -> str:
+        return sample.note or ""
+
+    def token_ids(self, sample: Sample) -> list[int]:
+        return [*sample.inputs["input_ids"], *sample.label]
+
+    def proof_inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """With labels, of which every encoder-decoder makes its decoder's inputs."""
+        batch = self.collate(samples, layout="padded", train=False)
+        return {**batch.inputs, "labels": batch.labels}
+
     def _sample(self, row: Row, encoded: Encoded, limit: int) -> Sample:
         ids = encoded.inputs["input_ids"]
-        note = overlong_note(encoded.length, row, limit=limit, too_long=self.settings.too_long)
-        return {"input_ids": ids, "length": len(ids), "targets": 0, "note": note}
+        truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=self.settings.too_long)
+        return Sample({"input_ids": ids}, cost=len(ids), counts={"loss": 0}, drop=drop, truncated=truncated)
 
     def _labelled(self, sample: Sample, row: Row, target: str, encoded: Encoded, limit: int) -> Sample:
-        labels = encoded.inputs["input_ids"]
-        note = overlong_note(
-            encoded.length, row, limit=limit, too_long=self.settings.too_long, setting="max_target_length"
-        )
-        if not target.strip():
-            note = "no_target"
-        labelled = {
-            **sample,
-            "labels": labels,
-            "length": sample["length"] + len(labels),
-            "targets": len(labels),
-            "note": sample["note"] if sample["note"] == "too_long" else note or sample["note"],
-        }
-        return labelled if self.settings.generate is None else {**labelled, "reference": target}
+        labels, too_long = encoded.inputs["input_ids"], self.settings.too_long
+        truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=too_long, setting="max_target_length")
+        sample.label = labels
+        sample.cost += len(labels)
+        sample.counts = {"loss": len(labels)}
+        sample.truncated = sample.truncated or truncated
+        sample.drop = sample.drop or ("no_target" if not target.strip() else drop)
+        sample.note = None if self.settings.generate is None else target
+        return sample
 
 
 @dataclass(frozen=True)
@@ -139,21 +176,12 @@ class _Record:
     reference: str | None
 
 
-def _collate(samples: Sequence[Sample], *, fill: dict[str, int], references: bool) -> Batch:
-    batch = collate_tokens(samples, fill=fill, layout="padded")
-    if "labels" in samples[0]:
-        batch["labels"] = pad_rows([sample["labels"] for sample in samples], IGNORED)
-    if references and "reference" in samples[0]:
-        batch["references"] = [sample["reference"] for sample in samples]
-    return batch
-
-
-def _inputs(model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """The model's inputs: the source, and the target moved one to the right."""
-    return {**model_inputs(batch), "decoder_input_ids": _decoder_input_ids(model, batch["labels"])}
+    return {**batch.inputs, "decoder_input_ids": _decoder_input_ids(model, batch.labels)}
 
 
-def _decoder_input_ids(model: torch.nn.Module, labels: torch.Tensor) -> torch.Tensor:
+def _decoder_input_ids(model: nn.Module, labels: Tensor) -> Tensor:
     """The model's own way (mBART's differs); for one without (M2M100) the start token, then all labels but the last."""
     inner = transformers_model(model)
     if hasattr(inner, "prepare_decoder_input_ids_from_labels"):
@@ -163,17 +191,9 @@ def _decoder_input_ids(model: torch.nn.Module, labels: torch.Tensor) -> torch.Te
     return shifted.masked_fill_(shifted == IGNORED, inner.config.pad_token_id)
 
 
-def _sample_losses(model: torch.nn.Module, batch: Batch) -> Outputs:
-    losses, correct = lm_target_losses(model, _inputs(model, batch), batch["labels"])
-    owners = (batch["labels"] != IGNORED).nonzero()[:, 0]
-    sums = torch.zeros(3, len(batch["labels"]), device=losses.device)
-    sums.index_add_(1, owners, torch.stack([losses.float(), torch.ones_like(losses.float()), correct.float()]))
-    return {"losses": sums[0], "counts": sums[1].long(), "correct": sums[2].long(), "loss": sums[0].sum()}
-
-
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
     sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
-    texts = (outputs["predictions"], batch["references"]) if "predictions" in outputs else None
+    texts = (outputs["predictions"], batch.notes) if "predictions" in outputs else None
     nothing = [None] * len(sums[0])
     return [_Record(*parts) for parts in zip(*sums, *(texts or (nothing, nothing)), strict=True)]
 

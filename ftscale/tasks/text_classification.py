@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ftscale.config.schema import TextClassificationSettings
+from ftscale.config import Config
+from ftscale.config.tasks.text_classification import TextClassificationSettings
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores, MultiLabelScores
 from ftscale.metrics.regression import RegressionScores
-from ftscale.tasks import columns_of
-from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
-from ftscale.tasks.collate import collate_tokens, pad_id
-from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
+from ftscale.modalities.collate import Layout, collate_tokens, pad_id
+from ftscale.modalities.encode import Encoded, encode, length_limit
+from ftscale.modalities.text import Text
+from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers, weighted
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.labels import (
     best_classes,
     bit_of,
@@ -29,12 +32,14 @@ from ftscale.tasks.labels import (
     sorted_names,
     vector_of,
 )
+from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import number_of, text_of, where
+from ftscale.tasks.text_fit import text_problems
 
 BEST = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}
 
 
-class TextClassification:
+class TextClassification(Task):
     """The task of `task: text_classification`.
 
     Labels of a batch: (samples,) int64 for one class, (samples, classes) float32 of 0 and 1 for several, (samples,)
@@ -42,22 +47,24 @@ class TextClassification:
     """
 
     auto_class = "AutoModelForSequenceClassification"
-    processor_class = "tokenizer"
+    peft_type = "SEQ_CLS"
+    modality = Text()
+    pools = True
+    settings: TextClassificationSettings
 
-    def __init__(self, settings: TextClassificationSettings) -> None:
-        self.settings = settings
-        self.columns = columns_of(settings)
-        self.optional = ("label",) if settings.problem == "multi_label" else ()  # a row may have none of the classes
+    def __init__(self, settings: TextClassificationSettings, processor: Any = None) -> None:
+        super().__init__(settings, processor)
         self.ids = class_numbers(settings)
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
 
     @property
-    def best_metric(self) -> tuple[str, bool]:
-        return BEST[self.settings.problem], True
+    def best_metric(self) -> str:
+        return BEST[self.settings.problem]
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Class names. Raises UserError for rows without a class, and where there are fewer than two classes."""
@@ -72,40 +79,45 @@ class TextClassification:
         return {"labels": labels}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the classes and the kind of problem in the model's config; a number needs one output."""
         if self.settings.problem == "regression":
             return {"num_labels": 1, "problem_type": "regression"}
         return {**label_settings(self.labels), "problem_type": f"{self.settings.problem}_classification"}
 
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
-        limit = length_limit(self.settings.max_length, processor)
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return text_problems(self, config, model_config)
+
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        limit = length_limit(self.settings.max_length, self.processor)
         texts = [text_of(row, "text") for row in rows]
         pairs = [text_of(row, "text_pair") for row in rows] if any("text_pair" in row for row in rows) else None
-        encoded = encode(processor, texts, pairs=pairs, limit=limit)
+        encoded = encode(self.processor, texts, pairs=pairs, limit=limit)
         return [self._sample(row, item, limit, labelled) for row, item in zip(rows, encoded, strict=True)]
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
-        return partial(self._collate, fill={"input_ids": pad_id(processor), "token_type_ids": 0}, layout=layout)
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        fill = {"input_ids": pad_id(self.processor), "token_type_ids": 0}
+        inputs = collate_tokens([sample.inputs for sample in samples], fill=fill, layout=layout)
+        labels = None if samples[0].label is None else self._stack([sample.label for sample in samples])
+        return Batch(inputs, row_numbers(samples), labels)
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": len(batch)}
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits = model(**model_inputs(batch)).logits
-        return self._losses(logits.float(), batch["labels"]).sum()
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        logits = model(**batch.inputs).logits
+        return {"loss": weighted(self._losses(logits.float(), batch.labels), batch)}
 
     @torch.no_grad()
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
-        """`logits`: (samples, classes) float32; with labels also `losses`: (samples,), and `loss`, their sum."""
-        logits = model(**model_inputs(batch)).logits.float()
-        if "labels" not in batch:
-            return {"logits": logits}
-        losses = self._losses(logits, batch["labels"])
-        return {"logits": logits, "losses": losses, "loss": losses.sum()}
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """`logits`: (samples, classes) float32; with labels also `losses`: (samples,)."""
+        logits = model(**batch.inputs).logits.float()
+        return {"logits": logits} | ({} if batch.labels is None else {"losses": self._losses(logits, batch.labels)})
 
     def evaluator(self) -> Evaluator:
-        return Evaluator(self._records, self._score)
+        return Evaluator(self._records, self._score, lower_is_better=frozenset({"loss", "mse", "mae"}))
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring records made up for all classes."""
         if self.settings.problem == "regression":
             return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
         numbers = range(len(self.labels))
@@ -113,9 +125,7 @@ class TextClassification:
             return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers])]))
         return list(self._score([(0.0, number, number) for number in numbers]))
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The class and its probability; the list of classes and of their probabilities; or the number, no score."""
         logits = outputs["logits"]
         if self.settings.problem == "regression":
@@ -123,6 +133,15 @@ class TextClassification:
         if self.settings.problem == "multi_label":
             return [self._chosen(row, every=every) for row in logits.sigmoid().tolist()]
         return best_classes(logits, self.labels, every=every)
+
+    @property
+    def has_classes(self) -> bool:
+        return self.settings.problem != "regression"
+
+    def classes(self, sample: Sample) -> list[int]:
+        if self.settings.labels is None:
+            return []
+        return sample.label if isinstance(sample.label, list) else [int(sample.label)]
 
     def _several(self, rows: Iterable[Row]) -> Iterator[str]:
         """The classes of rows that may have several. Raises UserError where all of them are vectors of one length."""
@@ -143,15 +162,15 @@ class TextClassification:
         return class_items(row, "label", separator=self.settings.label_separator)
 
     def _sample(self, row: Row, encoded: Encoded, limit: int, labelled: bool) -> Sample:
-        sample: Sample = {
-            **encoded.inputs,
-            "length": len(encoded.inputs["input_ids"]),
-            "targets": int(labelled),
-            "note": overlong_note(encoded.length, row, limit=limit, too_long=self.settings.too_long),
-        }
-        if labelled:
-            sample["labels"] = self._label(row)
-        return sample
+        truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=self.settings.too_long)
+        return Sample(
+            encoded.inputs,
+            self._label(row) if labelled else None,
+            cost=len(encoded.inputs["input_ids"]),
+            counts={"loss": int(labelled)},
+            drop=drop,
+            truncated=truncated,
+        )
 
     def _label(self, row: Row) -> int | float | list[int]:
         if self.settings.problem == "regression":
@@ -166,13 +185,7 @@ class TextClassification:
             return vector
         return sorted({class_id(row, "label", item, labels=self.labels, ids=self.ids) for item in items})
 
-    def _collate(self, samples: Sequence[Sample], *, fill: dict[str, int], layout: Layout) -> Batch:
-        batch = collate_tokens(samples, fill=fill, layout=layout)
-        if "labels" in samples[0]:
-            batch["labels"] = self._stack([sample["labels"] for sample in samples])
-        return batch
-
-    def _stack(self, labels: Sequence[Any]) -> torch.Tensor:
+    def _stack(self, labels: Sequence[Any]) -> Tensor:
         if self.settings.problem == "single_label":
             return torch.tensor(labels)
         if self.settings.problem == "regression":
@@ -182,7 +195,7 @@ class TextClassification:
             chosen[row, ids] = 1.0
         return chosen
 
-    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.settings.problem == "regression":
             return functional.mse_loss(logits[:, 0], labels, reduction="none")
         if self.settings.problem == "multi_label":
@@ -190,7 +203,7 @@ class TextClassification:
         return functional.cross_entropy(logits, labels, reduction="none")
 
     def _records(self, outputs: Outputs, batch: Batch) -> list[tuple[float, Any, Any]]:
-        logits, labels = outputs["logits"], batch["labels"]
+        logits, labels = outputs["logits"], batch.labels
         if self.settings.problem == "regression":
             guesses = logits[:, 0]
         elif self.settings.problem == "multi_label":
@@ -210,7 +223,7 @@ class TextClassification:
         metric = MultiLabelScores if self.settings.problem == "multi_label" else ClassificationScores
         return metric(self.labels)
 
-    def _chosen(self, probabilities: Sequence[float], *, every: bool) -> dict[str, Any]:
+    def _chosen(self, probabilities: Sequence[float], *, every: bool) -> Answer:
         chosen = [(label, value) for label, value in zip(self.labels, probabilities, strict=True) if value > 0.5]
         answer = {"prediction": [label for label, _ in chosen], "score": [value for _, value in chosen]}
         return {**answer, "scores": dict(zip(self.labels, probabilities, strict=True))} if every else answer

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from ftscale.config.schema import TokenClassificationSettings
+from ftscale.config import Config
+from ftscale.config.tasks.token_classification import TokenClassificationSettings
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError, counted
 from ftscale.metrics.sequence_tags import EntityScores
-from ftscale.tasks import COLUMNS
-from ftscale.tasks.base import Batch, Evaluator, Layout, Outputs, Row, Sample, model_inputs
-from ftscale.tasks.collate import IGNORED, collate_tokens, pad_id, split_positions
-from ftscale.tasks.encode import Encoded, encode, length_limit, overlong_note
+from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
+from ftscale.modalities.encode import Encoded, encode, length_limit
+from ftscale.modalities.text import Text
+from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.labels import class_id, label_settings
+from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import where, words_of
 from ftscale.tasks.tag_schemes import OUTSIDE, complete_tags, recognise, to_iob2
-from ftscale.tasks.written_lists import parse_list
+from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.written_lists import items_in, parse_list
 
 LOST = -1  # place of a word that has no token: cut off, or made of nothing the tokenizer knows
 
 
-class TokenClassification:
+class TokenClassification(Task):
     """The task of `task: token_classification`.
 
     Labels of a batch are token-level, -100 everywhere but on the first piece of each word; those pieces are the
     targets. A word without a piece (cut off at `max_length`, or nothing to the tokenizer) is predicted as O, so that
-    the scores are of all words.
+    the scores are of all words. A sample's note has `places`, for each word the position of its first piece or -1, and
+    where it is labelled `tags`, their ids.
     """
 
     auto_class = "AutoModelForTokenClassification"
-    processor_class = "tokenizer"
-    columns = COLUMNS["token_classification"]
-    optional = ()
-    best_metric = ("f1", True)
+    peft_type = "TOKEN_CLS"
+    modality = Text()
+    settings: TokenClassificationSettings
 
-    def __init__(self, settings: TokenClassificationSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: TokenClassificationSettings, processor: Any = None) -> None:
+        super().__init__(settings, processor)
         self.ids = {label: number for number, label in enumerate(settings.labels or ())}
         self.numbered = dict(zip(settings.label_ids or (), settings.labels or (), strict=False))
         """Tags by the numbers that stand for them in the files."""
@@ -48,8 +53,13 @@ class TokenClassification:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """The tags, in the order of their numbers."""
         assert self.settings.labels is not None, "the training rows tell the labels: fit first"
         return self.settings.labels
+
+    @property
+    def best_metric(self) -> str:
+        return "f1"
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The tag scheme, and O, B- and I- of every type. Raises UserError for impossible tag sequences."""
@@ -59,118 +69,149 @@ class TokenClassification:
         return {"scheme": scheme, "labels": self.settings.labels or complete_tags(tags)}
 
     def model_settings(self) -> dict[str, Any]:
+        """Name the tags in the model's config, by which its head gets one output a tag."""
         return label_settings(self.labels)
 
-    def prepare(self, rows: Sequence[Row], processor: Any, *, labelled: bool = True) -> list[Sample]:
-        """Samples with `places`: for each word the position of its first piece, or -1; and `tags`, their ids."""
-        if not processor.is_fast:
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return text_problems(self, config, model_config)
+
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        if not self.processor.is_fast:
             raise UserError(
-                f"model.processor: {type(processor).__name__} cannot tell which word a token is from; token "
+                f"model.processor: {type(self.processor).__name__} cannot tell which word a token is from; token "
                 "classification needs a model with a fast tokenizer (tokenizer.json)."
             )
-        limit = length_limit(self.settings.max_length, processor)
+        limit = length_limit(self.settings.max_length, self.processor)
         words = [words_of(row, "words") for row in rows]
-        encoded = encode(processor, _spaced(words, processor), kind="words", limit=limit)
-        samples = []
-        for row, row_words, item in zip(rows, words, encoded, strict=True):
-            sample = self._sample(row, item, num_words=len(row_words), limit=limit)
-            samples.append(self._labelled(sample, row, row_words) if labelled else sample)
-        return samples
+        encoded = encode(self.processor, _spaced(words, self.processor), kind="words", limit=limit)
+        return [self._sample(*parts, limit, labelled) for parts in zip(rows, words, encoded, strict=True)]
 
-    def collator(self, processor: Any, *, layout: Layout, train: bool) -> Callable[[Sequence[Sample]], Batch]:
-        fill = {"input_ids": pad_id(processor), "token_type_ids": 0, "labels": IGNORED}
-        return partial(_collate, fill=fill, layout=layout, references=not train)
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        tokens, fill = [sample.inputs for sample in samples], {"input_ids": pad_id(self.processor), "token_type_ids": 0}
+        if samples[0].label is not None:
+            tokens = [{**sample.inputs, "labels": sample.label} for sample in samples]
+            fill["labels"] = IGNORED
+        inputs = collate_tokens(tokens, fill=fill, layout=layout)
+        labels = inputs.pop("labels", None)
+        notes = [] if train else [sample.note for sample in samples]
+        return Batch(inputs, row_numbers(samples), labels, notes=notes)
 
-    def count(self, batch: Batch) -> torch.Tensor:
-        return (batch["labels"] != IGNORED).sum()
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": int((batch.labels != IGNORED).sum())}
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        logits, labels = model(**model_inputs(batch)).logits, batch["labels"]
-        chosen = labels != IGNORED
-        return functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum")
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        logits, chosen = model(**batch.inputs).logits, batch.labels != IGNORED
+        scores, targets = logits[chosen].float(), batch.labels[chosen]
+        if batch.weights is None:
+            return {"loss": functional.cross_entropy(scores, targets, reduction="sum")}
+        losses = functional.cross_entropy(scores, targets, reduction="none")
+        return {"loss": (losses * batch.weights[batch.owners(chosen)]).sum()}
 
     @torch.no_grad()
-    def outputs(self, model: torch.nn.Module, batch: Batch, processor: Any) -> Outputs:
-        """For each sample `tags`: ids, and `scores`: probabilities, one a word; with labels `losses` and `loss`."""
-        logits = model(**model_inputs(batch)).logits.float()
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """For each sample `tags`: ids, and `scores`: probabilities, one a word; with labels `losses`."""
+        logits = model(**batch.inputs).logits.float()
         outputs: Outputs = {"tags": [], "scores": []}
         outputs["probabilities"] = logits.softmax(dim=-1)
         best = outputs["probabilities"].max(dim=-1)
         best_scores, best_tags = best.values.tolist(), best.indices.tolist()
-        for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
-            tags, scores = best_tags[row][span], best_scores[row][span]
-            places = reference["places"]
+        for note, (row, span) in zip(batch.notes, batch.spans, strict=True):
+            tags, scores, places = best_tags[row][span], best_scores[row][span], note["places"]
             outputs["tags"].append([tags[place] if place != LOST else self.ids[OUTSIDE] for place in places])
             outputs["scores"].append([scores[place] for place in places if place != LOST])
-        if "labels" in batch:
-            labels = batch["labels"]
+        if batch.labels is not None:
             losses = functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
-            ).view(labels.shape)
-            outputs["losses"] = [losses[row, span].sum().item() for row, span in split_positions(batch)]
-            outputs["loss"] = losses.sum()
+                logits.flatten(0, 1), batch.labels.flatten(), reduction="none", ignore_index=IGNORED
+            ).view(batch.labels.shape)
+            outputs["losses"] = [losses[row, span].sum().item() for row, span in batch.spans]
         return outputs
 
     def evaluator(self) -> Evaluator:
+        """Return an evaluator of the loss and of whole entities; a word without a piece counts as O."""
         return Evaluator(_records, self._score)
 
     def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one made-up word of each tag."""
         return list(self._score([(0.0, 1, [number], [number]) for number in range(len(self.labels))]))
 
-    def predictions(
-        self, outputs: Outputs, batch: Batch, processor: Any, *, every: bool = False
-    ) -> list[dict[str, Any]]:
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """Tags as `prediction`, `entities` (type, first word, word after the last), mean probability as `score`.
 
         With `every`, `scores`: for each word its tags' probabilities, None for a word without a piece.
         """
-        rows: list[dict[str, Any]] = []
+        answers: list[Answer] = []
         for ids, scores in zip(outputs["tags"], outputs["scores"], strict=True):
             tags = [self.labels[number] for number in ids]
             score = sum(scores) / len(scores) if scores else None
-            rows.append({"prediction": tags, "entities": _entities(tags), "score": score})
+            answers.append({"prediction": tags, "entities": _entities(tags), "score": score})
         if every:
-            for row, scores in zip(rows, self._word_scores(outputs, batch), strict=True):
-                row["scores"] = scores
-        return rows
+            for answer, scores in zip(answers, self._word_scores(outputs, batch), strict=True):
+                answer["scores"] = scores
+        return answers
+
+    @property
+    def has_classes(self) -> bool:
+        return True
+
+    def answer_names(self, *, every: bool) -> list[str]:
+        return ["prediction", "entities", "score", *(["scores"] if every else [])]
+
+    def input_row(self, row: Row) -> Row:
+        """Of plain text, words are what white space separates."""
+        words = row.get("words")
+        return {**row, "words": parse_list(words) or words.split()} if isinstance(words, str) else row
+
+    def classes(self, sample: Sample) -> list[int]:
+        return sample.note["tags"]
+
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """Each word, and behind it its tag."""
+        tags = zip(items_in(row["words"]), items_in(row["tags"]), strict=True)
+        return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
 
     def _word_scores(self, outputs: Outputs, batch: Batch) -> Iterator[list[dict[str, float] | None]]:
         """Of each sample, for each word the probability of each tag."""
-        for reference, (row, span) in zip(batch["references"], split_positions(batch), strict=True):
+        for note, (row, span) in zip(batch.notes, batch.spans, strict=True):
             values = outputs["probabilities"][row][span].tolist()
             yield [
                 dict(zip(self.labels, values[place], strict=True)) if place != LOST else None
-                for place in reference["places"]
+                for place in note["places"]
             ]
 
-    def _sample(self, row: Row, encoded: Encoded, *, num_words: int, limit: int) -> Sample:
-        places = [LOST] * num_words
+    def _sample(self, row: Row, words: Sequence[str], encoded: Encoded, limit: int, labelled: bool) -> Sample:
+        places = [LOST] * len(words)
         for position, word in enumerate(encoded.words):
             if word is not None and places[word] == LOST:
                 places[word] = position
-        return {
-            **encoded.inputs,
-            "places": places,
-            "length": len(encoded.inputs["input_ids"]),
-            "targets": 0,
-            "note": overlong_note(encoded.length, row, limit=limit, too_long=self.settings.too_long),
-        }
+        truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=self.settings.too_long)
+        sample = Sample(
+            encoded.inputs,
+            note={"places": places},
+            cost=len(encoded.inputs["input_ids"]),
+            counts={"loss": 0},
+            drop=drop,
+            truncated=truncated,
+        )
+        if not truncated:
+            sample.facts["lost"] = places.count(LOST)
+        return self._labelled(sample, row, words) if labelled else sample
 
     def _labelled(self, sample: Sample, row: Row, words: Sequence[str]) -> Sample:
-        tags = self._tags(row)
+        tags, places = self._tags(row), sample.note["places"]
         if len(tags) != len(words):
             found = f"{counted(len(words), 'word')} against {counted(len(tags), 'tag')}"
             raise UserError(f"{where(row)}: {found}; give each word a tag.")
         assert self.settings.scheme != "auto", "the training rows tell the scheme: fit first"
         tags = to_iob2(tags, scheme=self.settings.scheme, place=where(row))
         ids = [class_id(row, "tags", tag, labels=self.labels, ids=self.ids) for tag in tags]
-        labels = [IGNORED] * len(sample["input_ids"])
-        for place, number in zip(sample["places"], ids, strict=True):
+        labels = [IGNORED] * len(sample.inputs["input_ids"])
+        for place, number in zip(places, ids, strict=True):
             if place != LOST:
                 labels[place] = number
-        targets = sum(place != LOST for place in sample["places"])
-        note = sample["note"] if targets or sample["note"] == "too_long" else "no_target"
-        return {**sample, "labels": labels, "tags": ids, "targets": targets, "note": note}
+        targets = len(places) - places.count(LOST)
+        sample.label, sample.note["tags"], sample.counts = labels, ids, {"loss": targets}
+        sample.drop = sample.drop or ("" if targets else "no_target")
+        return sample
 
     def _tags(self, row: Row) -> list[str]:
         """The tags of a row; numbers are those of `task.labels`."""
@@ -219,18 +260,9 @@ def _spaced(rows: Sequence[list[str]], tokenizer: Any) -> list[list[str]]:
     return [[word if index == 0 else f" {word}" for index, word in enumerate(words)] for words in rows]
 
 
-def _collate(samples: Sequence[Sample], *, fill: dict[str, int], layout: Layout, references: bool) -> Batch:
-    batch = collate_tokens(samples, fill=fill, layout=layout)
-    if references:
-        batch["references"] = [
-            {name: sample[name] for name in ("places", "tags") if name in sample} for sample in samples
-        ]
-    return batch
-
-
 def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, int, list[int], list[int]]]:
-    targets = [sum(place != LOST for place in reference["places"]) for reference in batch["references"]]
-    truth = [list(reference["tags"]) for reference in batch["references"]]
+    targets = [sum(place != LOST for place in note["places"]) for note in batch.notes]
+    truth = [list(note["tags"]) for note in batch.notes]
     return list(zip(outputs["losses"], targets, outputs["tags"], truth, strict=True))
 
 

@@ -65,6 +65,8 @@ class Saver:
         self.keep = keep
         self.more = more
         self.asynchronous = asynchronous
+        self.saved = -1
+        """The step of the newest checkpoint; -1 = none."""
         self.blocked_s = 0.0
         """How long the last call of `save` kept the training waiting, in seconds."""
         self._snapshot = Snapshot()
@@ -111,7 +113,7 @@ class Saver:
             "metric": metric,
             "progress": progress,
             "world_size": distributed.world_size,
-            "strategy": distributed.strategy,
+            "strategy": distributed.strategy.name,
             **self.identity,
         }
         if background:
@@ -123,6 +125,7 @@ class Saver:
             self._agree()
             self._try(self._seal, part, manifest, best)
             self._agree()
+        self.saved = step
         self.blocked_s = time.perf_counter() - start
 
     def wait(self) -> None:
@@ -151,7 +154,7 @@ class Saver:
             self._thread = None
 
     def _complete(self, part: Part, manifest: dict[str, Any], best: int | None) -> None:
-        """In the background: no collective here, ranks find each other's parts in the folder."""
+        """Complete a checkpoint in the background: no collective here, ranks find each other's parts in the folder."""
         part.finish()
         if self.distributed.is_main:
             while len(part.all_parts()) < self.distributed.world_size:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
 
 from ftscale.config import Config
+from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed import Distributed
 from ftscale.logs import log
-from ftscale.tasks.base import Layout, Task
+from ftscale.modalities.collate import Layout
+from ftscale.tasks.base import Task
+from ftscale.tasks.batch import Batch
 from ftscale.train.preemption import Interrupted, StopRequest
 
 SAY_S = 30.0
@@ -24,10 +26,9 @@ SAY_S = 30.0
 def evaluate(
     task: Task,
     distributed: Distributed,
-    batches: Iterable[dict[str, Any]],
+    batches: Iterable[Batch],
     *,
     num_rows: int,
-    processor: Any,
     stop_request: StopRequest | None = None,
 ) -> dict[str, float]:
     """Metrics of all rows, the same on every rank. Collective: every rank must bring the same number of batches.
@@ -43,7 +44,7 @@ def evaluate(
         for batch in batches:
             if stop_request is not None and distributed.any(bool(stop_request)):
                 raise Interrupted
-            outputs = distributed.module(to_device(batch, distributed.device), processor=processor)
+            outputs = distributed.module(batch=batch.to(distributed.device))
             evaluator.update(outputs, batch)
             if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
@@ -57,7 +58,6 @@ def evaluate(
 def evaluation_of(
     config: Config,
     task: Task,
-    processor: Any,
     rows: Prepared,
     distributed: Distributed,
     *,
@@ -65,34 +65,19 @@ def evaluation_of(
     stop_request: StopRequest | None = None,
 ) -> Callable[[], dict[str, float]]:
     """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
-    collate = task.collator(processor, layout=layout, train=False)
+    collate = partial(task.collate, layout=layout, train=False)
     batch = config.batch
     if config.evaluation.micro_size:
         batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
-    lengths = np.asarray(rows.dataset["length"])
-    samples = rows.dataset.remove_columns(["length", "targets", "where"])
 
     def run() -> dict[str, float]:
         batches = evaluation_batches(
-            samples,
-            lengths,
+            rows,
             collate,
-            batch=batch,
-            flat=layout == "flat",
-            rank=distributed.rank,
-            world_size=distributed.world_size,
+            division=Division(batch, flat=layout == "flat"),
+            ranks=Ranks(distributed.rank, distributed.world_size),
             seed=config.seed,
         )
-        return evaluate(
-            task, distributed, batches, num_rows=len(lengths), processor=processor, stop_request=stop_request
-        )
+        return evaluate(task, distributed, batches, num_rows=len(rows), stop_request=stop_request)
 
     return run
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean, pstdev
 from typing import Any
@@ -30,11 +30,11 @@ class Statistics:
         self._kept: list[torch.Tensor] = []
 
     def keep(self) -> None:
-        """As they are now."""
+        """Copy the statistics as they are now."""
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def restore(self) -> None:
-        """As they were kept."""
+        """Bring back the statistics that `keep` copied."""
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
             buffer.copy_(kept)
 
@@ -52,7 +52,7 @@ def verdict(config: GuardConfig, losses: Sequence[float], loss: float) -> str | 
     return f"the loss {loss:.4g} is {score:.1f} deviations above its mean" if score > config.spike_z else None
 
 
-def first_not_finite(module: nn.Module, forward: Callable[[], torch.Tensor]) -> str | None:
+def first_not_finite(module: nn.Module, forward: Callable[[], Mapping[str, torch.Tensor]]) -> str | None:
     """The first inner module whose output is not finite in `forward`, or its loss; None = all is finite."""
     found: list[str] = []
 
@@ -66,11 +66,11 @@ def first_not_finite(module: nn.Module, forward: Callable[[], torch.Tensor]) -> 
     handles = [inner.register_forward_hook(look(name)) for name, inner in module.named_modules() if name]
     try:
         with torch.no_grad(), _same_draws():
-            loss = forward()
+            terms = forward()
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else (None if torch.isfinite(loss) else "the loss alone")
+    return found[0] if found else (None if all(map(torch.isfinite, terms.values())) else "the loss alone")
 
 
 def named_rows(rows: Sequence[str]) -> list[str]:

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ftscale.config.schema import CheckpointConfig, EvaluationConfig, GuardConfig, TrainConfig
+from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
 from ftscale.distributed import Distributed
-from ftscale.errors import UserError, counted, unknown_name
+from ftscale.errors import counted
 from ftscale.logs import log
+from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
-from ftscale.tasks.base import Batch, Task
+from ftscale.models.freeze import set_training_mode
+from ftscale.tasks.base import Task
+from ftscale.tasks.batch import Batch, Counts, Terms, total_of
 from ftscale.train.checkpoint import Saver
-from ftscale.train.evaluate import to_device
+from ftscale.train.evaluations import Evaluations
 from ftscale.train.guard import NotFiniteError, Statistics, first_not_finite, named_rows, verdict
 from ftscale.train.manifest import Checkpoint, complete_checkpoints
 from ftscale.train.meters import MetricsFile, peak_memory_bytes, progress_bar, rows_hash
 from ftscale.train.preemption import Interrupted, StopRequest
+from ftscale.train.state import Progress, RunState
 
 
 class TaskModule(nn.Module):
@@ -40,49 +44,36 @@ class TaskModule(nn.Module):
         """The model's own config: DeepSpeed sizes its buckets by it."""
         return self.model.config
 
-    def forward(self, batch: Batch, processor: Any = None, *, plain: bool = False) -> Any:
-        """Sum of the loss over the batch's targets; in eval mode, the task's outputs, or `plain` the model's logits."""
-        if plain:
+    def forward(self, *, batch: Batch | None = None, inputs: dict[str, Tensor] | None = None) -> Any:
+        """The terms of the loss; in eval mode, the task's outputs; for plain `inputs` the model's, by name.
+
+        By keywords, since DeepSpeed looks for tensors in the others and knows no dataclass.
+        """
+        if batch is None:
+            assert inputs is not None
             with padded_attention(self.model):
-                return self.model(**batch).logits
-        return self.task.loss(self.model, batch) if self.training else self.task.outputs(self.model, batch, processor)
-
-
-@dataclass
-class Progress:
-    """What the loop knows of itself between steps; stored in each checkpoint."""
-
-    step: int = 0
-    """Global batches gone through; the position in the data order follows from it."""
-    tokens: int = 0
-    """Tokens trained on, over all ranks."""
-    targets: int = 0
-    """Targets trained on, over all ranks."""
-    best_step: int | None = None
-    best_metric: float | None = None
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    last_metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-    bad_evaluations: int = 0
-    """Evaluations since the best one."""
-    metric_moved: bool = False
-    """The metric that chooses had two values or more so far."""
-    evaluated: int = -1
-    """The step of the last evaluation; -1 = none yet."""
-    losses: list[float] = field(default_factory=list)
-    """Of the last good steps, as many as the guard looks at."""
-    bad_in_row: int = 0
-    """Global batches that the guard has just left out, one after another."""
-    elapsed_s: float = 0.0
-    """Time spent training, over all starts of the run."""
+                outputs = self.model(**inputs)
+            tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+            return {name: value for name, value in tensors.items() if value.is_floating_point()}
+        return self.task.loss(self.model, batch) if self.training else self.task.outputs(self.model, batch)
 
 
 class Step(Protocol):
     """This rank's part of an optimizer step: micro-batches with whether they count, and the global counts."""
 
     micro_batches: list[tuple[Batch, bool]]
-    targets: int
+    counts: Mapping[str, float] | None
     tokens: int
+
+
+class StepSource(Protocol):
+    """Where optimizer steps come from."""
+
+    def after(self, step: int) -> Generator[Step, None, None]:
+        """The steps behind the first `step` of the run."""
+
+    def where(self, row: int) -> str:
+        """Where a row of this rank's micro-batches was read: file and line."""
 
 
 @dataclass
@@ -91,172 +82,218 @@ class Loop:
 
     task: Task
     distributed: Distributed
-    schedule: Any
-    steps: Callable[[int], Generator[Step, None, None]]
-    """Optimizer steps from the given number on."""
+    state: RunState
+    steps: StepSource
     num_steps: int
+    layout: Layout
+    """Of the batches."""
     train: TrainConfig
-    evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     guard: GuardConfig
-    evaluation_steps: frozenset[int]
-    """Steps after which to evaluate (and, where the config does not say, to save)."""
-    evaluate: Callable[[], dict[str, float]] | None
-    """Raises Interrupted on all ranks when one is asked to stop meanwhile."""
-    set_training_mode: Callable[[], None]
-    advance_schedule: Callable[[float], None]
-    """Called with each step's loss."""
-    after_update: Callable[[int], None]
-    """Called with the number of the step when weights are new and gradients still there."""
-    state: Callable[[Progress], dict[str, Any]]
-    """Progress and all else that a checkpoint's manifest holds, JSON-able."""
+    evaluations: Evaluations
     saver: Saver
     after_save: Callable[[], None]
-    where: Callable[[int], str]
-    """Where a row of this rank's micro-batches was read: file and line."""
+    """Called when a checkpoint that was due is saved."""
     metrics: MetricsFile
     stop_request: StopRequest
-    best_metric: tuple[str, bool]
-    """Name of the metric that chooses the best checkpoint, and whether higher is better."""
     statistics: Statistics
     """Of the module's batch norms."""
-    saved: int = -1
-    """The step of the newest checkpoint; -1 = none."""
 
 
-def run_loop(loop: Loop, progress: Progress) -> str:
-    """Train from where `progress` stands; returns completed, stopped_early or preempted."""
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks tell each other in a step, the same on all of them."""
+
+    losses: dict[str, float]
+    """Each term's sum over the targets of the global batch."""
+    counts: Counts
+    """What the micro-batches of the global batch count."""
+    rows_hash: int
+    stop: bool
+    """A rank is asked to stop."""
+    save_failed: bool
+    """A rank could not write its part of the checkpoint that is saved in the background."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step came to, the same on all ranks."""
+
+    loss: float
+    """Mean over the targets of the global batch."""
+    grad_norm: float
+    """Before clipping."""
+    lr: float
+    tokens: int
+    targets: int
+    """Of the first term."""
+    terms: dict[str, float]
+    """The mean of each, before its coefficient."""
+    agreed: Agreed
+
+    def figures(self) -> dict[str, float]:
+        """What metrics.jsonl says of it."""
+        return {
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "rows_hash": self.agreed.rows_hash,
+            **({f"loss/{name}": mean for name, mean in self.terms.items()} if len(self.terms) > 1 else {}),
+        }
+
+
+def run_loop(loop: Loop) -> str:
+    """Train from where the run's state stands; returns completed, stopped_early or preempted."""
+    progress = loop.state.progress
     started = time.perf_counter() - progress.elapsed_s
-    loop.set_training_mode()
+    set_training_mode(loop.distributed.module)
     stop = loop.distributed.any(bool(loop.stop_request))
     bar = progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
-    with closing(loop.steps(progress.step)) as steps, bar as advance:  # its worker processes end with it
-        while (status := _between_steps(loop, progress, stop=stop)) is None:
+    with closing(loop.steps.after(progress.step)) as steps, bar as advance:  # its worker processes end with it
+        while (status := _between_steps(loop, stop=stop)) is None:
             tick = time.perf_counter()
-            figures = _train_step(loop, progress, next(steps))
+            result = _train_step(loop, next(steps))
             progress.elapsed_s = time.perf_counter() - started
-            stop, save_failed = figures.pop("stop") > 0, figures.pop("save_failed") > 0
-            _report(loop, progress, figures, seconds=time.perf_counter() - tick)
-            advance(f"loss {figures['loss']:.4f}")
-            if save_failed:
+            stop = result.agreed.stop
+            _report(loop, result, step_s=time.perf_counter() - tick)
+            advance(f"loss {result.loss:.4f}")
+            if result.agreed.save_failed:
                 loop.saver.wait()
     return status
 
 
-def _between_steps(loop: Loop, progress: Progress, *, stop: bool) -> str | None:
+def _between_steps(loop: Loop, *, stop: bool) -> str | None:
     """Evaluate, save and stop as this step asks; returns the status when training ends here.
 
     What was done before a kill is not done again: a resumed run comes here first.
     """
+    progress, evaluations = loop.state.progress, loop.evaluations
     step, last = progress.step, progress.step >= loop.num_steps
     if stop and not last:
-        return _preempted(loop, progress)
-    due = step in loop.evaluation_steps or (step == 0 and loop.evaluation.before)
+        return _preempted(loop)
     improved = False
-    if loop.evaluate and due and progress.evaluated != step:
+    if evaluations.due(progress):
         try:
-            improved = _evaluate(loop, progress)
+            improved = _evaluate(loop)
         except Interrupted:
-            return _preempted(loop, progress)
+            return _preempted(loop)
         finally:
-            loop.set_training_mode()
+            set_training_mode(loop.distributed.module)
     every = loop.checkpoint.every
-    save = step > 0 and (step % every == 0 if every else step in loop.evaluation_steps)
-    if (save or improved or last) and loop.saved != step:
-        _save(loop, progress)
+    save = step > 0 and (step % every == 0 if every else step in evaluations.steps)
+    if (save or improved or last) and loop.saver.saved != step:
+        _save(loop)
         loop.after_save()
-    if _out_of_patience(loop, progress):
-        log.info("no better %s in %s: stopping", loop.best_metric[0], counted(loop.evaluation.patience, "evaluation"))
+    if not last and evaluations.out_of_patience(progress):
+        patience = counted(evaluations.config.patience, "evaluation")
+        log.info("no better %s in %s: stopping", evaluations.metric, patience)
         loop.metrics.write("event", step, event="stopped_early")
         return "stopped_early"
     return "completed" if last else None
 
 
-def _preempted(loop: Loop, progress: Progress) -> str:
-    if loop.saved != progress.step:
-        _save(loop, progress, at_once=True)
+def _preempted(loop: Loop) -> str:
+    step = loop.state.progress.step
+    if loop.saver.saved != step:
+        _save(loop, at_once=True)
     loop.saver.wait()
     reason = loop.stop_request.reason or "another rank"
-    loop.metrics.write("event", progress.step, event="preempted", reason=reason)
-    log.info("asked to stop (%s): checkpoint of step %d written", reason, progress.step)
+    loop.metrics.write("event", step, event="preempted", reason=reason)
+    log.info("asked to stop (%s): checkpoint of step %d written", reason, step)
     return "preempted"
 
 
-def _save(loop: Loop, progress: Progress, *, at_once: bool = False) -> None:
-    best, metric = progress.best_step, progress.last_metrics.get(loop.best_metric[0])
+def _save(loop: Loop, *, at_once: bool = False) -> None:
+    progress = loop.state.progress
+    best, metric = progress.best_step, progress.last_metrics.get(loop.evaluations.metric)
     loop.metrics.sync()  # no line before a checkpoint is lost where the machine is, or its disk
-    loop.saver.save(progress.step, loop.state(progress), best=best, metric=metric, at_once=at_once)
-    loop.saved = progress.step
+    loop.saver.save(progress.step, loop.state.state_dict(), best=best, metric=metric, at_once=at_once)
     loop.metrics.write("event", progress.step, event="saved", blocked_s=round(loop.saver.blocked_s, 4))
 
 
-def _train_step(loop: Loop, progress: Progress, data: Step) -> dict[str, float]:
-    """One optimizer step over this rank's micro-batches; figures agreed by all ranks."""
-    distributed, targets = loop.distributed, data.targets
+def _train_step(loop: Loop, data: Step) -> StepResult:
+    """One optimizer step over this rank's micro-batches."""
+    distributed, progress, coefficients = loop.distributed, loop.state.progress, loop.task.terms
+    counts: Mapping[str, float] = data.counts or _count_beforehand(loop, data)
     # times world size: DDP and DeepSpeed average gradients over ranks, the global count already covers all of them
-    scale = distributed.world_size / max(targets, 1)
-    total = torch.zeros((), dtype=torch.float32, device=distributed.device)
-    counted = torch.zeros((), dtype=torch.int64, device=distributed.device)
+    scales = {name: factor * (distributed.world_size / (counts[name] or 1)) for name, factor in coefficients.items()}
+    totals = {name: torch.zeros((), dtype=torch.float32, device=distributed.device) for name in coefficients}
+    counted = dict.fromkeys(coefficients, 0.0)
     loop.statistics.keep()
     bad: str | None = None
-    agreed: dict[str, float] = {}
     for index, (batch, real) in enumerate(data.micro_batches):
         last = index == len(data.micro_batches) - 1
-        batch = to_device(batch, distributed.device)
+        if real:
+            for name, count in loop.task.count(batch).items():
+                counted[name] += count
         with distributed.micro_batch(last=last):
-            loss: Tensor = distributed.module(batch)
+            terms: Terms = distributed.module(batch=batch.to(distributed.device))
             if real:
-                total += loss.detach().float()
-                counted += loop.task.count(batch)
+                for name, term in terms.items():
+                    totals[name] += term.detach().float()
             if last:  # agreed before the gradients are whole, so that a bad batch can still be kept out of them
-                agreed = _agree(loop, data, total=total, counted=counted)
-                bad = verdict(loop.guard, progress.losses, agreed["loss"] / max(targets, 1))
-            # gradients that are not finite are dropped whatever the strategy
-            distributed.backward(loss * (scale * real * (math.nan if bad else 1.0)), last=last)
-    assert agreed["targets"] == targets, (
-        f"step {progress.step}: {agreed['targets']} targets in batches, {targets} announced"
-    )
-    lr, mean = loop.schedule.get_last_lr()[0], agreed["loss"] / max(targets, 1)
-    grad_norm = distributed.step(after_update=lambda: loop.after_update(progress.step + 1))
+                agreed = _agree(loop, data, totals=totals, counted=counted)
+                means = {name: agreed.losses[name] / (counts[name] or 1) for name in coefficients}
+                mean = sum(factor * means[name] for name, factor in coefficients.items())
+                bad = verdict(loop.guard, progress.losses, mean)
+            # in the last backward DDP and DeepSpeed average the gradients: a rank that left a bad batch out of it would
+            # keep the others waiting. So all go through it, and make their gradients NaN, which every sum hands on: the
+            # norm is NaN then, and a step whose norm is not finite is dropped on all ranks, whatever the strategy
+            factors = {name: scale * real * (math.nan if bad else 1.0) for name, scale in scales.items()}
+            distributed.backward(total_of(terms, factors), last=last)
+    assert agreed.counts == counts, f"step {progress.step}: {agreed.counts} targets in batches, {counts} announced"
+    targets = int(next(iter(counts.values())))
+    lr = loop.state.schedule.get_last_lr()[0]
+    grad_norm = distributed.step(after_update=partial(loop.state.rule.after_update, step=progress.step + 1))
     # fp16 skips a step whose gradients overflow and lowers its scale
     if not bad and not math.isfinite(grad_norm) and distributed.precision != "fp16":
         bad = "the gradient is not finite"
-    loop.advance_schedule(mean)
+    loop.state.advance_schedule(mean)
     progress.tokens += data.tokens
     progress.targets += targets
     progress.step += 1
     if bad:
-        _bad_batch(loop, progress, data, bad)
+        _bad_batch(loop, data, bad)
     else:
         progress.bad_in_row = 0
         progress.losses = [*progress.losses, mean][-loop.guard.window :] if loop.guard.spike_z else []
-    return {
-        "loss": mean,
-        "grad_norm": grad_norm,
-        "lr": lr,
-        "tokens": data.tokens,
-        "targets": targets,
-        "rows_hash": int(agreed["rows_hash"]),
-        "stop": agreed["stop"],
-        "save_failed": agreed["save_failed"],
-    }
+    return StepResult(mean, grad_norm, lr, data.tokens, targets, means, agreed)
 
 
-def _agree(loop: Loop, data: Step, *, total: Tensor, counted: Tensor) -> dict[str, float]:
+def _count_beforehand(loop: Loop, data: Step) -> Counts:
+    """Targets of the global batch where they are known in the micro-batches only. Collective."""
+    own = dict.fromkeys(loop.task.terms, 0.0)
+    for batch, real in data.micro_batches:
+        for name, count in loop.task.count(batch).items() if real else ():
+            own[name] += count
+    return loop.distributed.sum(own)
+
+
+def _agree(loop: Loop, data: Step, *, totals: Terms, counted: Counts) -> Agreed:
     """The step's one all-reduce besides the gradients'."""
-    return loop.distributed.sum(
+    sums = loop.distributed.sum(
         {
-            "loss": float(total),
-            "targets": float(counted),
-            "rows_hash": float(sum(rows_hash(batch["row"]) for batch, real in data.micro_batches if real)),
+            **{f"loss/{name}": float(total) for name, total in totals.items()},
+            **{f"count/{name}": float(count) for name, count in counted.items()},
+            "rows_hash": float(sum(rows_hash(batch.rows) for batch, real in data.micro_batches if real)),
             "stop": float(bool(loop.stop_request)),
             "save_failed": float(loop.saver.failed),
         }
     )
+    return Agreed(
+        losses={name: sums[f"loss/{name}"] for name in totals},
+        counts={name: sums[f"count/{name}"] for name in counted},
+        rows_hash=int(sums["rows_hash"]),
+        stop=sums["stop"] > 0,
+        save_failed=sums["save_failed"] > 0,
+    )
 
 
-def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
+def _bad_batch(loop: Loop, data: Step, what: str) -> None:
     """Name the culprits, then stop, skip or rewind; the weights have not seen the batch. Collective."""
+    progress = loop.state.progress
     progress.bad_in_row += 1
     step, guard = progress.step, loop.guard
     found = _culprits(loop, data)
@@ -269,7 +306,7 @@ def _bad_batch(loop: Loop, progress: Progress, data: Step, what: str) -> None:
     )
     log.warning("optimizer step %d: %s (%s)", step, what, named)
     if policy == "rewind":
-        policy = _rewind(loop, progress)
+        policy = _rewind(loop)
     if policy == "stop":
         bounded = f", {progress.bad_in_row} bad batches in a row" if progress.bad_in_row > guard.limit else ""
         raise NotFiniteError(
@@ -288,9 +325,9 @@ def _culprits(loop: Loop, data: Step) -> list[dict[str, Any]]:
     guilty: dict[str, Any] | None = None
     rows: list[str] = []
     for batch, real in data.micro_batches:
-        batch = to_device(batch, loop.distributed.device)
-        module = first_not_finite(loop.distributed.unwrapped, partial(loop.distributed.module, batch))
-        own = [loop.where(row) for row in batch["row"].tolist()] if real else []
+        batch = batch.to(loop.distributed.device)
+        module = first_not_finite(loop.distributed.unwrapped, partial(loop.distributed.module, batch=batch))
+        own = [loop.steps.where(row) for row in batch.rows.tolist()] if real else []
         rows += own
         if guilty is None and own and module is not None:
             guilty = {"rank": loop.distributed.rank, "module": module, "rows": named_rows(own)}
@@ -299,8 +336,9 @@ def _culprits(loop: Loop, data: Step) -> list[dict[str, Any]]:
     return [item for item, _ in found if item] or [item for _, item in found]
 
 
-def _rewind(loop: Loop, progress: Progress) -> str:
+def _rewind(loop: Loop) -> str:
     """Back to the weights and the optimizer of the newest checkpoint; the data goes on behind the bad batch."""
+    step = loop.state.progress.step
     loop.saver.wait()
     found = None
     if loop.distributed.is_main:
@@ -310,15 +348,16 @@ def _rewind(loop: Loop, progress: Progress) -> str:
         log.warning("guard.policy = rewind, but there is no checkpoint yet to go back to")
         return "stop"
     loop.distributed.load_state(checkpoint.folder)
-    loop.metrics.write("event", progress.step, event="rewound", to=checkpoint.step)
-    log.warning("back to the weights of step %d, on with the batch after step %d", checkpoint.step, progress.step)
+    loop.metrics.write("event", step, event="rewound", to=checkpoint.step)
+    log.warning("back to the weights of step %d, on with the batch after step %d", checkpoint.step, step)
     return "rewind"
 
 
-def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, seconds: float) -> None:
-    rate = figures["tokens"] / max(seconds, 1e-9)
-    memory = peak_memory_bytes()
-    loop.metrics.write("train", progress.step, **figures, tokens_per_s=round(rate, 1), memory_bytes=memory)
+def _report(loop: Loop, result: StepResult, *, step_s: float) -> None:
+    progress, figures = loop.state.progress, result.figures()
+    rate, memory = result.tokens / max(step_s, 1e-9), peak_memory_bytes()
+    measured = {"step_s": round(step_s, 6), "tokens_per_s": round(rate, 1), "memory_bytes": memory}
+    loop.metrics.write("train", progress.step, **figures, **measured)
     loop.distributed.accelerator.log({name: figures[name] for name in ("loss", "grad_norm", "lr")}, step=progress.step)
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
@@ -326,45 +365,21 @@ def _report(loop: Loop, progress: Progress, figures: dict[str, float], *, second
             "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f %s/s  %.1f GiB  %s left",
             progress.step,
             loop.num_steps,
-            figures["loss"],
-            figures["grad_norm"],
-            figures["lr"],
+            result.loss,
+            result.grad_norm,
+            result.lr,
             rate,
-            "tokens" if loop.task.processor_class == "tokenizer" else "images",
+            f"{loop.task.modality.unit}s",
             memory / 2**30,
             duration(left),
         )
 
 
-def _out_of_patience(loop: Loop, progress: Progress) -> bool:
-    patience = loop.evaluation.patience
-    return bool(patience) and progress.bad_evaluations >= patience and progress.step < loop.num_steps
-
-
-def _evaluate(loop: Loop, progress: Progress) -> bool:
+def _evaluate(loop: Loop) -> bool:
     """Score the evaluation rows; returns whether this is the best so far."""
-    assert loop.evaluate is not None
-    metrics = loop.evaluate()
-    name, higher = loop.best_metric
-    if name not in metrics and "/" not in name:  # a single class may be in no row and no prediction
-        raise UserError(unknown_name("evaluation.metric", name, metrics))
-    value, before = metrics.get(name, math.nan), progress.last_metrics.get(name, math.nan)
-    first = progress.evaluated < 0
-    progress.metric_moved |= not first and value != before and not (math.isnan(value) and math.isnan(before))
-    progress.last_metrics, progress.evaluated = metrics, progress.step
-    improved = _is_better(metrics, value, progress, higher=higher)
-    if improved:
-        progress.best_metric, progress.best_step, progress.best_metrics = value, progress.step, metrics
-        progress.bad_evaluations = 0
-    else:
-        progress.bad_evaluations += 1
-    if not first and not progress.metric_moved:
-        log.warning(
-            "%s has been %s at every evaluation since the start: it tells no checkpoint from another, so that the "
-            "lower loss chooses; name another in evaluation.metric if it stays so",
-            name,
-            f"{value:.4g}",
-        )
+    assert loop.evaluations.score is not None
+    progress, metrics = loop.state.progress, loop.evaluations.score()
+    improved = loop.evaluations.judge(metrics, progress)
     loop.metrics.write("eval", progress.step, **metrics)
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
@@ -372,27 +387,13 @@ def _evaluate(loop: Loop, progress: Progress) -> bool:
     return improved
 
 
-def _is_better(metrics: dict[str, float], value: float, progress: Progress, *, higher: bool) -> bool:
-    """Whether this evaluation is the best so far; of two with one value of the metric, the one of the lower loss."""
-    best = progress.best_metric
-    if not math.isfinite(value) or best is None:
-        return math.isfinite(value)
-    if value == best:
-        return metrics["loss"] < progress.best_metrics["loss"]
-    return value > best if higher else value < best
-
-
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:
     """The checkpoint of the best evaluation, where it is not the last step."""
-    if not (loop.evaluate and loop.evaluation.keep_best) or progress.best_step in (None, progress.step):
+    keeps_best = loop.evaluations.score is not None and loop.evaluations.config.keep_best
+    if not keeps_best or progress.best_step in (None, progress.step):
         return None
     found = [item for item in complete_checkpoints(loop.saver.root) if item.step == progress.best_step]
     return found[0] if found else None
-
-
-def as_dict(progress: Progress) -> dict[str, Any]:
-    """Progress as JSON holds it."""
-    return asdict(progress)
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from ftscale.distributed import STRATEGIES
+from ftscale.config.strategies import STRATEGIES
 from ftscale.files import open_new, remove, without_link
 from ftscale.hashing import hash_file
 from ftscale.logs import log
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Return the optimizer steps that were done when the checkpoint was written."""
         return self.manifest["step"]
 
     @property

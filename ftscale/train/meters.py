@@ -44,6 +44,7 @@ class MetricsFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; nothing can be lost by it, since each line was flushed when it was written."""
         if self._file is not None:
             with suppress(OSError):  # each line was flushed, or its error raised by `write`
                 self._file.close()

@@ -178,11 +178,12 @@ def test_what_train_refuses_check_refuses(shared: Path, tmp_path: Path):
 
 def test_columns_have_one_home():
     from ftscale.config.schema import Config
-    from ftscale.tasks import COLUMNS, build_task
+    from ftscale.config.tasks import SETTINGS
+    from ftscale.tasks import build_task
 
-    for name, columns in COLUMNS.items():
+    for name, settings in SETTINGS.items():
         plain = {"task": name, "run_folder": "r", "model": "m", "data": {"train": "t"}}
-        assert build_task(Config.model_validate(plain).task).columns is columns
+        assert build_task(Config.model_validate(plain).task).settings.roles is settings.columns
 
 
 # ---------------------------------------------------------------- rows

@@ -184,8 +184,8 @@ def test_several_mistakes_are_reported_together(run: Path):
         ),
         (
             "task={max_length: 8}",
-            "task.name is missing; set one of: text_classification, token_classification, "
-            "causal_lm, seq2seq, image_classification.",
+            "task.name is missing; set one of: causal_lm, image_classification, "
+            "seq2seq, text_classification, token_classification.",
         ),
         (
             "data.train=[]",

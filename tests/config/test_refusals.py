@@ -25,6 +25,7 @@ from ftscale.config.schema import (
     SourceConfig,
     TrainableConfig,
 )
+from ftscale.config.strategies import STRATEGIES
 from ftscale.data.order import GlobalOrder, SourceRows
 from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
@@ -221,7 +222,7 @@ def test_deepspeed_needs_a_folder_for_nvme():
     from ftscale.distributed import _deepspeed_plugin
 
     with pytest.raises(UserError, match="offload_dir"):
-        _deepspeed_plugin("zero3_nvme", DistributedConfig(), precision="bf16", max_grad_norm=1.0)
+        _deepspeed_plugin(STRATEGIES["zero3_nvme"], DistributedConfig(), precision="bf16", max_grad_norm=1.0)
 
 
 def test_models_of_this_file_are_alike():

@@ -123,7 +123,7 @@ def test_multi_label_vectors_are_read_by_the_labels_that_the_message_asks_for(sh
     values = tiny.settings(shared, tmp_path, task=task, data=data)
     [override] = _followed(_problem(values), {})
     values = apply_overrides(values, [override.replace("LABELS", "[p, q, r]")])
-    assert prepare_inputs(parse_config(values, source="x")).train.dataset["labels"][:] == [[0, 2], [1]]
+    assert prepare_inputs(parse_config(values, source="x")).train.labels[:] == [[0, 2], [1]]
 
 
 def _followed(message: str, columns: dict[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from ftscale.data.answers import Answer, open_answers
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.errors import UserError
 
+LABELS = {"label", "tags"}
 ADDED = {"prediction": "good", "score": 0.25}
 
 
@@ -28,7 +29,7 @@ def answer_all(source: SourceConfig, out: Path, roles: tuple[str, ...], **added:
     form = source.format if source.format != "auto" else detect_format(source.path)
     count = 0
     with open_answers(out, source=source, form=form) as write:
-        for row in read_rows(source, roles=(roles,), labelled=False, keep_columns=True):
+        for row in read_rows(source, roles=(roles,), absent=LABELS, keep_columns=True):
             write(Answer(row["_columns"], added or ADDED, words=row.get("words")))
             count += 1
     return count

@@ -19,13 +19,14 @@ import tiny
 from ftscale.checks import check_run
 from ftscale.config import parse_config
 from ftscale.config.schema import SourceConfig
+from ftscale.config.tasks import SETTINGS
 from ftscale.data.census import content_of, contradicting, odd_labels, repeated, shared
 from ftscale.data.missing import is_missing, with_none
+from ftscale.data.prepare import Prepared
 from ftscale.data.sources import open_stream, read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import prepare_inputs
 from ftscale.run import train
-from ftscale.tasks import COLUMNS
 from ftscale.tasks.rows import text_of
 
 MISSING = [None, math.nan, np.float32("nan"), np.float64("nan"), decimal.Decimal("NaN"), pandas.NA, pandas.NaT]
@@ -94,6 +95,11 @@ def _config(shared: Path, work: Path, task: dict[str, Any], path: str, **source:
     return parse_config(values, source="test")
 
 
+def places(prepared: Prepared) -> list[str]:
+    """Where the row of each sample was read."""
+    return [prepared.where(number) for number in range(len(prepared))]
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "nan.jsonl", "parquet"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_row_without_a_value_is_refused_by_name_or_left_out_and_counted(shared, tmp_path, case, suffix):
@@ -139,12 +145,13 @@ def test_a_key_that_is_not_there_is_a_missing_value(shared, tmp_path):
     with pytest.raises(UserError, match=r"rows\.jsonl:2 has no column for 'text'"):
         prepare_inputs(_config(shared, tmp_path, task, path))
     prepared = prepare_inputs(_config(shared, tmp_path, task, path, drop=["missing"])).train
-    assert [Path(where).name for where in prepared.dataset["where"]] == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:6"]
+    assert [Path(where).name for where in places(prepared)] == ["rows.jsonl:1", "rows.jsonl:3", "rows.jsonl:6"]
     assert prepared.reports[0].dropped == {"missing": 3}
     source = SourceConfig(path=path, drop=["missing"])
-    items = list(open_stream(source, roles=COLUMNS["text_classification"], position=None))
+    roles = SETTINGS["text_classification"].columns
+    items = list(open_stream(source, roles=roles, position=None))
     for number, (_, position) in enumerate(items, 1):
-        rest = list(open_stream(source, roles=COLUMNS["text_classification"], position=position))
+        rest = list(open_stream(source, roles=roles, position=position))
         assert rest == items[number:]
 
 
@@ -159,7 +166,7 @@ def test_a_row_without_any_of_several_classes_is_a_row_of_none(shared, tmp_path)
     rows = [{"text": "a", "label": label} for label in (["x"], None, ["x", "y"], [])]
     task = {"name": "text_classification", "problem": "multi_label"}
     kept = prepare_inputs(_config(shared, tmp_path, task, _write(tmp_path, "nan.jsonl", rows))).train
-    assert kept.dataset["labels"][:] == [[0], [], [0, 1], []]
+    assert kept.labels[:] == [[0], [], [0, 1], []]
 
 
 def test_held_out_rows_are_drawn_among_those_that_are_used(shared, tmp_path):
@@ -169,7 +176,7 @@ def test_held_out_rows_are_drawn_among_those_that_are_used(shared, tmp_path):
     config = _config(shared, tmp_path, task, _write(tmp_path, "jsonl", rows), drop=["missing"])
     data = config.data.model_copy(update={"eval_ratio": 0.25, "stratify": "label"})
     inputs = prepare_inputs(config.model_copy(update={"data": data}))
-    assert sorted(inputs.train.dataset["where"][:] + inputs.evaluation.dataset["where"][:]) == sorted(
+    assert sorted(places(inputs.train) + places(inputs.evaluation)) == sorted(
         f"{tmp_path}/rows.jsonl:{line}" for line in range(1, 21) if line != 4
     )
 
@@ -184,13 +191,15 @@ ROWS = [
 
 
 def test_equal_rows_and_equal_texts_with_other_labels_are_counted():
-    contents = np.array([content_of(row) for row in ROWS])
+    inputs = SETTINGS["text_classification"]().input_columns
+    assert inputs == {"text", "text_pair"}
+    contents = np.array([content_of(row, inputs=inputs) for row in ROWS])
     frame = pandas.DataFrame(ROWS)
     assert repeated(contents) == frame.duplicated().sum() == 2
     labels_of = frame.groupby("text")["label"].transform("nunique")
     assert contradicting(contents) == (labels_of > 1).sum() == 3
     assert shared(contents[:2], contents[2:]) == 1
-    assert content_of({**ROWS[0], "_where": "elsewhere"}) == content_of(ROWS[0])
+    assert content_of({**ROWS[0], "_where": "elsewhere"}, inputs=inputs) == content_of(ROWS[0], inputs=inputs)
     empty = np.empty((0, 2), dtype=np.int64)
     assert (repeated(empty), contradicting(empty), shared(empty, contents)) == (0, 0, 0)
 
@@ -213,8 +222,8 @@ def test_check_and_train_warn_of_rows_that_are_likely_mistakes(shared, tmp_path,
     assert (facts["blank"], facts["contradicting"], facts["duplicates"]) == (2, 6, 11)
     report.warnings += (held_out := check_run(tiny.write_run(tmp_path, values), full=full)).warnings
     inputs = prepare_inputs(parse_config(values, source="test"))
-    train = {ROWS_OF[int(where.rpartition(":")[2])] for where in inputs.train.dataset["where"]}
-    held = [ROWS_OF[int(where.rpartition(":")[2])] for where in inputs.evaluation.dataset["where"]]
+    train = {ROWS_OF[int(where.rpartition(":")[2])] for where in places(inputs.train)}
+    held = [ROWS_OF[int(where.rpartition(":")[2])] for where in places(inputs.evaluation)]
     both = sum(text in train for text in held)
     assert held_out.facts["data"]["overlap"] == both > 0
     for said in (
@@ -242,7 +251,8 @@ def test_words_and_tags_that_pandas_wrote_into_a_table_are_lists(shared, tmp_pat
     data = {"train": f"{tmp_path}/a.csv", "cache_dir": str(tmp_path / "cache")}
     model = {"name": str(shared / "weights/stories260K"), "processor": str(_bert(shared))}
     values = tiny.settings(shared, tmp_path, task={"name": "token_classification"}, model=model, data=data)
-    assert prepare_inputs(parse_config(values, source="test")).train.dataset["tags"][:] == [[0, 2], [0, 2]]
+    train_rows = prepare_inputs(parse_config(values, source="test")).train
+    assert [train_rows.sample(number).note["tags"] for number in range(2)] == [[0, 2], [0, 2]]
     report = check_run(tiny.write_run(tmp_path, values))
     assert (report.errors, report.rows[0]) == ([], [("Ada ", False), ("B-PER ", True), ("wrote ", False), ("O ", True)])
 

@@ -12,9 +12,10 @@ import pytest
 from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
 from ftscale.data import prepare as prepare_module
 from ftscale.data.prepare import prepare_sources, processor_key, split_rows
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
 from ftscale.files import partial_path
-from ftscale.models.load import load_processor
+from ftscale.modalities.text import Text
 
 ROLES = (("text", "label"),)
 
@@ -24,9 +25,10 @@ def prepare(rows):
     samples = []
     for row in rows:
         words = row["text"].split()
-        note = "no_target" if words == ["empty"] else "truncated" if len(words) > 3 else ""
+        drop = "no_target" if words == ["empty"] else ""
         kept = [len(word) for word in words[:3]]
-        samples.append({"input_ids": kept, "length": len(kept), "targets": len(kept), "note": note})
+        counts, truncated = {"loss": len(kept)}, len(words) > 3
+        samples.append(Sample({"input_ids": kept}, cost=len(kept), counts=counts, drop=drop, truncated=truncated))
     return samples
 
 
@@ -232,7 +234,7 @@ def test_a_column_to_stratify_by_must_be_read(tmp_path):
 
 
 def test_a_tokenizer_has_the_same_digest_before_and_after_its_use(shared):
-    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     before = processor_key(tokenizer)
     tokenizer(["a text", "another one that is longer"], truncation=True, max_length=4, padding=True)
     assert processor_key(tokenizer) == before

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from ftscale.config.schema import BatchConfig, SourceConfig
+from ftscale.config.schema import BatchConfig, DataConfig, SourceConfig
+from ftscale.data.batching import Division, Ranks
+from ftscale.data.sample import Sample
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.errors import UserError
 
@@ -17,19 +19,19 @@ ROLES = (("text",),)
 def prepare(rows):
     """One token a character; the row's number is its first token."""
     return [
-        {
-            "ids": [int(row["text"].split("-")[0])],
-            "length": 1 + len(row["text"]) % 5,
-            "targets": int("x" not in row["text"]),
-            "note": "no_target" if "x" in row["text"] else "",
-            "where": row["_where"],
-        }
+        Sample(
+            {"ids": [int(row["text"].split("-")[0])]},
+            cost=1 + len(row["text"]) % 5,
+            counts={"loss": int("x" not in row["text"])},
+            drop="no_target" if "x" in row["text"] else "",
+            where=row["_where"],
+        )
         for row in rows
     ]
 
 
 def collate(samples):
-    return {"ids": [sample["ids"][0] for sample in samples]}
+    return {"ids": [sample.inputs["ids"][0] for sample in samples]}
 
 
 def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, weights=None, max_empty=0.01):
@@ -38,18 +40,13 @@ def make(paths, *, rank=0, world_size=1, ranks=None, buffer=16, shuffle=True, we
         for path, weight in zip(paths, weights or [1.0] * len(paths), strict=True)
     ]
     return StreamSteps(
-        sources,
+        DataConfig(train=tuple(sources), shuffle_buffer=buffer, shuffle=shuffle, max_empty=max_empty),
         prepare,
         collate,
         roles=ROLES,
-        batch=BatchConfig(global_size=6, micro_size=2),
-        flat=False,
-        buffer=buffer,
-        shuffle=shuffle,
-        max_empty=max_empty,
         joins=False,
-        rank=rank,
-        world_size=world_size,
+        division=Division(BatchConfig(global_size=6, micro_size=2), flat=False),
+        ranks=Ranks(rank, world_size),
         seed=7,
         gather=ranks or (lambda value: [value]),
     )
@@ -141,15 +138,18 @@ def test_an_empty_stream_is_an_error(tmp_path):
 
 
 def test_what_a_chat_template_leaves_out_is_said_once_and_is_no_part_of_a_sample(files, caplog, monkeypatch):
+    facts = {"said": 10, "left_out": 4, "unseen_prompt": ""}
+
     def leaving_out(rows):
-        return [{**sample, "said": 10, "left_out": 4, "unseen_prompt": ""} for sample in prepare(rows)]
+        return [replace(sample, facts=facts) for sample in prepare(rows)]
 
     steps = make(files)
     steps.prepare = leaving_out
-    names = []
-    monkeypatch.setattr(steps, "collate", lambda samples: names.extend(map(set, samples)) or collate(samples))
+    collated = []
+    monkeypatch.setattr(steps, "collate", lambda samples: collated.extend(samples) or collate(samples))
     with caplog.at_level("WARNING", logger="ftscale"):
         list(islice(steps.steps(StreamPosition()), 4))
     [message] = [record.message for record in caplog.records]
     assert message.startswith("data.train: the chat template leaves out 24 of 60 characters")
-    assert all(not keys & {"said", "left_out", "unseen_prompt"} for keys in names)
+    assert collated
+    assert all(set(sample.inputs) == {"ids"} and not set(sample.stored()) & set(facts) for sample in collated)

@@ -13,9 +13,9 @@ import tiny
 from transformers import AutoTokenizer
 
 from ftscale.config.schema import SourceConfig
+from ftscale.config.tasks import SETTINGS
 from ftscale.data import values
 from ftscale.data.sources import read_rows
-from ftscale.tasks import COLUMNS
 from ftscale.tasks.causal_rows import encode_row
 
 HALF = "broken \ud83d half"
@@ -89,7 +89,7 @@ CHATS = [calls(city="Ulm"), calls(h24=True, zone={"name": "UTC"}), calls(zone={"
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    return list(read_rows(SourceConfig(path=str(path)), roles=COLUMNS["causal_lm"]))
+    return list(read_rows(SourceConfig(path=str(path)), roles=SETTINGS["causal_lm"].columns))
 
 
 def test_chats_of_parquet_are_those_of_json_lines(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from ftscale.config import parse_config
 from ftscale.config.schema import SourceConfig
+from ftscale.config.tasks import SETTINGS
 from ftscale.data.sources import read_rows
-from ftscale.tasks import COLUMNS
 
 ENCODINGS = sorted({*encodings.aliases.aliases.values(), "undefined", "idna", "punycode", "rot13", "no-such", "utf\0"})
 ROWS = '{"text": "ab", "label": "x"}\n{"text": "c\\u00e4", "label": 3}\n'
@@ -45,7 +45,7 @@ FILES: dict[str, tuple[str, bytes]] = {
 
 def _read(path: Path, task: str, **settings: Any) -> list[dict[str, Any]]:
     source = SourceConfig.model_validate({"path": str(path), **settings})
-    return list(read_rows(source, roles=COLUMNS[task]))
+    return list(read_rows(source, roles=SETTINGS[task].columns))
 
 
 @pytest.mark.parametrize("suffix", FILES)
@@ -131,6 +131,6 @@ def test_any_setting_of_a_source_reads_a_file_or_is_refused(tmp_path: Path):
                 {"task": task, "model": "m", "run_folder": "r", "data": {"train": source}}, source="test"
             )
             if parsed.data.train[0].format != "hub":
-                list(read_rows(parsed.data.train[0], roles=COLUMNS[task]))
+                list(read_rows(parsed.data.train[0], roles=SETTINGS[task].columns))
 
     read()

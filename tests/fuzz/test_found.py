@@ -14,13 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftscale.config import parse_config
 from ftscale.config.schema import ModelConfig, SourceConfig
+from ftscale.config.tasks import SETTINGS
 from ftscale.config.yaml_text import read_scalar, read_yaml
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
-from ftscale.models.load import load_model, load_processor
+from ftscale.modalities.text import Text
+from ftscale.models.load import load_model
 from ftscale.models.save import load_saved, save_model
 from ftscale.precheck.settings import folder_problems
-from ftscale.tasks import COLUMNS
 from ftscale.tasks.rows import number_of
 from ftscale.tasks.written_lists import parse_list
 
@@ -29,7 +30,7 @@ LLAMA = LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidde
 
 def _read(path: Path, content: bytes, task: str = "text_classification", **settings: str) -> list:
     path.write_bytes(content)
-    return list(read_rows(SourceConfig(path=str(path), **settings), roles=COLUMNS[task]))
+    return list(read_rows(SourceConfig(path=str(path), **settings), roles=SETTINGS[task].columns))
 
 
 @pytest.mark.parametrize("encoding", ["rot13", "zlib", "base64", "hex", "undefined", "utf\0"])
@@ -131,7 +132,7 @@ def test_a_tokenizer_config_that_is_none_is_refused(shared: Path, tmp_path: Path
     shutil.copytree(shared / "weights/stories260K", tmp_path / "model")
     (tmp_path / "model/tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match="gives no tokenizer"):
-        load_processor(ModelConfig(name=str(tmp_path / "model")), kind="tokenizer")
+        Text().load_processor(ModelConfig(name=str(tmp_path / "model")))
 
 
 @pytest.mark.parametrize("name", ["../../x", "/abs", "a/b", "a\0"])
@@ -141,4 +142,4 @@ def test_a_chat_template_whose_name_is_no_files_is_refused_before_training(share
     templates = [{"name": "default", "template": "x"}, {"name": name, "template": "y"}]
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": templates}))
     with pytest.raises(UserError, match="has a chat template called .*no name of a file"):
-        load_processor(ModelConfig(name=str(tmp_path / "model")), kind="tokenizer")
+        Text().load_processor(ModelConfig(name=str(tmp_path / "model")))

@@ -17,7 +17,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, ViTImageProcessorPil
 
 from ftscale.config.schema import ModelConfig
-from ftscale.models.load import load_generation_config, load_model, load_model_config, load_processor
+from ftscale.modalities.image import Images
+from ftscale.modalities.text import Text
+from ftscale.models.load import load_generation_config, load_model, load_model_config
 from ftscale.models.save import load_saved, load_saved_processor, save_model
 
 SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -27,7 +29,7 @@ SHAPE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_
 def folders(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A whole model with its tokenizer, an adapter on it as `save_model` writes it, and an image processor."""
     work = tmp_path_factory.mktemp("models")
-    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SHAPE))
     save_model(model, tokenizer, work / "whole")
@@ -44,8 +46,8 @@ def _train_loads(folder: Path) -> None:
 
 
 LOADERS: dict[str, Callable[[Path], Any]] = {
-    "tokenizer": lambda folder: load_processor(ModelConfig(name=str(folder)), kind="tokenizer"),
-    "image_processor": lambda folder: load_processor(ModelConfig(name=str(folder)), kind="image_processor"),
+    "tokenizer": lambda folder: Text().load_processor(ModelConfig(name=str(folder))),
+    "image_processor": lambda folder: Images().load_processor(ModelConfig(name=str(folder))),
     "saved_processor": load_saved_processor,
     "generation": lambda folder: load_generation_config(ModelConfig(name=str(folder))),
     "train": _train_loads,

@@ -16,8 +16,8 @@ from ftscale.config.schema import ModelConfig
 from ftscale.data.chat import TEMPLATES, normalize, read_template, row_tools
 from ftscale.data.sources import read_rows
 from ftscale.inputs import Preparer
-from ftscale.models.load import load_processor
-from ftscale.tasks import COLUMNS, build_task
+from ftscale.modalities.text import Text
+from ftscale.tasks import build_task
 from ftscale.tasks.causal_rows import encode_row_prompt
 from ftscale.tasks.rows import left_out
 
@@ -61,7 +61,7 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
 
 @pytest.fixture(scope="module")
 def tokenizer(shared: Path) -> Any:
-    return load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    return Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
 
 
 def rows_like(example: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -108,12 +108,12 @@ def test_rows_of_any_json_are_prepared_for_every_task_or_refused(tokenizer: Any,
         drop = {"drop": ["missing", "blank"]} if drops else {}
         config = parse_config({**about, "data": {"train": {**source, **drop}}}, source="test")
         with refused():
-            built = build_task(config.task)
-            found = list(read_rows(config.data.train[0], roles=COLUMNS[config.task.name], labelled=labelled))
-            learned = built.fit(row for row in found if not left_out(built, row))
-            built = build_task(config.task.model_copy(update=learned))
-            samples = Preparer(built, tokenizer, labelled=labelled)(found)
-            assert all(isinstance(sample["length"], int) for sample in samples)
+            absent = () if labelled else config.task.label_columns
+            found = list(read_rows(config.data.train[0], roles=config.task.columns, absent=absent))
+            learned = build_task(config.task).fit(row for row in found if not left_out(config.task, row))
+            built = build_task(config.task.model_copy(update=learned), tokenizer)
+            samples = Preparer(built, labelled=labelled)(found)
+            assert all(isinstance(sample.cost, int) for sample in samples)
 
     prepare()
 
@@ -134,9 +134,8 @@ def test_rows_of_images_of_any_json_are_prepared_or_refused(tmp_path: Path):
     def prepare(rows: list[dict[str, Any]]) -> None:
         (tmp_path / "rows.jsonl").write_bytes(b"".join(as_json(row) + b"\n" for row in rows))
         with refused():
-            task = build_task(config.task)
-            found = list(read_rows(config.data.train[0], roles=COLUMNS["image_classification"]))
-            task = build_task(config.task.model_copy(update=task.fit(found)))
-            Preparer(task, processor)(found)
+            found = list(read_rows(config.data.train[0], roles=config.task.columns))
+            learned = build_task(config.task).fit(found)
+            Preparer(build_task(config.task.model_copy(update=learned), processor))(found)
 
     prepare()

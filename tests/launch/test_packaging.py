@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -15,12 +16,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ftscale
+from ftscale import run_folder
+from ftscale.version import __version__
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "slurm").glob("*.sbatch")), ROOT / ".ci" / "run"]
 
 
@@ -59,7 +65,31 @@ def test_the_wheel_holds_every_file_of_the_package(files: set[str]):
 
 
 def test_the_wheel_holds_nothing_else(files: set[str]):
-    assert {name.split("/")[0] for name in files} == {"ftscale", "ftscale-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in files} == {"ftscale", f"ftscale-{__version__}.dist-info"}
+
+
+def test_the_wheel_says_that_it_is_typed(files: set[str]):
+    """Without py.typed a type checker takes whatever ftscale gives for Any (PEP 561)."""
+    assert "ftscale/py.typed" in files
+
+
+def test_the_version_has_one_home(wheel: Path, monkeypatch: pytest.MonkeyPatch):
+    about = message_from_bytes(zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA"))
+    assert about["Version"] == __version__ == ftscale.__version__
+
+    def not_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_folder, "version", not_installed)  # run.json tells of the code, not of an installation
+    assert run_folder.versions()["ftscale"] == __version__
+
+    sources = [ROOT / "pyproject.toml", *(ROOT / "ftscale").rglob("*.py")]
+    assert [path.name for path in sources if f'"{__version__}"' in path.read_text()] == ["version.py"]
+
+
+def test_the_changelog_has_the_version_and_what_is_unreleased():
+    titles = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert titles[:2] == ["Unreleased", __version__]
 
 
 def test_an_installed_wheel_finds_its_resources(wheel: Path, tmp_path: Path):
@@ -172,10 +202,49 @@ def test_of_what_bandit_finds_pickles_are_never_accepted():
     assert all((ROOT / item["filename"]).is_file() for item in accepted)
 
 
-def test_actions_are_pinned_by_commit():
+def test_actions_are_pinned_by_commit_and_read_the_repository_alone():
     """A tag may be moved to other code; a commit is what it is."""
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        for job in yaml.safe_load(path.read_text())["jobs"].values():
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}
+        for job in workflow["jobs"].values():
             used = [step["uses"] for step in job["steps"] if "uses" in step]
             assert used
             assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in used), used
+
+
+def test_an_action_has_one_version_in_all_workflows():
+    used = {
+        step["uses"]
+        for path in WORKFLOWS
+        for job in yaml.safe_load(path.read_text())["jobs"].values()
+        for step in job["steps"]
+        if "uses" in step
+    }
+    assert len({action.partition("@")[0] for action in used}) == len(used) > 1
+
+
+def test_the_newest_dependencies_are_tried_without_constraints_and_may_fail():
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "newest.yml").read_text())["jobs"].values()
+    assert job["continue-on-error"] is True
+    commands = "\n".join(step["run"] for step in job["steps"] if "run" in step)
+    assert '--upgrade-strategy eager -e ".[demo,dev]"' in commands
+    assert "constraints" not in commands
+    assert ".ci/run" not in commands
+    left_out = re.findall(r"--deselect (\S+)::(\S+)", commands)
+    assert len(left_out) == 2
+    assert all(f"def {name}(" in (ROOT / file).read_text() for file, name in left_out)
+
+
+@pytest.mark.parametrize("form", ["bug", "feature"])
+def test_issue_forms_are_what_github_takes(form: str):
+    """https://docs.github.com/communities/using-templates-to-encourage-useful-issues-and-pull-requests"""
+    about = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{form}.yml").read_text())
+    assert set(about) == {"name", "description", "labels", "body"}
+    fields = [field for field in about["body"] if field["type"] != "markdown"]
+    assert {field["type"] for field in fields} == {"textarea"}
+    assert all(field["attributes"]["label"] for field in fields)
+    names = [field["id"] for field in fields]
+    assert len(set(names)) == len(names)
+    needed = {field["id"] for field in fields if field.get("validations", {}).get("required")}
+    assert needed == {"bug": {"what", "command", "config", "versions", "log"}, "feature": {"want", "use"}}[form]

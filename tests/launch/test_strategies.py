@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import STRATEGIES
+from ftscale.config.strategies import STRATEGIES
 from ftscale.errors import UserError
 from ftscale.resources import resource, strategies, strategy_file
 
@@ -48,7 +48,7 @@ def test_accelerate_reads_each_file(name: str):
 def test_no_deepspeed_value_stands_in_both_files(name: str):
     written = yaml.safe_load(strategy_file(name).read_text())["deepspeed_config"]
     assert written == {"deepspeed_config_file": f"ds_configs/{name}.json", "zero3_init_flag": False}
-    assert STRATEGIES[name] == f"{name}.json"
+    assert STRATEGIES[name].file == f"{name}.json"
 
 
 @pytest.mark.parametrize("name", ZERO)

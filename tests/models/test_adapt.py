@@ -10,11 +10,11 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from ftscale.config.schema import AdapterConfig, ModelConfig
 from ftscale.errors import UserError
 from ftscale.models.adapt import (
-    advance_adapter,
     apply_adapter,
     build_peft_config,
     count_parameters,
     enable_checkpointing,
+    gradient_rule,
 )
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.load import load_model
@@ -60,12 +60,12 @@ def step(model, *, lr=1e-2, steps=3):
     """Losses of a few optimizer steps on one batch of random tokens."""
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=lr)
     ids = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(1))
-    losses = []
+    losses, rule = [], gradient_rule(model)
     for number in range(1, steps + 1):
         loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
         loss.backward()
         optimizer.step()
-        advance_adapter(model, step=number)
+        rule.after_update(step=number)
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses

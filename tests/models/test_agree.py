@@ -85,7 +85,7 @@ def test_a_folder_with_two_ids_is_not_proved(shared: Path, run: Path, tmp_path: 
         prove_saved(
             tmp_path,
             inputs,
-            logits,
+            {"logits": logits},
             auto_class="AutoModelForSequenceClassification",
             dtype=torch.float32,
             device=torch.device("cpu"),

@@ -12,7 +12,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
-from ftscale.config.schema import GenerationSettings
+from ftscale.config.tasks.base import GenerationSettings
 from ftscale.errors import UserError
 from ftscale.inference import open_predictor
 from ftscale.models.generate import OBEYED, TOKENS, check_options, generate

@@ -10,7 +10,9 @@ import torch
 
 from ftscale.config.schema import ModelConfig, OptimizerConfig
 from ftscale.errors import UserError
-from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor, load_small_twin
+from ftscale.modalities.image import Images
+from ftscale.modalities.text import Text
+from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_small_twin
 from ftscale.optim import build_optimizer
 
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -229,14 +231,14 @@ PLANTS = {  # what is loaded: the folder, its file that names the code, for what
         "tokenizer_config.json",
         "AutoTokenizer",
         "PreTrainedTokenizerFast",
-        partial(load_processor, kind="tokenizer"),
+        Text().load_processor,
     ),
     "image processor": (
         MOBILENET,
         "preprocessor_config.json",
         "AutoImageProcessor",
         "MobileNetV1ImageProcessorPil",
-        partial(load_processor, kind="image_processor"),
+        Images().load_processor,
     ),
 }
 
@@ -255,26 +257,26 @@ def test_code_planted_in_a_folder_runs_only_when_trusted(shared, tmp_path, what)
 
 def test_a_tokenizer_without_pad_token_pads_with_its_end_token(shared, caplog):
     with caplog.at_level(logging.INFO, logger="ftscale"):
-        tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+        tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     assert tokenizer.pad_token == tokenizer.eos_token
     assert "no pad token" in caplog.text
 
 
 def test_the_image_processor_needs_pillow_alone(shared):
     config = ModelConfig(name="ignored", processor=str(shared / "weights/mobilenet_v1_0.25_224"))
-    processor = load_processor(config, kind="image_processor")
+    processor = Images().load_processor(config)
     assert type(processor).__name__ == "MobileNetV1ImageProcessorPil"
 
 
 def test_a_folder_without_tokenizer_is_refused(shared):
     config = ModelConfig(name=str(shared / "weights/mobilenet_v1_0.25_224"))
     with pytest.raises(UserError, match="gives no tokenizer.*set model.processor"):
-        load_processor(config, kind="tokenizer")
+        Text().load_processor(config)
 
 
 def test_a_larger_tokenizer_enlarges_the_embedding_with_seeded_rows(shared, caplog):
     place = shared / "weights/stories260K"
-    tokenizer = load_processor(ModelConfig(name=str(place)), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(place)))
     tokenizer.add_tokens(["<one>", "<two>"])
     models = [load(place), load(place)]
     before = models[0].get_input_embeddings().weight.clone()
@@ -292,7 +294,7 @@ def test_a_larger_tokenizer_enlarges_the_embedding_with_seeded_rows(shared, capl
 
 def test_a_quantised_embedding_cannot_be_enlarged(shared):
     place = shared / "weights/stories260K"
-    tokenizer = load_processor(ModelConfig(name=str(place)), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(place)))
     tokenizer.add_tokens(["<one>"])
     with pytest.raises(UserError, match="has 513 tokens and the model 512 embeddings"):
         fit_vocabulary(load(place, quantization="nf4"), tokenizer, seed=0)

@@ -37,11 +37,11 @@ def prove(
     save_model(model.eval(), None, folder)
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     with torch.no_grad():
-        logits = model(**inputs).logits.float()
+        outputs = {"logits": model(**inputs).logits.float()}
     return prove_saved(
         folder,
         inputs,
-        logits,
+        outputs,
         auto_class=auto_class,
         dtype=model.dtype,
         device=torch.device("cpu"),

@@ -19,16 +19,19 @@ from transformers import (
 
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
 from ftscale.errors import UserError
+from ftscale.modalities.image import Images
+from ftscale.modalities.text import Text
 from ftscale.models import save
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import replace_head
-from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_processor
+from ftscale.models.load import fit_vocabulary, load_model, load_model_config
 from ftscale.models.save import export_model, load_saved, load_saved_processor, save_model
 
 CAUSAL = "AutoModelForCausalLM"
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
 CLASSIFIER = "AutoModelForSequenceClassification"
 IDS = torch.arange(5, 17)[None]
+TEXT = Text().probe
 
 
 def stories(shared, *, method=None, dtype=torch.float32, **fields):
@@ -59,7 +62,7 @@ def test_a_whole_model_and_its_tokenizer_load_by_transformers_alone(shared, tmp_
     model = stories(shared)
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
-    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     save_model(model, tokenizer, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(plain), logits(model))
@@ -117,7 +120,7 @@ def test_an_adapter_with_an_mlp_head_comes_back(minilm, tmp_path):
 def test_an_adapter_with_an_mlp_head_merges_into_a_plain_folder(minilm, tmp_path):
     model = classifier(minilm, hidden_sizes=(32,))
     save_model(model, None, tmp_path / "run")
-    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CLASSIFIER, merge=True)
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CLASSIFIER, probe=TEXT, merge=True)
     assert report["largest_logit_change"] < 1e-4
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
@@ -131,7 +134,7 @@ def test_an_adapter_on_random_weights_keeps_them_even_when_moved(shared, tmp_pat
 
 
 def test_an_adapter_with_a_larger_vocabulary_brings_the_embeddings_along(shared, tmp_path):
-    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     tokenizer.add_tokens(["<one>", "<two>"])
     model = stories(shared)
     fit_vocabulary(model, tokenizer, seed=0)
@@ -142,7 +145,7 @@ def test_an_adapter_with_a_larger_vocabulary_brings_the_embeddings_along(shared,
     ids = torch.tensor([[5, 512, 6, 513]])
     assert again(input_ids=ids).logits.shape == (1, 4, 514)
     torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert len(load_processor(ModelConfig(name=str(tmp_path)), kind="tokenizer")) == 514
+    assert len(Text().load_processor(ModelConfig(name=str(tmp_path)))) == 514
 
 
 def test_an_adapter_folder_as_base_model_is_refused_with_the_way_out(shared, tmp_path):
@@ -171,7 +174,7 @@ def test_an_adapter_on_a_quantised_base_answers_as_it_did(shared, tmp_path, quan
 def test_merging_folds_the_adapter_in(shared, tmp_path):
     model = stories(shared, method="lora")
     save_model(model, None, tmp_path / "run")
-    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, merge=True)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(logits(plain), logits(stories(shared)), atol=0.1)
@@ -183,7 +186,7 @@ def test_merging_folds_the_adapter_in(shared, tmp_path):
 def test_merging_into_a_quantised_base_goes_through_its_dequantised_weights(shared, tmp_path):
     model = stories(shared, method="lora", quantization="nf4")
     save_model(model, None, tmp_path / "run")
-    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, merge=True)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert {weight.dtype for weight in plain.parameters()} == {torch.float32}
     assert "quantization_config" not in plain.config.to_dict()
@@ -234,7 +237,7 @@ def tied_logits(model):
 @pytest.mark.parametrize("name", TIED)
 def test_merging_unties_the_embeddings_that_an_adapter_changes(tmp_path, name):
     auto, adapted = tied_adapter(tmp_path, name)
-    export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, probe=TEXT, merge=True)
     merged = getattr(transformers, auto).from_pretrained(tmp_path / "out")
     torch.testing.assert_close(tied_logits(merged), tied_logits(adapted), rtol=1e-4, atol=1e-3)
     plain = getattr(transformers, auto).from_pretrained(tmp_path / "base")
@@ -245,7 +248,7 @@ def test_no_export_is_left_whose_logits_moved_by_more_than_rounding(tmp_path, mo
     auto, _ = tied_adapter(tmp_path, "llama, both")
     monkeypatch.setattr(save, "_untie", lambda model: None)
     with pytest.raises(UserError, match="--merge is not possible with this model: its logits would differ by"):
-        export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, merge=True)
+        export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, probe=TEXT, merge=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -263,7 +266,7 @@ def load_saved_on_full_base(shared, folder):
 
 def test_export_in_bf16_reports_what_it_costs(shared, tmp_path):
     save_model(stories(shared), None, tmp_path / "run")
-    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, dtype="bf16")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, dtype="bf16")
     assert report["dtype"] == "bfloat16"
     assert 1e-4 < report["largest_logit_change"] < 0.5
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
@@ -273,8 +276,8 @@ def test_an_image_model_exports(shared, tmp_path):
     auto = "AutoModelForImageClassification"
     config = ModelConfig(name=str(shared / "weights/mobilenet_v1_0.25_224"))
     model = load_model(config, auto_class=auto, settings={"num_labels": 4}, dtype=torch.float32, seed=0)
-    save_model(model, load_processor(config, kind="image_processor"), tmp_path / "run")
-    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=auto)
+    save_model(model, Images().load_processor(config), tmp_path / "run")
+    report = export_model(tmp_path / "run", tmp_path / "out", auto_class=auto, probe=Images().probe)
     assert report["largest_logit_change"] == 0.0
     assert type(load_saved_processor(tmp_path / "out")).__name__ == "MobileNetV1ImageProcessorPil"
 
@@ -282,7 +285,7 @@ def test_an_image_model_exports(shared, tmp_path):
 def test_wrong_exports_are_reported_together(shared, tmp_path):
     save_model(stories(shared), None, tmp_path / "run")
     with pytest.raises(UserError) as error:
-        export_model(tmp_path / "run", tmp_path, auto_class=CAUSAL, merge=True, dtype="bf17")
+        export_model(tmp_path / "run", tmp_path, auto_class=CAUSAL, probe=TEXT, merge=True, dtype="bf17")
     assert [problem.split(" ")[0] for problem in error.value.problems] == ["--dtype", "--merge", "OUT"]
     assert "did you mean 'bf16'?" in error.value.problems[0]
 
@@ -290,7 +293,7 @@ def test_wrong_exports_are_reported_together(shared, tmp_path):
 def test_a_prompt_cannot_be_merged(shared, tmp_path):
     save_model(stories(shared, method="prompt_tuning"), None, tmp_path / "run")
     with pytest.raises(UserError, match="--merge does not go with an adapter that learns a prompt"):
-        export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+        export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, merge=True)
 
 
 def test_a_missing_base_model_names_the_place_to_mend(shared, tmp_path):
@@ -335,7 +338,7 @@ def test_code_planted_beside_a_saved_model_is_not_run(shared, tmp_path):
     plant(tmp_path / "run", auto=CAUSAL, module="saved_model", base="LlamaForCausalLM")
     load_saved(tmp_path / "run", auto_class=CAUSAL)
     assert not (tmp_path / "run/ran").exists()
-    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL)
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT)
     assert not (tmp_path / "run/ran").exists()
 
 
@@ -350,12 +353,12 @@ def test_code_planted_beside_the_base_of_an_adapter_is_not_run(shared, tmp_path)
     (tmp_path / "run/adapter_config.json").write_text(json.dumps(adapter))
     load_saved(tmp_path / "run", auto_class=CAUSAL)
     assert not (tmp_path / "base/ran").exists()
-    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, merge=True)
+    export_model(tmp_path / "run", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, merge=True)
     assert not (tmp_path / "base/ran").exists()
 
 
 def test_code_planted_beside_a_saved_tokenizer_is_not_run(shared, tmp_path):
-    tokenizer = load_processor(ModelConfig(name=str(shared / "weights/stories260K")), kind="tokenizer")
+    tokenizer = Text().load_processor(ModelConfig(name=str(shared / "weights/stories260K")))
     tokenizer.save_pretrained(tmp_path)
     file = "tokenizer_config.json"
     plant(tmp_path, auto="AutoTokenizer", module="saved_tokenizer", base="PreTrainedTokenizerFast", file=file)
@@ -365,7 +368,7 @@ def test_code_planted_beside_a_saved_tokenizer_is_not_run(shared, tmp_path):
 
 def test_code_planted_beside_a_saved_image_processor_is_not_run(shared, tmp_path):
     config = ModelConfig(name="ignored", processor=str(shared / "weights/mobilenet_v1_0.25_224"))
-    load_processor(config, kind="image_processor").save_pretrained(tmp_path)
+    Images().load_processor(config).save_pretrained(tmp_path)
     base, file = "MobileNetV1ImageProcessorPil", "preprocessor_config.json"
     plant(tmp_path, auto="AutoImageProcessor", module="saved_images", base=base, file=file)
     assert type(load_saved_processor(tmp_path)).__name__ == base

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ftscale.modalities.text import Text
 from ftscale.models.save import export_model
 
 HUB_ID = "someone/stories"
@@ -75,7 +76,7 @@ def test_new_tokens_on_a_base_of_the_hub_are_saved_without_it(
             weight[512:] = 7.0  # a wrong answer where the folder lacks them
     model = PeftModel.from_pretrained(base, saved).eval()
     assert model.get_input_embeddings().weight[512:].abs().max() < 1
-    report = export_model(saved, tmp_path / "out", auto_class="AutoModelForCausalLM", merge=True)
+    report = export_model(saved, tmp_path / "out", auto_class="AutoModelForCausalLM", probe=Text().probe, merge=True)
     assert report["largest_logit_change"] < 1e-3
     assert AutoConfig.from_pretrained(tmp_path / "out").vocab_size == 518
 

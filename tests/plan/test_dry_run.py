@@ -21,15 +21,13 @@ LORA = {"method": "lora", "r": 4, "lora_dropout": 0.0, "target_modules": "all-li
 
 def dry(values: dict[str, Any], *, kind: str = "cpu", sharded: bool = False, accumulates: bool = False) -> DryStep:
     config = config_of(values)
-    processor = check_config(config)
-    sample = read_sample(config, processor)
-    batches = MicroBatches(sample, processor, world_size=1)
+    sample = read_sample(config, check_config(config))
+    batches = MicroBatches(sample, world_size=1)
     probe = Probe(config, sample.task)
     probe.know_head(sample.task, batches.shortest())
     return dry_step(
         config,
         sample.task,
-        processor,
         batches.longest(config),
         probe=probe,
         kind=kind,

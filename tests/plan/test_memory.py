@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ftscale.config.schema import OptimizerConfig
+from ftscale.config.strategies import STRATEGIES
 from ftscale.optim import build_optimizer
 from ftscale.plan.memory import NF4_BYTES, NF4_TABLES, state_bytes, zero_settings
 
@@ -47,5 +48,5 @@ def test_a_quantised_base_is_as_large_as_the_real_one(shared: Path):
 
 
 def test_bucket_sizes_are_those_of_the_shipped_files():
-    assert zero_settings("zero2")["reduce_bucket_size"] == 50_000_000
-    assert zero_settings("ddp") == {}
+    assert zero_settings(STRATEGIES["zero2"])["reduce_bucket_size"] == 50_000_000
+    assert zero_settings(STRATEGIES["ddp"]) == {}

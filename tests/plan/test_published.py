@@ -8,6 +8,7 @@ import pytest
 from plan.worlds import config_of, llama, run_of
 
 from ftscale.config import Config
+from ftscale.config.strategies import STRATEGIES
 from ftscale.plan import plan_run
 from ftscale.plan.dry_run import DryStep, Sizes
 from ftscale.plan.memory import forecast_memory
@@ -27,7 +28,9 @@ def states_gb(parameters: float, strategy: str, world_size: int) -> float:
     sizes = Sizes(parameters, 2 * parameters, parameters, 2 * parameters, 0, 0, 1, 0, 1, 0)
     moment = {"weights": 2 * parameters, "gradients": 2 * parameters, "activations": 1e12, "logits": 0.0}
     step = DryStep([moment], 0.0, "flat", sizes)
-    memory = forecast_memory(Config.model_validate(RUN), step, strategy=strategy, world_size=world_size, on_gpu=True)
+    memory = forecast_memory(
+        Config.model_validate(RUN), step, strategy=STRATEGIES[strategy], world_size=world_size, on_gpu=True
+    )
     return sum(memory.kinds[kind] for kind in ("weights", "gradients", "optimizer")) / GB
 
 

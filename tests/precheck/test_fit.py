@@ -75,7 +75,7 @@ def test_the_shorter_of_tokenizer_and_model_is_the_limit(shared: Path, tmp_path:
         inputs = prepare_inputs(
             parse_config(text_run(tmp_path, folder, task={"name": "text_classification"}), source="")
         )
-        assert max(inputs.train.dataset["length"]) == longest
+        assert max(inputs.train.costs) == longest
 
 
 def test_a_learned_prompt_takes_positions_from_the_samples(shared: Path, tmp_path: Path):

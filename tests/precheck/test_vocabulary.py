@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftscale.config import parse_config
 from ftscale.config.schema import AdapterConfig, ModelConfig
+from ftscale.modalities.text import Text
 from ftscale.models.adapt import apply_adapter
-from ftscale.models.load import fit_vocabulary, load_model, load_processor
+from ftscale.models.load import fit_vocabulary, load_model
 from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.tasks import build_task
 
@@ -32,7 +33,7 @@ def warnings(places: tuple[str, str], **sections: Any) -> list[str]:
     model = {"name": places[0], "processor": places[1]}
     settings = {"task": "causal_lm", "run_folder": "r", "model": model, "data": {"train": "t.txt"}, **sections}
     config = parse_config(settings, source="test")
-    return vocabulary_warnings(config, build_task(config.task), load_processor(config.model, kind="tokenizer"))
+    return vocabulary_warnings(config, build_task(config.task, Text().load_processor(config.model)))
 
 
 def test_new_tokens_under_lora_are_named_with_what_trains_them(places: tuple[str, str]):
@@ -56,7 +57,7 @@ def test_following_the_advice_trains_them_and_ends_the_warning(places: tuple[str
     assert warnings(places, adapter=adapter) == []
     config = ModelConfig(name=places[0], processor=places[1])
     model = load_model(config, auto_class="AutoModelForCausalLM", settings={}, dtype=torch.float32, seed=0)
-    fit_vocabulary(model, load_processor(config, kind="tokenizer"), seed=0)
+    fit_vocabulary(model, Text().load_processor(config), seed=0)
     adapted = apply_adapter(model, AdapterConfig(**adapter), task_type="CAUSAL_LM")
     loss = adapted(input_ids=torch.tensor([[1, 512, 5, 513]]), labels=torch.tensor([[1, 512, 5, 513]])).loss
     loss.backward()

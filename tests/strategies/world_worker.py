@@ -27,19 +27,20 @@ class Noting(Distributed):
         super().prepare(module, optimizer, unused_weights=unused_weights)
         self.steps: list[list[list[int]]] = [[]]
         self.lying: list[list[int]] = []
-        module.register_forward_pre_hook(self._look)
+        module.register_forward_pre_hook(self._look, with_kwargs=True)
         made.append(self)
 
-    def _look(self, module: nn.Module, given: tuple[Any, ...]) -> None:
+    def _look(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         if module.training:
-            tokens, positions = given[0]["input_ids"][0], given[0]["position_ids"][0]  # a flat row
+            inputs = given["batch"].inputs
+            tokens, positions = inputs["input_ids"][0], inputs["position_ids"][0]  # a flat row
             starts = [*(positions == 0).nonzero().flatten().tolist(), len(tokens)]
             self.lying = [tokens[start:stop].tolist() for start, stop in zip(starts, starts[1:], strict=False)]
 
     def load_state(self, folder: Path, *, weights_only: bool = False) -> None:
         """Saves at once what was loaded, for a comparison."""
         super().load_state(folder, weights_only=weights_only)
-        if self.zero_stage and not weights_only:
+        if self.strategy.is_zero and not weights_only:
             self.save_state(folder.parents[1] / f"taken-over-{self.world_size}", torch.save)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

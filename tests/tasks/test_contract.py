@@ -6,7 +6,8 @@ import csv
 import gzip
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,13 @@ from transformers import (
 )
 
 from ftscale.config.schema import Config
-from ftscale.tasks import TASKS, build_task
-from ftscale.tasks.base import Task
+from ftscale.config.tasks import SETTINGS
+from ftscale.data.sample import Sample
+from ftscale.tasks import build_task
+from ftscale.tasks.base import Row, Task, weighted
+from ftscale.tasks.batch import Batch, Counts, Terms
+from ftscale.tasks.text_classification import TextClassification
+from tests import contract
 from tests.contract import CHECKS, Case
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -62,11 +68,11 @@ def text_multi_label(shared: Path) -> Case:
 
 
 def text_case(shared: Path, rows: list[dict], settings: dict[str, Any]) -> Case:
-    task = fitted({"name": "text_classification", **settings}, rows)
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted({"name": "text_classification", **settings}, rows, tokenizer)
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(vocab_size=30522, **SIZES, **task.model_settings())).eval()
-    return Case(task, rows, tokenizer, model, without(rows, "label"), flat=True, pooled=True)
+    return Case(task, rows, model, without(rows, "label"), flat=True)
 
 
 def token_classification(shared: Path) -> Case:
@@ -75,22 +81,22 @@ def token_classification(shared: Path) -> Case:
     for sentence in text.split("\n\n")[:6]:
         words, tags = zip(*(line.split("\t") for line in sentence.splitlines()), strict=True)
         rows.append({"words": list(words), "tags": list(tags)})
-    task = fitted({"name": "token_classification", "max_length": 40}, rows)
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted({"name": "token_classification", "max_length": 40}, rows, tokenizer)
     torch.manual_seed(0)
     model = BertForTokenClassification(BertConfig(vocab_size=30522, **SIZES, **task.model_settings())).eval()
-    return Case(task, rows, tokenizer, model, without(rows, "tags"), flat=True)
+    return Case(task, rows, model, without(rows, "tags"), flat=True)
 
 
 def causal_lm(shared: Path) -> Case:
     with open(shared / "data/math/gsm8k/train.jsonl") as file:
         rows = [{"prompt": row["question"], "completion": row["answer"]} for row in map(json.loads, islice(file, 5))]
-    task = fitted({"name": "causal_lm", "max_length": 128, "generate": {"max_new_tokens": 4}}, rows)
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/qwen2")
+    task = fitted({"name": "causal_lm", "max_length": 128, "generate": {"max_new_tokens": 4}}, rows, tokenizer)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, **SIZES)
     model = LlamaForCausalLM(config).eval()
-    return Case(task, rows, tokenizer, model, without(rows, "completion"), flat=True)
+    return Case(task, rows, model, without(rows, "completion"), flat=True)
 
 
 def seq2seq(shared: Path) -> Case:
@@ -100,12 +106,12 @@ def seq2seq(shared: Path) -> Case:
             {"source": source.strip(), "target": target.strip()}
             for source, target in islice(zip(german, english, strict=True), 5)
         ]
-    task = fitted({"name": "seq2seq", "max_target_length": 12, "generate": {"max_new_tokens": 4}}, rows)
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/t5")
+    task = fitted({"name": "seq2seq", "max_target_length": 12, "generate": {"max_new_tokens": 4}}, rows, tokenizer)
     torch.manual_seed(0)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     model = T5ForConditionalGeneration(T5Config(vocab_size=32128, decoder_start_token_id=0, **sizes)).eval()
-    return Case(task, rows, tokenizer, model, without(rows, "target"))
+    return Case(task, rows, model, without(rows, "target"))
 
 
 def image_classification(shared: Path) -> Case:
@@ -114,17 +120,40 @@ def image_classification(shared: Path) -> Case:
         rows = [
             {"image": archive.extractfile(member).read(), "label": Path(member.name).parent.name} for member in members
         ]
-    task = fitted({"name": "image_classification"}, rows)
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    task = fitted({"name": "image_classification"}, rows, processor)
     torch.manual_seed(0)
     model = ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **SIZES, **task.model_settings())).eval()
-    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    return Case(task, rows, processor, model, without(rows, "label"))
+    return Case(task, rows, model, without(rows, "label"))
+
+
+class TwoTerms(TextClassification):
+    """Besides the class, small logits: a second loss with a count of its own, as detection or a reward model has."""
+
+    terms = {"loss": 1.0, "size": 0.5}
+
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        samples = super().prepare(rows, labelled=labelled)
+        return [replace(sample, counts={**sample.counts, "size": len(self.labels)}) for sample in samples]
+
+    def count(self, batch: Batch) -> Counts:
+        return {**super().count(batch), "size": len(batch) * len(self.labels)}
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Terms:
+        sizes = model(**batch.inputs).logits.float().square().sum(dim=-1)
+        return {**super().loss(model, batch), "size": weighted(sizes, batch)}
+
+
+def two_terms(shared: Path) -> Case:
+    case = text_single_label(shared)
+    return replace(case, task=TwoTerms(case.task.settings, case.task.processor))
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
     "text_classification": text_single_label,
     "text_classification-pair-regression": text_pair_regression,
     "text_classification-multi_label": text_multi_label,
+    "text_classification-two_terms": two_terms,
     "token_classification": token_classification,
     "causal_lm": causal_lm,
     "seq2seq": seq2seq,
@@ -132,11 +161,11 @@ CASES: dict[str, Callable[[Path], Case]] = {
 }
 
 
-def fitted(settings: dict[str, Any], rows: list[dict]) -> Task:
+def fitted(settings: dict[str, Any], rows: list[dict], processor: Any) -> Task:
     """The task, with what the rows told written into its settings."""
     config = Config(task=settings, run_folder="run", model="model", data={"train": "rows.csv"})
     learned = build_task(config.task).fit(rows)
-    return build_task(config.task.model_copy(update=learned))
+    return build_task(config.task.model_copy(update=learned), processor)
 
 
 def without(rows: list[dict], column: str) -> list[dict]:
@@ -155,10 +184,61 @@ def cases(shared: Path) -> dict[str, Case]:
 
 
 def test_every_task_has_a_case():
-    assert {name.split("-")[0] for name in CASES} == set(TASKS)
+    assert {name.split("-")[0] for name in CASES} == set(SETTINGS)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name: str, check: Callable[[Case], None], cases: dict[str, Case]):
     check(cases[name])
+
+
+# ---------------------------------------------------------------- the battery finds a task that breaks a promise
+
+
+class Unweighted(TextClassification):
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Terms:
+        return super().loss(model, replace(batch, weights=None))
+
+
+class OneTermUnweighted(TwoTerms):
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Terms:
+        return {**super().loss(model, batch), "size": super().loss(model, replace(batch, weights=None))["size"]}
+
+
+class Mean(TwoTerms):
+    """The second term is a mean over the micro-batch."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Terms:
+        terms = super().loss(model, batch)
+        return {**terms, "size": terms["size"] / len(batch)}
+
+
+class Leaking(TextClassification):
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Terms:
+        return super().loss(model, replace(batch, inputs={**batch.inputs, **batch.extra}))
+
+
+class LeakingInEvaluation(TextClassification):
+    def outputs(self, model: torch.nn.Module, batch: Batch) -> dict[str, Any]:
+        return super().outputs(model, replace(batch, inputs={**batch.inputs, **batch.extra}))
+
+
+@pytest.mark.parametrize(
+    ("broken", "checks"),
+    [
+        (Unweighted, ["a_weight_of_two_is_the_sample_twice", "a_weight_of_zero_is_the_sample_absent"]),
+        (Unweighted, ["a_weight_of_two_is_the_sample_twice_in_a_flat_row"]),
+        (Unweighted, ["a_weight_of_zero_is_the_sample_absent_in_a_flat_row"]),
+        (OneTermUnweighted, ["a_weight_of_two_is_the_sample_twice", "a_weight_of_zero_is_the_sample_absent"]),
+        (Mean, ["each_term_adds_up_by_itself", "a_batch_cut_in_two_gives_the_same_total"]),
+        (Leaking, ["what_is_in_extra_never_reaches_the_model"]),
+        (LeakingInEvaluation, ["what_is_in_extra_never_reaches_the_model"]),
+    ],
+)
+def test_a_broken_task_is_found(broken: type[TextClassification], checks: list[str], shared: Path):
+    case = text_single_label(shared)
+    case = replace(case, task=broken(case.task.settings, case.task.processor))
+    for check in checks:
+        with pytest.raises(AssertionError):
+            getattr(contract, f"check_{check}")(case)

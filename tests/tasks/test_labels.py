@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ftscale.config.schema import SourceConfig, TextClassificationSettings, TokenClassificationSettings
+from ftscale.config.schema import SourceConfig
+from ftscale.config.tasks.text_classification import TextClassificationSettings
+from ftscale.config.tasks.token_classification import TokenClassificationSettings
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.tasks import build_task
@@ -98,11 +100,11 @@ def test_a_cell_that_only_looks_like_a_list_is_no_class_with_a_bracket(written):
 def test_a_column_a_class_is_a_vector(tmp_path):
     (tmp_path / "a.csv").write_text("toxic,text,obscene,threat\n1,x,0,1\n0,y,0,0\n0.0,z,1.0,0\n")
     task = several(labels=["toxic", "obscene", "threat"])
-    rows = list(read_rows(SourceConfig(path=str(tmp_path / "a.csv")), roles=task.columns))
+    rows = list(read_rows(SourceConfig(path=str(tmp_path / "a.csv")), roles=task.settings.roles))
     assert classes(task, rows) == [["toxic", "threat"], [], ["obscene"]]
     (tmp_path / "a.csv").write_text("toxic,text,obscene,threat\n1,x,2,1\n")
     with pytest.raises(UserError, match=r"a\.csv:2: obscene = '2' must be 0 or 1"):
-        classes(task, list(read_rows(SourceConfig(path=str(tmp_path / "a.csv")), roles=task.columns)))
+        classes(task, list(read_rows(SourceConfig(path=str(tmp_path / "a.csv")), roles=task.settings.roles)))
 
 
 @pytest.mark.parametrize("label", [["a"], "['a', 'b']", {"a": 1}])
@@ -124,12 +126,11 @@ def test_a_list_is_no_class_where_there_is_one_a_row(label):
     ],
 )
 def test_task_labels_may_name_the_numbers_that_files_write(name, labels, written, expected):
-    from pydantic import TypeAdapter
-
-    from ftscale.config.schema import TaskSettings
+    from ftscale.config.schema import Config
     from ftscale.tasks.labels import class_id, class_name
 
-    task = build_task(TypeAdapter(TaskSettings).validate_python({"name": name, "labels": labels}))
+    about = {"name": name, "labels": labels}
+    task = build_task(Config(task=about, run_folder="run", model="model", data={"train": "rows.csv"}).task)
     rows = [{"label": value} for value in written]
     found = [class_id(row, "label", class_name(row, "label"), labels=task.labels, ids=task.ids) for row in rows]
     assert found == expected

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ftscale.config.schema import TextClassificationSettings
+from ftscale.config.tasks.text_classification import TextClassificationSettings
 from ftscale.errors import UserError
 from ftscale.tasks.rows import prepare_rows, words_of
 from ftscale.tasks.text_classification import TextClassification
@@ -17,11 +17,11 @@ def test_a_regular_expression_of_the_tokenizer_that_tries_too_many_ways_is_told(
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "[PAD]": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
-    task = TextClassification(TextClassificationSettings(labels=("x", "y"), max_length=8))
+    task = TextClassification(TextClassificationSettings(labels=("x", "y"), max_length=8), tokenizer)
     row = {"text": "a", "label": "x", "_where": "a.csv:2"}
-    assert prepare_rows(task, [row], tokenizer)[0]["labels"] == 0
+    assert prepare_rows(task, [row])[0].label == 0
     with pytest.raises(UserError, match=r"model\.processor: the tokenizer gives up on a row of a\.csv:2 to a\.csv:3"):
-        prepare_rows(task, [row, {**row, "text": "a" * 60 + "b", "_where": "a.csv:3"}], tokenizer)
+        prepare_rows(task, [row, {**row, "text": "a" * 60 + "b", "_where": "a.csv:3"}])
 
 
 def test_a_text_of_megabytes_is_not_read_as_a_list_and_not_shown_whole():

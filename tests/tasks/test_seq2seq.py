@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from ftscale.config.schema import Seq2SeqSettings
+from ftscale.config.tasks.seq2seq import Seq2SeqSettings
 from ftscale.errors import UserError
+from ftscale.tasks.batch import Batch
 from ftscale.tasks.seq2seq import Seq2Seq, _decoder_input_ids
 
 ROWS = [
@@ -39,58 +41,65 @@ def model() -> T5ForConditionalGeneration:
     return T5ForConditionalGeneration(T5Config(vocab_size=32128, decoder_start_token_id=0, **sizes)).eval()
 
 
-def build(**settings) -> Seq2Seq:
-    return Seq2Seq(Seq2SeqSettings(**settings))
+def build(tokenizer=None, **settings) -> Seq2Seq:
+    return Seq2Seq(Seq2SeqSettings(**settings), tokenizer)
 
 
-def batch_of(task: Seq2Seq, rows: list[dict], tokenizer, *, train=False, labelled=True) -> dict:
-    samples = [{**sample, "row": row} for row, sample in enumerate(task.prepare(rows, tokenizer, labelled=labelled))]
-    return task.collator(tokenizer, layout="padded", train=train)(samples)
+def batch_of(task: Seq2Seq, rows: list[dict], *, train=False, labelled=True) -> Batch:
+    samples = [replace(sample, number=number) for number, sample in enumerate(task.prepare(rows, labelled=labelled))]
+    return task.collate(samples, layout="padded", train=train)
 
 
 def test_a_sample_has_the_prefixed_source_and_the_target_with_its_end(tokenizer):
-    [sample] = build(source_prefix="translate German to English: ").prepare(ROWS[:1], tokenizer)
-    assert tokenizer.decode(sample["input_ids"]) == "translate German to English: Ein Hund l\u00e4uft.</s>"
-    assert tokenizer.decode(sample["labels"]) == "A dog is running.</s>"
-    assert sample["targets"] == len(sample["labels"])
-    assert sample["length"] == len(sample["input_ids"]) + len(sample["labels"])
-    assert sample["reference"] == "A dog is running."
+    task = build(tokenizer, source_prefix="translate German to English: ")
+    [sample] = task.prepare(ROWS[:1])
+    ids = sample.inputs["input_ids"]
+    assert tokenizer.decode(ids) == "translate German to English: Ein Hund l\u00e4uft.</s>"
+    assert tokenizer.decode(sample.label) == "A dog is running.</s>"
+    assert sample.counts == {"loss": len(sample.label)}
+    assert sample.cost == len(ids) + len(sample.label)
+    assert sample.note == task.reference(sample) == "A dog is running."
 
 
 def test_without_generation_a_sample_holds_no_text(tokenizer):
-    assert "reference" not in build(generate=None).prepare(ROWS[:1], tokenizer)[0]
+    task = build(tokenizer, generate=None)
+    [sample] = task.prepare(ROWS[:1])
+    assert (sample.note, task.reference(sample)) == (None, "")
 
 
 def test_long_sources_and_targets_are_noted_and_empty_targets_have_nothing_to_learn(tokenizer):
     rows = [{"source": "a " * 20, "target": "b"}, {"source": "a", "target": "b " * 20}, {"source": "a", "target": " "}]
-    notes = [sample["note"] for sample in build(max_length=8).prepare(rows, tokenizer)]
-    assert notes == ["truncated", "truncated", "no_target"]
-    notes = [sample["note"] for sample in build(max_length=8, max_target_length=100).prepare(rows, tokenizer)]
-    assert notes == ["truncated", "", "no_target"]
-    dropped = build(max_length=8, too_long="drop").prepare(rows, tokenizer)
-    assert [sample["note"] for sample in dropped] == ["too_long", "too_long", "no_target"]
+    samples = build(tokenizer, max_length=8).prepare(rows)
+    assert [sample.truncated for sample in samples] == [True, True, False]
+    assert [sample.drop for sample in samples] == ["", "", "no_target"]
+    samples = build(tokenizer, max_length=8, max_target_length=100).prepare(rows)
+    assert [sample.truncated for sample in samples] == [True, False, False]
+    assert [sample.drop for sample in samples] == ["", "", "no_target"]
+    samples = build(tokenizer, max_length=8, too_long="drop").prepare(rows)
+    assert [sample.truncated for sample in samples] == [False, False, False]
+    assert [sample.drop for sample in samples] == ["too_long", "too_long", "no_target"]
     with pytest.raises(UserError, match=r"task\.max_target_length = 4"):
-        build(max_target_length=4, too_long="raise").prepare(rows[1:], tokenizer)
+        build(tokenizer, max_target_length=4, too_long="raise").prepare(rows[1:])
 
 
 def test_the_loss_is_the_sum_of_what_the_model_itself_would_mean(model, tokenizer):
-    task = build()
-    batch = batch_of(task, ROWS, tokenizer, train=True)
-    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    targets = int(task.count(batch))
-    assert targets == sum(sample["targets"] for sample in task.prepare(ROWS, tokenizer))
-    torch.testing.assert_close(task.loss(model, batch), theirs * targets, rtol=1e-5, atol=0)
-    assert "references" not in batch
+    task = build(tokenizer)
+    batch = batch_of(task, ROWS, train=True)
+    theirs = model(**batch.inputs, labels=batch.labels).loss
+    targets = sum(sample.targets for sample in task.prepare(ROWS))
+    assert task.count(batch) == {"loss": targets}
+    torch.testing.assert_close(task.loss(model, batch), {"loss": theirs * targets}, rtol=1e-5, atol=0)
+    assert batch.notes == []
 
 
 def test_the_loss_goes_through_an_adapter(model, tokenizer):
     import copy
 
-    task = build()
-    batch = batch_of(task, ROWS, tokenizer, train=True)
+    task = build(tokenizer)
+    batch = batch_of(task, ROWS, train=True)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q", "v"]))
-    plain = task.loss(model, batch)
-    loss = task.loss(adapted, batch)
+    plain = task.loss(model, batch)["loss"]
+    loss = task.loss(adapted, batch)["loss"]
     torch.testing.assert_close(loss, plain)  # a fresh LoRA adds nothing
     loss.backward()
     gradients = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
@@ -114,52 +123,54 @@ def test_a_model_without_a_way_of_its_own_gets_the_target_moved_by_one():
     assert _decoder_input_ids(model, labels).tolist() == [[2, 7, 8], [2, 9, 2]]
     source = torch.tensor([[5, 6, 2], [7, 8, 2]])
     theirs = model(input_ids=source, labels=labels).loss
-    batch = {"input_ids": source, "labels": labels, "attention_mask": torch.ones_like(source), "row": torch.arange(2)}
-    torch.testing.assert_close(build().loss(model, batch), theirs * 5)
+    inputs = {"input_ids": source, "attention_mask": torch.ones_like(source)}
+    torch.testing.assert_close(build().loss(model, Batch(inputs, torch.arange(2), labels)), {"loss": theirs * 5})
 
 
 def test_evaluation_scores_losses_and_generated_texts(model, tokenizer):
-    task = build(generate={"max_new_tokens": 5})
-    batch = batch_of(task, ROWS, tokenizer)
-    outputs = task.outputs(model, batch, tokenizer)
-    alone = task.outputs(model, batch_of(task, ROWS[1:2], tokenizer), tokenizer)
+    task = build(tokenizer, generate={"max_new_tokens": 5})
+    batch = batch_of(task, ROWS)
+    outputs = task.outputs(model, batch)
+    alone = task.outputs(model, batch_of(task, ROWS[1:2]))
     assert outputs["losses"][1].item() == pytest.approx(alone["losses"][0].item(), rel=1e-5)
-    assert outputs["counts"].tolist() == [sample["targets"] for sample in task.prepare(ROWS, tokenizer)]
-    torch.testing.assert_close(outputs["loss"], task.loss(model, batch), rtol=1e-5, atol=0)
+    assert outputs["counts"].tolist() == [sample.targets for sample in task.prepare(ROWS)]
+    whole = outputs["losses"].sum()
+    torch.testing.assert_close({"loss": whole}, task.loss(model, batch), rtol=1e-5, atol=0)
     evaluator = task.evaluator()
     evaluator.update({**outputs, "predictions": [row["target"] for row in ROWS]}, batch)
     scores = evaluator.compute()
     assert scores["bleu"] == pytest.approx(100.0)
     assert scores["rougeL"] == pytest.approx(1.0)
-    assert scores["loss"] == pytest.approx(outputs["loss"].item() / sum(outputs["counts"].tolist()), rel=1e-5)
+    assert scores["loss"] == pytest.approx(whole.item() / sum(outputs["counts"].tolist()), rel=1e-5)
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
     assert scores["token_accuracy"] == sum(outputs["correct"].tolist()) / sum(outputs["counts"].tolist())
 
 
-def test_a_cut_target_is_scored_against_the_whole_reference(model, tokenizer):
-    batch = batch_of(build(max_target_length=3), ROWS, tokenizer)
-    assert batch["references"] == [row["target"] for row in ROWS]
+def test_a_cut_target_is_scored_against_the_whole_reference(tokenizer):
+    batch = batch_of(build(tokenizer, max_target_length=3), ROWS)
+    assert batch.notes == [row["target"] for row in ROWS]
 
 
 def test_without_generation_the_loss_chooses_and_nothing_is_generated(model, tokenizer):
-    task = build(generate=None)
-    outputs = task.outputs(model, batch_of(task, ROWS, tokenizer), tokenizer)
+    task = build(tokenizer, generate=None)
+    outputs = task.outputs(model, batch_of(task, ROWS))
     assert "predictions" not in outputs
     evaluator = task.evaluator()
-    evaluator.update(outputs, batch_of(task, ROWS, tokenizer))
+    evaluator.update(outputs, batch_of(task, ROWS))
     assert set(evaluator.compute()) == {"loss", "perplexity", "token_accuracy"}
-    assert task.best_metric == ("loss", False)
-    assert build().best_metric == ("bleu", True)
+    assert task.best_metric == "loss"
+    assert task.best_metric in task.evaluator().lower_is_better
+    assert build().best_metric == "bleu"
+    assert build().best_metric not in build().evaluator().lower_is_better
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_predictions_are_the_generated_texts_with_their_log_probability(model, tokenizer, num_beams):
-    task = build(generate={"max_new_tokens": 4, "num_beams": num_beams})
-    batch = batch_of(task, ROWS, tokenizer, labelled=False)
-    rows = task.predictions(task.outputs(model, batch, tokenizer), batch, tokenizer)
+    task = build(tokenizer, generate={"max_new_tokens": 4, "num_beams": num_beams})
+    batch = batch_of(task, ROWS, labelled=False)
+    rows = task.predictions(task.outputs(model, batch), batch)
     written = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        **batch.inputs,
         max_new_tokens=4,
         num_beams=num_beams,
         do_sample=False,

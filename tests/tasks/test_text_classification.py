@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from ftscale.config.schema import TextClassificationSettings
+from ftscale.config.tasks.text_classification import TextClassificationSettings
 from ftscale.errors import UserError
+from ftscale.tasks.batch import Batch
 from ftscale.tasks.text_classification import TextClassification
 
 WEATHER = [
@@ -38,15 +39,18 @@ def tiny_bert(task: TextClassification) -> BertForSequenceClassification:
     return BertForSequenceClassification(config).eval()
 
 
-def fitted(rows: list[dict], **settings) -> TextClassification:
+def fitted(rows: list[dict], tokenizer=None, **settings) -> TextClassification:
     task = TextClassification(TextClassificationSettings(**settings))
-    return TextClassification(task.settings.model_copy(update=task.fit(rows)))
+    return TextClassification(task.settings.model_copy(update=task.fit(rows)), tokenizer)
 
 
-def batch_of(task: TextClassification, rows: list[dict], tokenizer, **options) -> dict:
-    samples = task.prepare(rows, tokenizer, **options)
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
-    return task.collator(tokenizer, layout="padded", train=False)(numbered)
+def batch_of(task: TextClassification, rows: list[dict], **options) -> Batch:
+    return task.collate(task.prepare(rows, **options), layout="padded", train=False)
+
+
+def own_mean(model: BertForSequenceClassification, batch: Batch) -> torch.Tensor:
+    """The loss that the model itself makes, a mean over the samples."""
+    return model(**batch.inputs, labels=batch.labels).loss
 
 
 def test_class_names_are_sorted_and_numbers_by_value():
@@ -62,92 +66,87 @@ def test_one_class_alone_is_refused():
 def test_a_label_that_training_never_saw_is_named_with_its_row_and_the_nearest_one(tokenizer):
     row = {"text": "rain", "label": "wett", "_where": "eval.csv:7"}
     with pytest.raises(UserError, match=r"eval\.csv:7: label = 'wett' is not known; did you mean 'wet'\?"):
-        fitted(WEATHER).prepare([row], tokenizer)
+        fitted(WEATHER, tokenizer).prepare([row])
 
 
 @pytest.mark.parametrize("label", [None, "", "  ", math.nan])
 def test_a_missing_label_is_named_with_its_row(tokenizer, label):
     with pytest.raises(UserError, match=r"eval\.csv:7: label = .* must be a class"):
-        fitted(WEATHER).prepare([{"text": "rain", "label": label, "_where": "eval.csv:7"}], tokenizer)
+        fitted(WEATHER, tokenizer).prepare([{"text": "rain", "label": label, "_where": "eval.csv:7"}])
 
 
 def test_a_row_without_text_is_named(tokenizer):
     with pytest.raises(UserError, match=r"x\.csv:3: text = None must be a text"):
-        fitted(WEATHER).prepare([{"text": None, "label": "wet", "_where": "x.csv:3"}], tokenizer)
+        fitted(WEATHER, tokenizer).prepare([{"text": None, "label": "wet", "_where": "x.csv:3"}])
 
 
 def test_a_pair_is_one_sample_with_a_separator_between(tokenizer):
-    task = fitted(WEATHER)
-    [sample] = task.prepare([{"text": "rain", "text_pair": "sun", "label": "wet"}], tokenizer)
-    assert tokenizer.decode(sample["input_ids"]) == "[CLS] rain [SEP] sun [SEP]"
-    assert sample["length"] == 5
-    assert sample["labels"] == 1
+    [sample] = fitted(WEATHER, tokenizer).prepare([{"text": "rain", "text_pair": "sun", "label": "wet"}])
+    assert tokenizer.decode(sample.inputs["input_ids"]) == "[CLS] rain [SEP] sun [SEP]"
+    assert sample.cost == 5
+    assert sample.label == 1
 
 
 def test_token_types_of_a_pair_reach_the_model(minilm):
-    tokenizer = AutoTokenizer.from_pretrained(minilm)
-    task = fitted(WEATHER)
-    batch = batch_of(task, [{"text": "rain", "text_pair": "sun", "label": "wet"}, WEATHER[1]][:1], tokenizer)
-    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
+    task = fitted(WEATHER, AutoTokenizer.from_pretrained(minilm))
+    batch = batch_of(task, [{"text": "rain", "text_pair": "sun", "label": "wet"}])
+    assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
 
 
 def test_long_rows_are_cut_dropped_or_refused_as_asked(tokenizer):
-    notes = {}
-    for too_long in ("truncate", "drop"):
-        samples = fitted(WEATHER, max_length=5, too_long=too_long).prepare(WEATHER, tokenizer)
-        notes[too_long] = [sample["note"] for sample in samples]
-        assert [sample["length"] for sample in samples] == [5, 5, 5]
-        assert samples[1]["input_ids"][-1] == tokenizer.sep_token_id
-    assert notes == {"truncate": ["", "truncated", ""], "drop": ["", "too_long", ""]}
+    for too_long, truncated, drop in (("truncate", True, ""), ("drop", False, "too_long")):
+        samples = fitted(WEATHER, tokenizer, max_length=5, too_long=too_long).prepare(WEATHER)
+        assert [sample.truncated for sample in samples] == [False, truncated, False]
+        assert [sample.drop for sample in samples] == ["", drop, ""]
+        assert [sample.cost for sample in samples] == [5, 5, 5]
+        assert samples[1].inputs["input_ids"][-1] == tokenizer.sep_token_id
     with pytest.raises(UserError, match=r"w\.csv:3: 8 tokens are more than task\.max_length = 5"):
-        fitted(WEATHER, max_length=5, too_long="raise").prepare(WEATHER, tokenizer)
+        fitted(WEATHER, tokenizer, max_length=5, too_long="raise").prepare(WEATHER)
 
 
 def test_an_empty_text_is_the_end_token_where_the_tokenizer_adds_nothing(shared: Path):
     gpt2 = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/gpt2")
-    [sample] = fitted(WEATHER).prepare([{"text": "", "label": "wet"}], gpt2)
-    assert sample["input_ids"] == [gpt2.eos_token_id]
+    [sample] = fitted(WEATHER, gpt2).prepare([{"text": "", "label": "wet"}])
+    assert sample.inputs["input_ids"] == [gpt2.eos_token_id]
 
 
 def test_the_loss_is_the_sum_of_what_the_model_itself_would_mean(tokenizer):
-    task = fitted(WEATHER)
+    task = fitted(WEATHER, tokenizer)
     model = tiny_bert(task)
-    batch = batch_of(task, WEATHER, tokenizer)
-    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    assert batch["labels"].tolist() == [1, 0, 1]
-    assert task.count(batch) == 3
-    torch.testing.assert_close(task.loss(model, batch), theirs * 3)
+    batch = batch_of(task, WEATHER)
+    assert batch.labels.tolist() == [1, 0, 1]
+    assert task.count(batch) == {"loss": 3}
+    torch.testing.assert_close(task.loss(model, batch), {"loss": own_mean(model, batch) * 3})
 
 
 def test_several_classes_come_as_a_list_or_joined_and_may_be_none(tokenizer):
     rows = [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": "y| z"}, {"text": "c", "label": []}]
     rows.append({"text": "d", "label": ""})
-    task = fitted(rows, problem="multi_label", label_separator="|")
+    task = fitted(rows, tokenizer, problem="multi_label", label_separator="|")
     model = tiny_bert(task)
-    batch = batch_of(task, rows, tokenizer)
+    batch = batch_of(task, rows)
     assert task.labels == ("x", "y", "z")
-    assert batch["labels"].tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0], [0, 0, 0]]
-    assert task.count(batch) == 4
-    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    torch.testing.assert_close(task.loss(model, batch), theirs * 4)
+    assert batch.labels.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert task.count(batch) == {"loss": 4}
+    torch.testing.assert_close(task.loss(model, batch), {"loss": own_mean(model, batch) * 4})
 
 
 def test_a_number_is_learnt_by_squared_error(tokenizer):
     rows = [{"text": "a", "label": "1.5"}, {"text": "b", "label": 4}]
-    task = fitted(rows, problem="regression")
+    task = fitted(rows, tokenizer, problem="regression")
     model = tiny_bert(task)
-    batch = batch_of(task, rows, tokenizer)
-    theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
-    torch.testing.assert_close(task.loss(model, batch), theirs * 2)
-    assert task.best_metric == ("pearson", True)
+    batch = batch_of(task, rows)
+    torch.testing.assert_close(task.loss(model, batch), {"loss": own_mean(model, batch) * 2})
+    assert task.best_metric == "pearson"
+    assert "pearson" not in task.evaluator().lower_is_better
     with pytest.raises(UserError, match=r"s\.tsv:9: label = 'high' must be a number"):
-        task.prepare([{"text": "a", "label": "high", "_where": "s.tsv:9"}], tokenizer)
+        task.prepare([{"text": "a", "label": "high", "_where": "s.tsv:9"}])
 
 
-def test_the_evaluator_counts_a_repeated_row_once_and_means_the_loss_over_rows(tokenizer):
+def test_the_evaluator_counts_a_repeated_row_once_and_means_the_loss_over_rows():
     task = fitted(WEATHER)
     evaluator = task.evaluator()
-    batch = {"labels": torch.tensor([1, 0, 1]), "row": torch.tensor([2, 0, 1])}
+    batch = Batch({}, torch.tensor([2, 0, 1]), torch.tensor([1, 0, 1]))
     outputs = {"logits": torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]), "losses": torch.tensor([1.0, 4.0, 1.0])}
     evaluator.update(outputs, batch)
     evaluator.update(outputs, batch)
@@ -159,34 +158,36 @@ def test_the_evaluator_counts_a_repeated_row_once_and_means_the_loss_over_rows(t
     assert scores["mcc"] == 0.0
 
 
-def test_predictions_are_names_and_probabilities(tokenizer):
+def test_predictions_are_names_and_probabilities():
     logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
-    assert fitted(WEATHER).predictions({"logits": logits}, {}, tokenizer) == [
+    two, one = Batch({}, torch.arange(2)), Batch({}, torch.arange(1))
+    assert fitted(WEATHER).predictions({"logits": logits}, two) == [
         {"prediction": "wet", "score": pytest.approx(0.75)},
         {"prediction": "dry", "score": pytest.approx(0.75)},
     ]
     several = fitted([{"label": "x,y"}], problem="multi_label")
-    assert several.predictions({"logits": torch.tensor([[math.log(3), -1.0], [-1.0, -1.0]])}, {}, tokenizer) == [
+    assert several.predictions({"logits": torch.tensor([[math.log(3), -1.0], [-1.0, -1.0]])}, two) == [
         {"prediction": ["x"], "score": [pytest.approx(0.75)]},
         {"prediction": [], "score": []},
     ]
     number = fitted([], problem="regression")
-    assert number.predictions({"logits": torch.tensor([[2.5]])}, {}, tokenizer) == [{"prediction": 2.5, "score": None}]
+    assert number.predictions({"logits": torch.tensor([[2.5]])}, one) == [{"prediction": 2.5, "score": None}]
 
 
 def test_rows_without_labels_can_be_prepared(tokenizer):
-    batch = batch_of(fitted(WEATHER), [{"text": "rain"}, {"text": "two words"}], tokenizer, labelled=False)
-    assert "labels" not in batch
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    batch = batch_of(fitted(WEATHER, tokenizer), [{"text": "rain"}, {"text": "two words"}], labelled=False)
+    assert batch.labels is None
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
 def test_the_flat_layout_lays_samples_end_to_end(tokenizer):
-    task = fitted(WEATHER)
-    samples = [{**sample, "row": row} for row, sample in enumerate(task.prepare(WEATHER, tokenizer))]
-    batch = task.collator(tokenizer, layout="flat", train=True)(samples)
-    assert batch["input_ids"].tolist() == [sum((sample["input_ids"] for sample in samples), [])]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, *range(8), *range(len(samples[2]["input_ids"]))]]
-    assert batch["cu_seq_lens_q"].tolist()[:3] == [0, 5, 13]
-    assert batch["cu_seq_lens_q"].dtype == torch.int32
-    assert batch["max_length_q"] == 8
-    assert "attention_mask" not in batch
+    task = fitted(WEATHER, tokenizer)
+    samples = task.prepare(WEATHER)
+    inputs = task.collate(samples, layout="flat", train=True).inputs
+    ids = [sample.inputs["input_ids"] for sample in samples]
+    assert inputs["input_ids"].tolist() == [sum(ids, [])]
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, *range(8), *range(len(ids[2]))]]
+    assert inputs["cu_seq_lens_q"].tolist()[:3] == [0, 5, 13]
+    assert inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert inputs["max_length_q"] == 8
+    assert "attention_mask" not in inputs

@@ -31,7 +31,7 @@ def test_the_first_module_that_is_not_finite_is_named_and_no_draw_is_lost():
     with torch.no_grad():
         model[2].bias.fill_(math.inf)
     torch.manual_seed(1)
-    assert first_not_finite(model, lambda: model(torch.ones(3, 2)).sum()) == "2"
+    assert first_not_finite(model, lambda: {"loss": model(torch.ones(3, 2)).sum()}) == "2"
     after = torch.rand(2)
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(2))
@@ -39,8 +39,8 @@ def test_the_first_module_that_is_not_finite_is_named_and_no_draw_is_lost():
 
 def test_a_loss_alone_can_be_to_blame_or_nothing():
     model = nn.Sequential(nn.Linear(2, 1))
-    assert first_not_finite(model, lambda: model(torch.ones(1, 2)).sum() * math.inf) == "the loss alone"
-    assert first_not_finite(model, lambda: model(torch.ones(1, 2)).sum()) is None
+    assert first_not_finite(model, lambda: {"loss": model(torch.ones(1, 2)).sum() * math.inf}) == "the loss alone"
+    assert first_not_finite(model, lambda: {"loss": model(torch.ones(1, 2)).sum()}) is None
 
 
 def test_statistics_of_a_batch_norm_come_back():

@@ -20,6 +20,7 @@ from strategies import jobs
 from ftscale.config import parse_config
 from ftscale.run import train
 from ftscale.run_folder import Result
+from ftscale.tasks.batch import Terms
 from ftscale.tasks.text_classification import TextClassification
 from ftscale.train import loop
 from ftscale.train.guard import NotFiniteError
@@ -74,9 +75,10 @@ def take_a_second_for_each_loss(patch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now=0.0)
     loss = TextClassification.loss
 
-    def drawn(self: TextClassification, *arguments: Any) -> torch.Tensor:
+    def drawn(self: TextClassification, *arguments: Any) -> Terms:
         clock.now += 1.0
-        return loss(self, *arguments) * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
+        factor = 1 + 0.1 * random.random() + 0.1 * np.random.rand()
+        return {name: term * factor for name, term in loss(self, *arguments).items()}
 
     patch.setattr(TextClassification, "loss", drawn)
     patch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))

@@ -53,6 +53,7 @@ class DataFile:
 
     @property
     def path(self) -> str:
+        """Return the first path, by which messages name the file; only `parallel` has a second."""
         return self.paths[0]
 
     def error(self, what: str, *, line: int = 0, path: str | None = None) -> UserError:
@@ -75,11 +76,12 @@ class Format(Protocol):
 
 
 def is_url(path: str) -> bool:
+    """Tell whether a path begins with a scheme, such as https:// or s3://, so that fsspec fetches it."""
     return "://" in path
 
 
 def compression_of(path: str) -> str | None:
-    """fsspec's name of a file's compression by its suffix, in either case; None = not compressed."""
+    """Return fsspec's name of a file's compression by its suffix, in either case; None = not compressed."""
     return COMPRESSIONS.get(os.path.splitext(path)[1].lower())
 
 

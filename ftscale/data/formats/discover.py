@@ -62,7 +62,7 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
 
 
 def _on_the_command_line(setting: str) -> str:
-    """`data.train[0]` as data.train.0."""
+    """Write `data.train[0]` as data.train.0."""
     return setting.replace("[", ".").replace("]", "")
 
 

@@ -29,7 +29,7 @@ def labels_path(path: str) -> str:
 
 
 def columns(file: DataFile) -> tuple[str, ...]:
-    """image and label; image alone where there is no labels file."""
+    """The columns image and label; image alone where there is no labels file."""
     with open_bytes(file) as stream:
         _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
     labels = labels_path(file.path)

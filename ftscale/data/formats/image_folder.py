@@ -17,7 +17,7 @@ def images(folder: str) -> list[str]:
 
 
 def columns(file: DataFile) -> tuple[str, ...]:
-    """image and label; image alone where an image lies outside any class folder."""
+    """The columns image and label; image alone where an image lies outside any class folder."""
     return ("image", "label") if all("/" in image for image in images(file.path)) else ("image",)
 
 

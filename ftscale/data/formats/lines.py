@@ -36,7 +36,7 @@ def open_lines(file: DataFile, *, place: Place | None = None, path: str | None =
 
 
 class Lines:
-    """An iterator over lines with their ends (`\\n` or `\\r\\n`) kept; takes no line before it is asked for."""
+    r"""An iterator over lines with their ends (`\n` or `\r\n`) kept; takes no line before it is asked for."""
 
     def __init__(self, file: DataFile, stream: BinaryIO, *, path: str, place: Place | None) -> None:
         self.line = place["line"] if place else 0

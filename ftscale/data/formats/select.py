@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 from ftscale.data.formats.base import DataFile
 from ftscale.errors import UserError, counted
 
-LABEL_ROLES = frozenset(("label", "tags", "completion", "target", "output"))
-"""Roles that rows to predict on need not have."""
 CONLL_DEFAULTS: Mapping[str, str | int] = {"words": 0, "tags": -1}
 
 NO_LABEL = {
@@ -27,14 +25,14 @@ def select(
     available: tuple[str | int, ...],
     *,
     roles: Sequence[Sequence[str]],
-    labelled: bool,
+    absent: Collection[str],
     where: str | None = None,
 ) -> Selection:
     """Columns for the first alternative of `roles` that is there whole, and those that `columns` maps besides.
 
-    Of several that are there, one that uses what `columns` maps goes first. `where` is a row that has columns of its
-    own; None = all rows of the file have these. Raises UserError for a mapped column that is not there, and where no
-    alternative is there whole.
+    Of several that are there, one that uses what `columns` maps goes first. `absent`: roles that may be lacking.
+    `where` is a row that has columns of its own; None = all rows of the file have these. Raises UserError for a mapped
+    column that is not there, and where no alternative is there whole.
     """
     where_text = where or file.path
     mapping = _mapping(file, available)
@@ -44,11 +42,11 @@ def select(
         column = _column(file, available, mapping.get(role, role), role, where_text)
         if column is not None:
             found[role] = column
-        elif role in mapping and (labelled or role not in LABEL_ROLES):
+        elif role in mapping and role not in absent:
             raise _no_mapped_column(file, available, role, where_text)
 
     def missing(alternative: Sequence[str]) -> list[str]:
-        return [role for role in alternative if role not in found and (labelled or role not in LABEL_ROLES)]
+        return [role for role in alternative if role not in found and role not in absent]
 
     whole = [alternative for alternative in roles if not missing(alternative)]
     if not whole:

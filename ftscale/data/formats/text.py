@@ -9,7 +9,7 @@ from ftscale.data.formats.lines import open_lines
 
 
 def columns(file: DataFile) -> tuple[str]:
-    """The one column."""
+    """Return the name of the one column."""
     return ("text",)
 
 

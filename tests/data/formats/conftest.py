@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 
@@ -11,9 +11,9 @@ from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 
 
-def _read(path: object, *roles: tuple[str, ...], labelled: bool = True, **settings: object) -> list[dict]:
+def _read(path: object, *roles: tuple[str, ...], absent: Collection[str] = (), **settings: object) -> list[dict]:
     source = SourceConfig(path=str(path), **settings)
-    return list(read_rows(source, roles=roles or (("text", "label"),), labelled=labelled))
+    return list(read_rows(source, roles=roles or (("text", "label"),), absent=absent))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_a_separator_keeps_white_space_inside_words(tmp_path, read):
 def test_words_alone_will_do_where_no_tags_are_needed(tmp_path, read, refused):
     path = tmp_path / "a.conll"
     path.write_text("EU\nrejects\n\nPeter\n")
-    assert read(path, ROLES, labelled=False) == [
+    assert read(path, ROLES, absent={"tags"}) == [
         {"words": ["EU", "rejects"], "_where": f"{path}:1"},
         {"words": ["Peter"], "_where": f"{path}:4"},
     ]

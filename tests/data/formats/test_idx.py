@@ -31,7 +31,7 @@ def test_pillow_opens_the_images_and_finds_every_pixel(tmp_path, read):
 
 def test_images_alone_will_do_where_no_label_is_needed(tmp_path, read, refused):
     path = _write(tmp_path, pixels=np.zeros((2, 1, 1), np.uint8), labels=None)
-    assert [sorted(row) for row in read(path, ROLES, labelled=False)] == [["_where", "image"]] * 2
+    assert [sorted(row) for row in read(path, ROLES, absent={"label"})] == [["_where", "image"]] * 2
     assert "put the labels file" in refused(path, ROLES)
 
 

@@ -31,7 +31,7 @@ def test_the_class_is_the_folder_and_the_order_is_that_of_the_names(tmp_path, re
 
 def test_images_without_class_folders_will_do_where_no_label_is_needed(tmp_path, read, refused):
     _image(tmp_path / "a.png")
-    assert read(tmp_path, ROLES, labelled=False) == [
+    assert read(tmp_path, ROLES, absent={"label"}) == [
         {"image": str(tmp_path / "a.png"), "_where": str(tmp_path / "a.png")}
     ]
     message = refused(tmp_path, ROLES)

@@ -39,10 +39,10 @@ def test_a_mapped_column_wins_over_one_that_has_the_name_of_the_role(tmp_path, r
 
 def test_labels_may_be_absent_where_none_are_needed_even_mapped_ones(tmp_path, read):
     path = _csv(tmp_path, "text\na\n")
-    rows = read(path, PAIR, SINGLE, labelled=False, columns={"label": "category"})
+    rows = read(path, PAIR, SINGLE, absent={"label"}, columns={"label": "category"})
     assert rows == [{"text": "a", "_where": f"{path}:2"}]
     path = _csv(tmp_path, "text,label\na,1\n")
-    assert read(path, labelled=False)[0]["label"] == "1"
+    assert read(path, absent={"label"})[0]["label"] == "1"
 
 
 @pytest.mark.parametrize(

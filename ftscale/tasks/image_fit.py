@@ -9,40 +9,38 @@ import torch
 from PIL import Image
 
 from ftscale.config import Config
-from ftscale.config.schema import ImageClassificationSettings
+from ftscale.data.sample import Sample
 from ftscale.errors import UserError
 from ftscale.models.without_weights import model_without_weights
-from ftscale.tasks.base import Task, model_inputs
+from ftscale.tasks.base import Task
 
 SHAPES = ((64, 48), (48, 64))  # of made images, width and height: real ones are of all shapes
 REFUSALS = (ValueError, RuntimeError)
 """What a model raises for images of another size; on tensors without memory too."""
 
 
-def image_problems(
-    config: Config, settings: ImageClassificationSettings, task: Task, model_config: Any, processor: Any
-) -> list[str]:
+def image_problems(task: Task, config: Config, model_config: Any) -> list[str]:
     """Prepares made images as training will, and shows their shape to a model without weights."""
-    collate = task.collator(processor, layout="padded", train=False)
+    processor, size = task.processor, task.settings.image_size
     try:
-        batches = [collate([_sample(width, height)]) for width, height in SHAPES]
+        made_of = [task.collate([_sample(*shape)], layout="padded", train=False).inputs for shape in SHAPES]
     except (UserError, *REFUSALS, KeyError, TypeError) as error:
         return [f"model.processor: {type(processor).__name__} cannot prepare an image ({error}); set another one."]
-    made, other = (tuple(batch["pixel_values"].shape[1:]) for batch in batches)
+    made, other = (tuple(inputs["pixel_values"].shape[1:]) for inputs in made_of)
     if made != other:
         return [
             f"model.processor: {type(processor).__name__} makes images of unlike shapes ({_shown(made)} and "
             f"{_shown(other)} of 64 x 48 and 48 x 64 pixels), which fit into no batch; set its size to a height and a "
             "width, or let it crop."
         ]
-    asked = "" if settings.image_size is None else f" (task.image_size = {settings.image_size})"
+    asked = "" if size is None else f" (task.image_size = {size})"
     wanted = model_config.to_dict().get("num_channels", made[0])
     if wanted != made[0]:
         return [
             f"model.name = {config.model.name!r} takes images of {wanted} channels, and they come with {made[0]} (red, "
             "green, blue) from the image processor; choose a model for colour images."
         ]
-    problem = _refused(config, task, model_config, model_inputs(batches[0]))
+    problem = _refused(config, task, model_config, made_of[0])
     if problem is None:
         return []
     own = model_config.to_dict().get("image_size")
@@ -53,10 +51,10 @@ def image_problems(
     ]
 
 
-def _sample(width: int, height: int) -> dict[str, Any]:
+def _sample(width: int, height: int) -> Sample:
     file = io.BytesIO()
     Image.new("RGB", (width, height)).save(file, "PNG")
-    return {"image_path": "", "image_bytes": file.getvalue(), "row": 0, "epoch": 0, "seed": 0}
+    return Sample({"image_path": "", "image_bytes": file.getvalue()}, number=0)
 
 
 def _refused(config: Config, task: Task, model_config: Any, inputs: dict[str, Any]) -> str | None:

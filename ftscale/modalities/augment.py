@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ftscale.config.schema import AugmentationSettings
+from ftscale.config.tasks.image_classification import AugmentationSettings
 from ftscale.seeding import derive_seed
 
 Change = Callable[[torch.Tensor], torch.Tensor]

@@ -14,7 +14,7 @@ import tiny
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from ftscale.config.schema import ImageClassificationSettings
+from ftscale.config.tasks.image_classification import ImageClassificationSettings
 from ftscale.errors import UserError
 from ftscale.tasks.image_classification import ImageClassification
 
@@ -24,11 +24,10 @@ DEEP = TWIN.astype(np.uint16) * 257  # white is 65535 as it is 255
 
 def pixels(*images: object) -> np.ndarray:
     """What the model sees of the images."""
-    task = ImageClassification(ImageClassificationSettings(labels=("x", "y")))
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    samples = task.prepare([{"image": image, "label": "x", "_where": "a.csv:2"} for image in images], processor)
-    numbered = [{**sample, "row": row, "epoch": 0, "seed": 0} for row, sample in enumerate(samples)]
-    return task.collator(processor, layout="padded", train=False)(numbered)["pixel_values"].numpy()
+    task = ImageClassification(ImageClassificationSettings(labels=("x", "y")), processor)
+    samples = task.prepare([{"image": image, "label": "x", "_where": "a.csv:2"} for image in images])
+    return task.collate(samples, layout="padded", train=False).inputs["pixel_values"].numpy()
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

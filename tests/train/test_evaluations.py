@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from ftscale.train.loop import Progress, _evaluate
+from ftscale.config.schema import EvaluationConfig
+from ftscale.train.evaluations import Evaluations
+from ftscale.train.state import Progress
 
 
 def after(metric: str, *, higher: bool, scores: list[dict[str, float]]) -> Progress:
-    """What the loop knows when these evaluations are over, one a step."""
-    progress, given = Progress(), iter(scores)
-    silent = SimpleNamespace(write=lambda *_, **__: None, log=lambda *_, **__: None)
-    loop: Any = SimpleNamespace(
-        evaluate=lambda: next(given),
-        best_metric=(metric, higher),
-        metrics=silent,
-        distributed=SimpleNamespace(accelerator=silent),
-    )
-    for step in range(1, len(scores) + 1):
-        progress.step = step
-        _evaluate(loop, progress)
+    """What the run knows when these evaluations are over, one a step."""
+    progress = Progress()
+    evaluations = Evaluations(EvaluationConfig(), frozenset(), None, metric, higher_is_better=higher)
+    for progress.step, metrics in enumerate(scores, start=1):
+        evaluations.judge(metrics, progress)
     return progress
 
 

@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ftscale.errors import UserError
-from ftscale.tasks.base import Row
-from ftscale.tasks.rows import where
-
 NO_SETTING_LIMIT = 2048  # tokens, where neither the user nor the tokenizer says less
 
 
@@ -52,20 +48,6 @@ def encode(
         for index, item in zip(long, cut, strict=True):
             encodings[index] = Encoded(item.inputs, lengths[index], item.words)
     return encodings
-
-
-def overlong_note(
-    length: int, row: Row, *, limit: int, too_long: Literal["truncate", "drop", "raise"], setting: str = "max_length"
-) -> str:
-    """The sample's note under `task.too_long`: "", "truncated" or "too_long". Raises UserError where asked to."""
-    if length <= limit:
-        return ""
-    if too_long == "raise":
-        raise UserError(
-            f"{where(row)}: {length} tokens are more than task.{setting} = {limit}; shorten the row, or set "
-            "task.too_long: truncate or drop."
-        )
-    return "truncated" if too_long == "truncate" else "too_long"
 
 
 def _call(

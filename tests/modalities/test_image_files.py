@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ftscale.config.schema import ImageClassificationSettings
+from ftscale.config.tasks.image_classification import ImageClassificationSettings
 from ftscale.data.formats.image_folder import SUFFIXES
 from ftscale.errors import UserError
+from ftscale.modalities.image_files import FORMATS
 from ftscale.tasks.image_classification import ImageClassification
-from ftscale.tasks.image_files import FORMATS
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 def prepare(image, **settings):
     task = ImageClassification(ImageClassificationSettings(labels=("blue", "red"), **settings))
-    return task.prepare([{"image": image, "label": "red", "_where": "list.csv:4"}], None)
+    return task.prepare([{"image": image, "label": "red", "_where": "list.csv:4"}])
 
 
 def png(width: int, height: int, *, rows: int | None = None) -> bytes:
@@ -50,13 +50,13 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
 
 
 def test_the_limit_is_a_setting_above_pillows_own_too(monkeypatch: pytest.MonkeyPatch):
-    assert prepare(png(40, 25), max_pixels=1000)[0]["labels"] == 1
+    assert prepare(png(40, 25), max_pixels=1000)[0].label == 1
     with pytest.raises(UserError, match="list.csv:4: the image has 1040 pixels, and task.max_pixels = 1000"):
         prepare(png(40, 26), max_pixels=1000)
     with pytest.raises(UserError, match="list.csv:4: the image has 1040 pixels, and task.max_pixels = 1000"):
         prepare(Image.new("RGB", (40, 26)), max_pixels=1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # at which Pillow warns, and at 200 it raises
-    assert prepare(png(40, 25), max_pixels=1000)[0]["labels"] == 1
+    assert prepare(png(40, 25), max_pixels=1000)[0].label == 1
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
@@ -84,13 +84,13 @@ def test_every_ending_of_an_image_folder_is_of_a_format_that_is_opened():
     for suffix in SUFFIXES:
         buffer = io.BytesIO()
         Image.new("L", (8, 8), 200).save(buffer, endings[suffix])
-        assert prepare(buffer.getvalue())[0]["labels"] == 1
+        assert prepare(buffer.getvalue())[0].label == 1
 
 
 def test_the_two_pictures_in_one_file_of_a_phone_are_a_jpeg():
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
-    assert prepare(buffer.getvalue())[0]["labels"] == 1
+    assert prepare(buffer.getvalue())[0].label == 1
 
 
 def test_a_pipe_and_a_device_are_no_images(tmp_path: Path):

@@ -1,0 +1,88 @@
+"""What a task is stays in its own files: nothing else names a task, an Auto class, a column or a kind of processor."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ftscale.config.tasks import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ftscale"
+AT_HOME = ("tasks", "config/tasks", "methods", "config/methods", "modalities")
+
+COLUMNS = {role for settings in SETTINGS.values() for alternative in settings.columns for role in alternative}
+KINDS = {"tokenizer", "image_processor", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor"}
+AUTO_CLASS = re.compile(r"AutoModelFor\w+")
+
+ALLOWED = {
+    # place: what it names there, and why
+    "checks/report.py": ({"tokenizer", "text", "source"}, "keys of the report"),
+    "checks/show.py": ({"tokenizer", "target", "text"}, "keys of the report"),
+    "cluster/submit.py": ({"output"}, "an option of sbatch"),
+    "config/matrix.py": ({"text_classification"}, "the table's columns are computed from a plain run, of any task"),
+    "config/problems.py": ({"input"}, "a key of pydantic's errors"),
+    "data/answers.py": ({"input"}, "the setting of what is predicted on"),
+    "data/prepare.py": ({"target"}, "a word of a sentence"),
+    "data/values.py": ({"tools"}, "the one column that holds JSON in a text"),
+    "data/chat.py": (
+        {"messages", "conversations", "prompt", "completion", "output", "input", "instruction", "tools"},
+        "the forms in which files hold a conversation",
+    ),
+    "data/formats/__init__.py": ({"text"}, "a name of a format"),
+    "data/formats/base.py": ({"text"}, "a name of a format"),
+    "data/formats/discover.py": ({"text"}, "a name of a format"),
+    "data/formats/idx.py": ({"image", "label"}, "what an IDX file holds"),
+    "data/formats/image_folder.py": ({"image", "label"}, "what a folder of images holds"),
+    "data/formats/parallel.py": ({"source", "target"}, "what two files of lines hold"),
+    "data/formats/select.py": ({"words", "tags", "label"}, "what a CoNLL file holds, and where others have no label"),
+    "data/formats/text.py": ({"text"}, "what a file of lines holds"),
+    "data/sources.py": ({"image"}, "the one column whose values are places of files"),
+    "demo/__main__.py": ({"text", "label", "AutoTokenizer"}, "the demo's own file and model"),
+    "inference.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
+    "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
+}
+
+
+def test_what_a_task_is_is_named_in_its_own_files_alone():
+    unexpected = {
+        f"{place}:{line}: {name!r}" for place, line, name in _named() if name not in ALLOWED.get(place, (set(), ""))[0]
+    }
+    assert unexpected == set()
+
+
+def test_what_is_allowed_is_there():
+    there = {(place, name) for place, _, name in _named()}
+    gone = {(place, name) for place, (names, _) in ALLOWED.items() for name in names} - there
+    assert gone == set(), "take it out of the list"
+
+
+def test_what_is_looked_for_is_found():
+    assert {"text", "label", "words", "tags", "source", "target", "image", "messages"} <= COLUMNS
+    assert list(_names_in(ast.parse('load("AutoModelForCausalLM"); task.name == "causal_lm"; row["label"]'))) == [
+        (1, "AutoModelForCausalLM"),
+        (1, "causal_lm"),
+        (1, "label"),
+    ]
+
+
+def _named() -> Iterator[tuple[str, int, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        place = path.relative_to(PACKAGE).as_posix()
+        if not place.startswith(tuple(f"{folder}/" for folder in AT_HOME)):
+            for line, name in _names_in(ast.parse(path.read_text())):
+                yield place, line, name
+
+
+def _names_in(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Texts and names in the code that are a task's, a column's, an Auto class's or a processor's; no docstrings."""
+    for node in ast.walk(tree):
+        name = None
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value
+        elif isinstance(node, ast.Name):
+            name = node.id if node.id in KINDS and node.id.startswith("Auto") else None
+        if name is not None and (name in SETTINGS or name in COLUMNS or name in KINDS or AUTO_CLASS.fullmatch(name)):
+            yield node.lineno, name
