@@ -10,23 +10,25 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from ftscale.config import Config, schema
+from ftscale.config.own_task import OwnTaskSettings
+from ftscale.config.section import Section
+from ftscale.config.tasks import SETTINGS
+from ftscale.config.tasks.base import TaskSettings
 
 PACKAGE = Path(schema.__file__).parents[1]
 
+TASKS = {settings.__name__: settings for settings in SETTINGS.values()}
+
 SECTIONS = {
     name: value
-    for name, value in vars(schema).items()
-    if isinstance(value, type) and issubclass(value, schema.Section) and value is not schema.Section
+    for name, value in {**vars(schema), **TASKS}.items()
+    if isinstance(value, type)
+    and issubclass(value, Section)
+    and value not in (Section, TaskSettings, OwnTaskSettings)  # what others are made from
 }
 
 OWNERS = {  # what a section is called where its settings are read
-    "TextSettings": {"task", "settings", "config"},
-    "ClassNames": {"task", "settings", "config"},
-    "TextClassificationSettings": {"task", "settings", "config"},
-    "TokenClassificationSettings": {"task", "settings", "config"},
-    "CausalLMSettings": {"task", "settings", "config"},
-    "Seq2SeqSettings": {"task", "settings", "config"},
-    "ImageClassificationSettings": {"task", "settings", "config"},
+    **{name: {"task", "settings", "config"} for name in TASKS},
     "GenerationSettings": {"generate", "settings", "config"},
     "AugmentationSettings": {"augment", "settings", "config"},
     "ModelConfig": {"model", "config"},
@@ -93,13 +95,12 @@ def test_a_configuration_cannot_be_changed():
         config.epochs = 2.0  # type: ignore[misc]
 
 
-def test_every_task_section_can_be_named():
-    names = {
-        section.model_fields["name"].default
-        for section in SECTIONS.values()
-        if section.__name__.endswith("Settings") and "name" in section.model_fields
+def test_a_task_is_named_as_its_file_is():
+    assert {name: settings.model_fields["name"].default for name, settings in SETTINGS.items()} == {
+        name: name for name in schema.TaskName.__args__
     }
-    assert names == set(schema.TaskName.__args__)
+    files = {path.stem for path in (PACKAGE / "tasks").glob("*.py")}
+    assert SETTINGS.keys() <= files
 
 
 def _is_section(annotation: object) -> bool:
@@ -113,7 +114,7 @@ def _attribute_reads() -> dict[str, set[str]]:
     """
     reads: dict[str, set[str]] = defaultdict(set)
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name == "config":
+        if path.relative_to(PACKAGE).parts[0] == "config":
             continue
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         by_name = {_name_of(node.args[0]) for node in nodes if isinstance(node, ast.Call) and _is_getattr(node)}
