@@ -63,14 +63,14 @@ INSTANT = "between steps"
 PHASES: dict[str, dict[str, Any]] = {
     # in the order of a run: what benchmarks/struck.py waits for, and which of the meetings it may be
     "reading data": {"event": "open", "path": r"/train\.en\.gz$", "most": 2},
-    "preparing data": {"call": "ftscale.inputs:Preparer.__call__", "most": 3},
+    "preparing data": {"call": "ftscale.run.prepared_data:Preparer.__call__", "most": 3},
     "opening the run folder": {"event": "open", "path": r"/run/\.(config\.yaml|data\.json|run\.json)\.", "most": 3},
     "first step": {"call": "ftscale.train.loop:_train_step", "most": 1},
     "saving": {"event": "open", "path": r"/checkpoints/\.step-\d+\.partial/", "most": 6},
     "sealing": {"call": "ftscale.train.checkpoint:seal", "most": 2},
     "evaluating": {"call": "ftscale.train.evaluate:evaluate", "most": 2},
     INSTANT: {},
-    "resuming": {"call": "ftscale.run:load_checkpoint", "most": 1},
+    "resuming": {"call": "ftscale.run.train:load_checkpoint", "most": 1},
     "rotating": {"event": "shutil.rmtree", "path": r"/checkpoints/step-", "most": 1},
     "writing the final model": {"event": "open", "path": r"/\.model\.[^/]*\.partial", "most": 3},
     "proving": {"event": "subprocess.Popen", "path": "ftscale-proof-", "most": 1},
@@ -602,7 +602,7 @@ def start(
     environment: dict[str, str] | None = None,
 ) -> subprocess.Popen:
     """torchrun with the run, which goes on where it stopped."""
-    from ftscale.run_folder import holds_run
+    from ftscale.run.folder import holds_run
 
     file = log.with_suffix(".json")
     file.write_text(json.dumps({**config, "run_folder": str(folder)}))
@@ -712,7 +712,7 @@ def alive(number: int) -> bool:
 
 def steps(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that tell of optimizer steps; torn and flipped ones are left out."""
-    from ftscale.sealed import read_lines
+    from ftscale.base.sealed import read_lines
 
     lines, _ = read_lines(folder / "metrics.jsonl")
     return [line for line in lines if line.get("kind") == "train" and isinstance(line.get("step"), int)]
@@ -778,7 +778,7 @@ def show(case: Case) -> None:
 
 def write_results(case: Case, seed: int) -> None:
     """This case, and those that are in the file already."""
-    from ftscale.run_folder import versions
+    from ftscale.run.folder import versions
 
     command = f"python benchmarks/chaos.py --seed {seed} --only {case.name}"
     stored = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}

@@ -47,7 +47,7 @@ def main() -> int:
         "command": f"python benchmarks/checkpoint_cost.py --repeats {arguments.repeats}",
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU",
     }
-    from ftscale.run_folder import versions
+    from ftscale.run.folder import versions
 
     RESULTS.write_text(json.dumps({**record, "versions": versions()}, indent=1) + "\n")
     print(json.dumps(record, indent=1))

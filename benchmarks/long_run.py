@@ -231,7 +231,7 @@ def tiny_model(folder: Path) -> Path:
 
 
 def write_results(runs: dict[str, Any], steps: int) -> None:
-    from ftscale.run_folder import versions
+    from ftscale.run.folder import versions
 
     record = {
         "command": f"python benchmarks/long_run.py --steps {steps}",

@@ -246,9 +246,9 @@ def measure_here(case: Case) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from ftscale import run
     from ftscale.config import parse_config
-    from ftscale.distributed import Distributed
+    from ftscale.distributed.runtime import Distributed
+    from ftscale.run.train import train as run
 
     times: list[tuple[float, float]] = []
 

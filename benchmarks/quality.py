@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftscale.demo.__main__ import encoder_folder
-from ftscale.run_folder import versions
+from ftscale.run.folder import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-import ftscale.distributed
+import ftscale.distributed.engine
 from ftscale import train
+from ftscale.base.logs import launched_rank
 from ftscale.config.load import parse_config
-from ftscale.logs import launched_rank
 
 FEW, MORE = 2, 6  # optimizer steps of two runs whose difference is what steps cost, without start and end
 BUS = {"allreduce": 2.0, "allgather": 1.0, "reduce_scatter": 1.0, "broadcast": 1.0, "reduce": 1.0}
@@ -36,12 +36,14 @@ def keep_nothing(folder: Path) -> None:
 
     The shipped limits hold a thousand million weights, and the model here has a quarter of a million.
     """
-    shipped = ftscale.distributed.resource
+    shipped = ftscale.distributed.engine.resource
     settings = json.loads(shipped("ds_configs", "zero3.json").read_text())
     limits = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
     settings["zero_optimization"] |= dict.fromkeys(limits, 0)
     (folder / "zero3.json").write_text(json.dumps(settings))
-    ftscale.distributed.resource = lambda *parts: folder / parts[-1] if parts[-1] == "zero3.json" else shipped(*parts)
+    ftscale.distributed.engine.resource = lambda *parts: (
+        folder / parts[-1] if parts[-1] == "zero3.json" else shipped(*parts)
+    )
 
 
 def count_jobs() -> None:

@@ -158,7 +158,7 @@ def hardware() -> str:
 
 
 def versions() -> dict[str, str]:
-    from ftscale.run_folder import versions
+    from ftscale.run.folder import versions
 
     return versions()
 

@@ -113,7 +113,7 @@ def make_inputs() -> None:
 def prepare(folder: Path) -> None:
     """Prepare the rows of `folder`/run.yaml, for ftscale in its cache, and beside it for the other side."""
     from ftscale.config import load_config
-    from ftscale.inputs import prepare_inputs
+    from ftscale.run.prepared_data import prepare_inputs
 
     inputs = prepare_inputs(load_config(folder / "run.yaml"))
     assert inputs.train is not None

@@ -8,16 +8,17 @@ print(result.metrics, result.model)
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-# the subpackage's first import binds its name here: before the function of that name is defined, not after
 import ftscale.train  # noqa: F401
+from ftscale.base.errors import UserError
 from ftscale.config import Config, load_config
-from ftscale.errors import UserError
 from ftscale.version import __version__
 
 if TYPE_CHECKING:
-    from ftscale.run import Result
+    from ftscale.run.folder import Result
 
 __all__ = ["Config", "UserError", "__version__", "load_config", "train"]
 
@@ -31,11 +32,21 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     Raises:
         UserError: a mistake in the configuration, the data or the run folder; nothing has been written then.
     """
-    from ftscale.logs import quiet_libraries, unchanged_levels
-    from ftscale.processes import unchanged_environment
+    from ftscale.base.logs import quiet_libraries, unchanged_levels
+    from ftscale.base.startup import unchanged_environment
 
     with unchanged_environment(), unchanged_levels():
         quiet_libraries()
-        from ftscale import run  # torch is imported with it, which takes seconds
+        from ftscale.run import train as run  # torch is imported with it, which takes seconds
 
         return run.train(config, resume=resume, overwrite=overwrite)
+
+
+class _CalledPackage(ModuleType):
+    """What `ftscale.train` is: this function and the package of the training loop, whose modules have their names."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules["ftscale.train"].__class__ = _CalledPackage
+globals()["train"] = sys.modules["ftscale.train"]  # an import of a subpackage would bind it here in any case

@@ -1,7 +1,7 @@
 """`ftscale` and `python -m ftscale`, which is also what `accelerate launch -m ftscale` runs."""
 
+from ftscale.base.startup import start_quickly
 from ftscale.cli import main
-from ftscale.processes import start_quickly
 
 
 def run() -> None:

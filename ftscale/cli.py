@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, told_if_full, unknown_name
-from ftscale.launched import launched_processes, launched_rank
-from ftscale.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
-from ftscale.shown import shown
+from ftscale.base.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, told_if_full, unknown_name
+from ftscale.base.launched import launched_processes, launched_rank
+from ftscale.base.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
+from ftscale.base.shown import shown
 from ftscale.version import __version__
 
 app = typer.Typer(
@@ -91,8 +91,8 @@ def options(
 @app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")
 def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
     """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
-    from ftscale.processes import stop_with_launcher
-    from ftscale.train.preemption import Interrupted, StopRequest
+    from ftscale.base.signals import stop_with_launcher
+    from ftscale.train.stop_request import Interrupted, StopRequest
 
     stop_request = StopRequest()
     try:
@@ -101,7 +101,7 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
         from ftscale.precheck import read_config
 
         config = read_config(run, overrides or ())
-        from ftscale.run import train as run_training
+        from ftscale.run.train import train as run_training
 
         result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
     except Interrupted:
@@ -120,7 +120,7 @@ def checkpoints(run_folder: RunFolder) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ftscale.run_folder import run_id
+    from ftscale.run.folder import run_id
     from ftscale.train.manifest import list_checkpoints
 
     identity = run_id(run_folder)
@@ -148,7 +148,7 @@ def launch(
     overwrite: Overwrite = False,
 ) -> None:
     """Check RUN.yaml and prepare its data, then train on several processes of this machine through Accelerate."""
-    from ftscale.launcher import launch_training
+    from ftscale.run.launch import launch_training
 
     sys.exit(
         launch_training(
@@ -167,8 +167,8 @@ def evaluate(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Score a finished run's model; settings such as data.eval.0.encoding=latin-1 are laid over the run's."""
-    from ftscale.inference import evaluate_run
     from ftscale.models.trust import Trust
+    from ftscale.run.evaluate import evaluate_run
 
     trust = Trust(code=trust_remote_code, pickle=allow_pickle)
     metrics = evaluate_run(run_folder, data=data, overrides=overrides or (), trust=trust)
@@ -200,8 +200,8 @@ def predict(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Predict for new rows, in their order; adds prediction and score to the input's columns."""
-    from ftscale.inference import predict_file
     from ftscale.models.trust import Trust
+    from ftscale.run.predict import predict_file
 
     if scores not in ("best", "all"):
         raise UserError(unknown_name("--scores", scores, ("best", "all")))
@@ -226,8 +226,8 @@ def export(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a plain Hugging Face folder that transformers loads without ftscale."""
-    from ftscale.inference import export_run
     from ftscale.models.trust import Trust
+    from ftscale.run.export import export_run
 
     trust = Trust(code=trust_remote_code, pickle=allow_pickle)
     for line in export_run(run_folder, out, merge=merge, dtype=dtype, trust=trust):

@@ -48,7 +48,7 @@ def _import_libraries() -> None:
     """What a saved model is loaded with, and nothing that starts a thread."""
     gc.disable()
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # pyarrow's allocator
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as ftscale.processes.start_quickly does
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # as ftscale.base.startup.start_quickly does
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import peft  # noqa: F401
@@ -66,18 +66,18 @@ def _import_ftscale() -> None:
     gc.disable()
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401
+    import ftscale.run.inference
     import torch
     import transformers.optimization  # noqa: F401
 
     import ftscale.cli
-    import ftscale.finish
-    import ftscale.inference
-    import ftscale.inputs
     import ftscale.models.adapt
     import ftscale.models.save
     import ftscale.optim.optimizers
     import ftscale.optim.schedules
-    import ftscale.run  # noqa: F401
+    import ftscale.run.final_model
+    import ftscale.run.prepared_data
+    import ftscale.run.train  # noqa: F401
 
     assert not torch.distributed.is_initialized()
     _settle()

@@ -44,13 +44,13 @@ class Mutant:
 CHECKPOINT, MANIFEST, RUN, LOOP, STATE = (
     "ftscale/train/checkpoint.py",
     "ftscale/train/manifest.py",
-    "ftscale/run.py",
+    "ftscale/run/train.py",
     "ftscale/train/loop.py",
     "ftscale/train/state.py",
 )
-DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed.py", "ftscale/run_folder.py", "ftscale/sealed.py"
+DISTRIBUTED, RUN_FOLDER, SEALED = "ftscale/distributed/runtime.py", "ftscale/run/folder.py", "ftscale/base/sealed.py"
 LOAD, SAVE, SCHEMA = "ftscale/models/load.py", "ftscale/models/save.py", "ftscale/config/schema.py"
-STRATEGIES = "ftscale/config/strategies.py"
+STRATEGIES, PROCESS_STATE = "ftscale/config/strategies.py", "ftscale/distributed/process_state.py"
 
 OF_CHECKPOINT = "tests/train/test_checkpoint.py::test_"
 ON_DISK = tuple(
@@ -80,7 +80,7 @@ TAGS = tuple(
 )
 ORDER = "tests/data/test_order.py::test_"
 ORACLE = "tests/test_oracle.py::test_losses_norms_and_rates_are_those_of_trainer"
-CLIPPED = "tests/test_distributed.py::test_gradients_longer_than_the_limit_are_shortened_to_it[0.5-expected0]"
+CLIPPED = "tests/distributed/test_runtime.py::test_gradients_longer_than_the_limit_are_shortened_to_it[0.5-expected0]"
 RESTORED = "loop.saver.saved = loop.state.progress.step"  # in _resume, when all else has come back
 
 
@@ -94,14 +94,14 @@ MUTANTS = (
     # ------------------------------------------------------------ full disks
     Mutant(
         "a full disk is a fault of ours",
-        "ftscale/errors.py",
+        "ftscale/base/errors.py",
         "if (said := _said_of_full(error)) is None:",
         "if True:",
         ("tests/test_full_disk.py::test_a_command_says_in_a_sentence_that_its_disk_is_full",),
     ),
     Mutant(
         "a log without room prints tracebacks",
-        "ftscale/logs.py",
+        "ftscale/base/logs.py",
         "if not isinstance(error, OSError):",
         "if True:",
         ("tests/test_full_disk.py::test_lines_of_a_log_that_find_no_room_are_left_out_and_the_run_goes_on",),
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     Mutant(
         "a strategy told by its name",
-        "ftscale/launcher.py",
+        "ftscale/run/launch.py",
         "STRATEGIES[strategy].one_process",
         'strategy == "single"',
         ("tests/config/test_strategies.py::test_nothing_else_compares_a_strategys_name_or_lists_some",),
@@ -193,9 +193,9 @@ MUTANTS = (
         (f"{OF_CHECKPOINT}a_background_save_holds_the_state_of_its_step_whatever_training_does_meanwhile",),
     ),
     # ------------------------------------------------------------ what a resume brings back
-    Mutant("Python's random state forgotten at resume", DISTRIBUTED, "random.setstate(", "str(", (DRAWN, STEPS)),
-    Mutant("numpy's random state forgotten at resume", DISTRIBUTED, "np.random.set_state(", "str(", (DRAWN, STEPS)),
-    Mutant("torch's random state forgotten at resume", DISTRIBUTED, "torch.set_rng_state(", "str(", (COMES_BACK,)),
+    Mutant("Python's random state forgotten at resume", PROCESS_STATE, "random.setstate(", "str(", (DRAWN, STEPS)),
+    Mutant("numpy's random state forgotten at resume", PROCESS_STATE, "np.random.set_state(", "str(", (DRAWN, STEPS)),
+    Mutant("torch's random state forgotten at resume", PROCESS_STATE, "torch.set_rng_state(", "str(", (COMES_BACK,)),
     Mutant("optimizer not restored", DISTRIBUTED, "self.optimizer.load_state_dict(", "str(", (COMES_BACK,)),
     Mutant(
         "weights not restored",
@@ -241,25 +241,25 @@ MUTANTS = (
     ),
     Mutant(
         "deadline ignored",
-        "ftscale/train/preemption.py",
+        "ftscale/train/stop_request.py",
         "if before_end_s and ends",
         "if False",
         (
-            "tests/train/test_preemption.py::test_the_end_of_the_jobs_time_is_a_request_that_the_clock_cannot_move",
-            "tests/train/test_preemption.py::test_no_deadline_without_a_launcher_that_names_it_or_with_0",
+            "tests/train/test_stop_request.py::test_the_end_of_the_jobs_time_is_a_request_that_the_clock_cannot_move",
+            "tests/train/test_stop_request.py::test_no_deadline_without_a_launcher_that_names_it_or_with_0",
         ),
     ),
     # ------------------------------------------------------------ whose code runs
     Mutant(
         "checkpoints by unrestricted pickle",
-        "ftscale/tensor_files.py",
+        "ftscale/base/tensor_files.py",
         "mmap=mmap, weights_only=True)",
         "mmap=mmap, weights_only=False)",
         (
             f"{OF_CHECKPOINT}code_planted_in_the_state_is_refused_and_not_run",
             f"{OF_CHECKPOINT}code_planted_in_what_else_was_saved_is_refused_and_not_run",
-            "tests/test_swapped.py::test_planted_code_is_refused_and_not_run[sub-group-00000.pt]",
-            "tests/test_swapped.py::test_planted_code_is_refused_and_not_run[rest.pt]",
+            "tests/distributed/test_nvme_state.py::test_planted_code_is_refused_and_not_run[sub-group-00000.pt]",
+            "tests/distributed/test_nvme_state.py::test_planted_code_is_refused_and_not_run[rest.pt]",
         ),
     ),
     Mutant("an unsafe YAML loader", "ftscale/config/yaml_text.py", "(yaml.SafeLoader)", "(yaml.UnsafeLoader)", TAGS),

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ftscale.hashing import hash_file
-from ftscale.sealed import sealed
+from ftscale.base.hashing import hash_file
+from ftscale.base.sealed import sealed
 from ftscale.train.manifest import MANIFEST
 
 

@@ -12,9 +12,9 @@ from launching import listed_jobs
 from planted import plant, reseal
 from torch import nn
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.distributed.runtime import Distributed
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
 from ftscale.train.manifest import Checkpoint, read_checkpoint
 

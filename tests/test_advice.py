@@ -12,11 +12,11 @@ from advice import follow
 from pydantic import ValidationError
 
 import ftscale
+from ftscale.base.errors import counted, nearest, unknown_name
 from ftscale.config import Config
 from ftscale.config.compatibility import TABLE, check_combination
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
-from ftscale.errors import counted, nearest, unknown_name
 
 FILE_NAMES = ("train.csv", "train.de", "train.en", "train.sbatch", "data.json", "model.safetensors", "task.description")
 FILE_NAMES += tuple(f"train.csv.{end}" for end in ("gz", "bz2", "xz", "zst"))

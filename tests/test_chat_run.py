@@ -13,11 +13,11 @@ import torch
 import transformers
 from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
+from ftscale.base.errors import UserError
 from ftscale.config import load_config, parse_config
 from ftscale.data.chat import read_template
-from ftscale.errors import UserError
-from ftscale.inference import export_run
-from ftscale.run import train
+from ftscale.run.export import export_run
+from ftscale.run.train import train
 
 QUESTIONS = ["What is it?", "Who are you?", "Why?"]
 ANSWERS = ["It is a dog.", "I am Tom.", "She was sad."]

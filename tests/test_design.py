@@ -12,7 +12,7 @@ import tiny
 
 import ftscale
 from ftscale.config import parse_config
-from ftscale.distributed import Distributed
+from ftscale.distributed.runtime import Distributed
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/design.md"
 MOST_CALLS = 5

@@ -15,14 +15,14 @@ from launching import forget_after
 from safetensors.torch import load_file, save_file
 from strategies import jobs
 
-import ftscale.run_folder
+import ftscale.run.folder
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
-from ftscale.run import train
-from ftscale.run_folder import Result, locked
+from ftscale.run.folder import Result, locked
+from ftscale.run.train import train
 from ftscale.train.guard import NotFiniteError
 from ftscale.train.manifest import complete_checkpoints
-from ftscale.train.preemption import StopRequest
+from ftscale.train.stop_request import StopRequest
 
 
 def run(config: dict[str, Any], folder: Path, *, resume: bool = False, stop: StopRequest | None = None) -> Result:
@@ -197,7 +197,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_noticed_before_training(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("ftscale.finish.shutil.disk_usage", lambda path: usage(2**30, 2**30 - 2**22, 2**22))
+    monkeypatch.setattr("ftscale.run.disk.shutil.disk_usage", lambda path: usage(2**30, 2**30 - 2**22, 2**22))
     with pytest.raises(UserError, match=r"need about \d+ MiB, and 4 MiB are free there; free space, lower checkpoint"):
         run(jobs.captions(shared, tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -216,11 +216,11 @@ def test_a_disk_without_room_for_the_checkpoints_is_noticed_before_training(
 def test_the_forecast_of_a_checkpoint_is_near_its_size(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: Any, sections: dict[str, Any]
 ):
-    import ftscale.finish
+    import ftscale.run.disk
 
     forecast: list[tuple[int, int]] = []
-    known = ftscale.finish._forecast_bytes
-    monkeypatch.setattr(ftscale.finish, "_forecast_bytes", lambda *a: forecast.append(known(*a)) or forecast[-1])
+    known = ftscale.run.disk._forecast_bytes
+    monkeypatch.setattr(ftscale.run.disk, "_forecast_bytes", lambda *a: forecast.append(known(*a)) or forecast[-1])
     run(job(shared, tmp_path, **sections), tmp_path / "run")
     [(checkpoint, model)] = forecast
     assert complete_checkpoints(checkpoints(tmp_path))[-1].size_bytes == pytest.approx(checkpoint, rel=0.15, abs=1e5)
@@ -230,16 +230,16 @@ def test_the_forecast_of_a_checkpoint_is_near_its_size(
 
 def test_who_reads_while_a_file_of_the_run_is_written_reads_the_whole_old_one(tmp_path: Path):
     path = tmp_path / "run.json"
-    ftscale.run_folder.write_json(path, {"run_id": "old"})
+    ftscale.run.folder.write_json(path, {"run_id": "old"})
     with path.open() as reader:
-        ftscale.run_folder.write_json(path, {"run_id": "new"})
+        ftscale.run.folder.write_json(path, {"run_id": "new"})
         assert json.load(reader)["run_id"] == "old"
     assert json.loads(path.read_text())["run_id"] == "new"
     assert [item.name for item in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_second_run_on_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ftscale.run_folder, "LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(ftscale.run.folder, "LOCK_WAIT_S", 0.2)
     with locked(tmp_path / "run"):
         said = r"is in use by process \d+ on \S+ since .*; wait for it, stop it, or name another folder"
         with pytest.raises(UserError, match=said), locked(tmp_path / "run"):
@@ -253,7 +253,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, caplog: pytest
     (tmp_path / "run").mkdir()
     held = {"process": 1, "host": "gone", "since": "yesterday"}
     (tmp_path / "run/lock.json").write_text(json.dumps(held))
-    ftscale.run_folder.log.propagate = True
+    ftscale.run.folder.log.propagate = True
     with caplog.at_level("INFO"), locked(tmp_path / "run"):
         assert json.loads((tmp_path / "run/lock.json").read_text())["host"] != "gone"
     assert "taking over the lock of process 1 on gone since yesterday" in caplog.text

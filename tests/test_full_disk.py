@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ftscale.base.errors import EXIT_USER_ERROR, UserError, told_if_full
 from ftscale.config import Config, parse_config
-from ftscale.errors import EXIT_USER_ERROR, UserError, told_if_full
-from ftscale.run import train
+from ftscale.run.train import train
 from ftscale.train.checkpoint import SaveError
 from ftscale.train.manifest import complete_checkpoints
 

@@ -41,7 +41,8 @@ ALLOWED = {
     "data/formats/text.py": ({"text"}, "what a file of lines holds"),
     "data/sources.py": ({"image"}, "the one column whose values are places of files"),
     "demo/__main__.py": ({"text", "label", "AutoTokenizer"}, "the demo's own file and model"),
-    "inference.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
+    "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
+    "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
     "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
 }
 

@@ -11,7 +11,7 @@ import torch
 from strategies import jobs
 
 from ftscale.config import parse_config
-from ftscale.run import train
+from ftscale.run.train import train
 
 STEPS, WARMUP, GLOBAL, LR = 20, 5, 8, 1e-3
 

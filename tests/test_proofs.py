@@ -15,13 +15,13 @@ from launching import forget_after
 from safetensors.torch import load_file
 from strategies import jobs
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
-from ftscale.inputs import prepare_inputs
 from ftscale.optim.optimizers import OPTIMIZERS
 from ftscale.optim.schedules import NAMES, WITHOUT_WARMUP
-from ftscale.run import train
-from ftscale.run_folder import Result
+from ftscale.run.folder import Result
+from ftscale.run.prepared_data import prepare_inputs
+from ftscale.run.train import train
 from ftscale.train.manifest import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +157,8 @@ def test_the_last_blocks_and_the_head_train_alone(shared: Path, tmp_path: Path):
 
 
 def test_an_mlp_head_trains_is_saved_and_answers_again(shared: Path, tmp_path: Path):
-    from ftscale.inference import evaluate_run, predict_file
+    from ftscale.run.evaluate import evaluate_run
+    from ftscale.run.predict import predict_file
 
     config = jobs.reviews(shared, tmp_path, train={"max_steps": 3})
     result = run(config, tmp_path / "run", head={"hidden_sizes": [16, 8], "activation": "relu", "dropout": 0.0})

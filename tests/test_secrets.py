@@ -18,11 +18,11 @@ import tiny
 from launching import forget_after
 from strategies import jobs
 
+from ftscale.base.errors import UserError
 from ftscale.cluster.submit import Request, submit
 from ftscale.config import load_config, parse_config
-from ftscale.errors import UserError
-from ftscale.inference import evaluate_run
-from ftscale.run import train
+from ftscale.run.evaluate import evaluate_run
+from ftscale.run.train import train
 
 PASSWORD, TOKENS = "p4ssw0rd", ("t0k3n-of-today", "t0k3n-of-tomorrow")
 LOGIN = base64.b64encode(f"reader:{PASSWORD}".encode()).decode()

@@ -14,7 +14,7 @@ from strategies import jobs
 from strategies.jobs import Jobs
 
 from ftscale.config import parse_config
-from ftscale.run import train
+from ftscale.run.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -26,9 +26,9 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import ftscale
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
-from ftscale.run import train
+from ftscale.run.train import train
 from ftscale.train.guard import NotFiniteError
 
 SECOND = ("single", "zero3")
@@ -97,7 +97,7 @@ def _port_in_use() -> Iterator[None]:
 
 def as_it_is() -> dict[str, Any]:
     """What a run could leave behind in a process."""
-    from ftscale.logs import log
+    from ftscale.base.logs import log
 
     return {
         "environment": dict(os.environ),

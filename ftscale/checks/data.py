@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ftscale.base.errors import counted
 from ftscale.checks.characters import lost_text
 from ftscale.checks.sample import DataSample, Part
 from ftscale.data.census import contradicting, odd_labels, repeated, row_warnings, shared_warning
 from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.data.sample import Sample
-from ftscale.errors import counted
 from ftscale.modalities.collate import IGNORED
 from ftscale.tasks.base import Pieces
 from ftscale.tasks.rows import is_blank

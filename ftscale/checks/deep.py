@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftscale.base.errors import UserError
 from ftscale.checks.model import empty_model, quiet
 from ftscale.checks.sample import DataSample
 from ftscale.config import Config
@@ -21,19 +22,18 @@ from ftscale.config.schema import TrainableConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.prepare import Prepared, SourceReport
 from ftscale.data.sample import HASHES, Sample
-from ftscale.distributed import Distributed
-from ftscale.errors import UserError
-from ftscale.inputs import Inputs
+from ftscale.distributed.runtime import Distributed
 from ftscale.models.adapt import count_parameters, weight_bytes
 from ftscale.models.load import load_model_config
 from ftscale.models.shrink import narrow, shallow
 from ftscale.optim.optimizers import state_bytes_per_weight
-from ftscale.run import build_loop
+from ftscale.run.prepared_data import Inputs
+from ftscale.run.train import build_loop
 from ftscale.tasks.base import Task
 from ftscale.train.checkpoint import Saver
 from ftscale.train.loop import run_loop
-from ftscale.train.meters import MetricsFile
-from ftscale.train.preemption import StopRequest
+from ftscale.train.metrics_file import MetricsFile
+from ftscale.train.stop_request import StopRequest
 
 STEPS = 2
 SAMPLES = 2

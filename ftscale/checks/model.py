@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from ftscale.build_model import build_model
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.config.strategies import default_strategy, find_strategy
-from ftscale.errors import UserError
-from ftscale.finish import disk_problems
-from ftscale.logs import log
 from ftscale.models.adapt import count_parameters
 from ftscale.models.head import replace_head
 from ftscale.models.layout import choose_layout
 from ftscale.models.load import load_model, load_model_config, load_small_twin
 from ftscale.models.sizes import MOST_PARAMETERS
+from ftscale.run.build_model import build_model
+from ftscale.run.disk import disk_problems
 from ftscale.tasks.base import Task
 
 ANY_STEPS = 1000

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
 from ftscale.config.own_task import OwnTaskSettings
 from ftscale.config.strategies import find_strategy
-from ftscale.errors import UserError
 from ftscale.precheck import (
     check_config,
     folder_problems,
@@ -161,7 +161,7 @@ def _left_out(*, looked: bool) -> str:
 
 def _start_problems(config: Config, start: Start) -> list[str]:
     """What is wrong with where and how the run is to start."""
-    from ftscale.run_folder import at_real_folder, check_run_folder
+    from ftscale.run.folder import at_real_folder, check_run_folder
 
     problems: list[str] = []
     try:
@@ -184,8 +184,8 @@ def _start_problems(config: Config, start: Start) -> list[str]:
 
 def _check_checkpoint(config: Config, start: Start) -> None:
     """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
-    from ftscale.distributed import check_takeover, resolve_strategy
-    from ftscale.run_folder import run_id
+    from ftscale.distributed.strategy import check_takeover, resolve_strategy
+    from ftscale.run.folder import run_id
     from ftscale.train.manifest import folder_name, newest_manifest
 
     root = Path(config.run_folder) / "checkpoints"

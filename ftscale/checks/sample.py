@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ftscale.base.errors import UserError
+from ftscale.base.seeding import derive_seed
 from ftscale.config import Config
 from ftscale.data.census import content_of
 from ftscale.data.prepare import CHUNK, SourceReport, part_problems, sift
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
-from ftscale.errors import UserError
-from ftscale.inputs import Preparer, held_out, splits
 from ftscale.precheck.fit import in_model_order
-from ftscale.seeding import derive_seed
+from ftscale.run.prepared_data import Preparer, held_out, splits
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import left_out

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ftscale.base.errors import counted
+from ftscale.base.shown import visible
 from ftscale.checks.report import Report
-from ftscale.errors import counted
-from ftscale.shown import visible
 
 LABELS_SHOWN = 12
 

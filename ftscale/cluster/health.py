@@ -19,10 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ftscale.base.errors import UserError
+from ftscale.base.sealed import write_text
 from ftscale.config.load import config_digest
-from ftscale.errors import UserError
 from ftscale.precheck import read_config
-from ftscale.sealed import write_text
 
 CHECK_FOLDER = "check"
 WAIT_S = 30.0  # for the other nodes' reports; Python may start slowly from a network disk

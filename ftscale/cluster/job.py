@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from ftscale.base.errors import EXIT_DONE, UserError, unknown_name
+from ftscale.base.logs import FAILURE, LOGS
+from ftscale.base.shown import shown
+from ftscale.base.startup import begin_work, leave_out_working_folder
 from ftscale.cluster import slurm
 from ftscale.cluster.health import CHECK_FOLDER, compare_reports
 from ftscale.cluster.node import LAUNCHERS
@@ -19,12 +23,8 @@ from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
 from ftscale.cluster.records import Records, checkpoint_step, read_failure, read_json, run_status
 from ftscale.cluster.step import Allocation, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
-from ftscale.errors import EXIT_DONE, UserError, unknown_name
-from ftscale.logs import FAILURE, LOGS
 from ftscale.precheck import read_config
-from ftscale.processes import begin_work, leave_out_working_folder
-from ftscale.run_folder import at_real_folder, holds_run
-from ftscale.shown import shown
+from ftscale.run.folder import at_real_folder, holds_run
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute

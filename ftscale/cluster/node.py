@@ -7,10 +7,11 @@ import os
 import signal
 from collections.abc import Sequence
 
-from ftscale.errors import EXIT_DONE, EXIT_FAULT
-from ftscale.logs import log, setup_logging
-from ftscale.processes import LAUNCHER_SIGNALS, begin_work
-from ftscale.resources import strategy_file
+from ftscale.base.errors import EXIT_DONE, EXIT_FAULT
+from ftscale.base.logs import log, setup_logging
+from ftscale.base.resources import strategy_file
+from ftscale.base.signals import LAUNCHER_SIGNALS
+from ftscale.base.startup import begin_work
 
 LAUNCHERS = ("torchrun", "accelerate", "srun")
 """One a node, or none: one Slurm task a process."""

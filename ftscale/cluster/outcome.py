@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ftscale.base.errors import EXIT_DONE, EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR
 from ftscale.cluster.records import Event
-from ftscale.errors import EXIT_DONE, EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR
 
 FINISHED = ("completed", "stopped_early")
 

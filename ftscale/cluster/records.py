@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftscale import sealed
-from ftscale.files import open_to_append
-from ftscale.logs import log
-from ftscale.sealed import DamagedError, line_of, read_lines
+from ftscale.base import sealed
+from ftscale.base.files import open_to_append
+from ftscale.base.logs import log
+from ftscale.base.sealed import DamagedError, line_of, read_lines
 
 Event = dict[str, Any]
 

@@ -6,8 +6,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from ftscale.errors import UserError
-from ftscale.shown import control_characters
+from ftscale.base.errors import UserError
+from ftscale.base.shown import control_characters
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 """A long name of an option of sbatch."""

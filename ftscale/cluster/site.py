@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
 from ftscale.cluster.render import OPTION_NAME
 from ftscale.config.problems import problems_of
 from ftscale.config.schema import OneLine, Section
 from ftscale.config.yaml_text import read_yaml
-from ftscale.errors import UserError
-from ftscale.logs import log
 
 PLACES = (Path("~/.config/ftscale/cluster.yaml"), Path(".ftscale/cluster.yaml"), Path("cluster.yaml"))
 """Where site settings lie; a later file's settings are laid over an earlier one's."""

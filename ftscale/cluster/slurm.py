@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
 """Job states after which a job does nothing any more."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ftscale.base.errors import UserError
 from ftscale.cluster import slurm
-from ftscale.errors import UserError
 
 KILL_S = 10.0  # from SIGKILL to the end of its processes
 READ_S = 30.0  # for the last lines of a step's errors

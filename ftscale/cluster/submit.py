@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.logs import log
+from ftscale.base.resources import resource
+from ftscale.base.sealed import write_text
+from ftscale.base.startup import begin_work
 from ftscale.checks import check_run
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
@@ -17,13 +22,8 @@ from ftscale.cluster.records import Records, is_job, run_status
 from ftscale.cluster.render import fill
 from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
-from ftscale.errors import UserError, unknown_name
-from ftscale.logs import log
 from ftscale.precheck import read_config
-from ftscale.processes import begin_work
-from ftscale.resources import resource
-from ftscale.run_folder import at_real_folder, check_run_folder
-from ftscale.sealed import write_text
+from ftscale.run.folder import at_real_folder, check_run_folder
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
 """Files in the run folder's slurm/: the job script, the resolved configuration, and an array's members."""

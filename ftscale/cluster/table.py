@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.cluster.records import read_result
 from ftscale.config import Config, load_config
 from ftscale.config.load import differences
 from ftscale.config.own_task import reading_of_strangers
 from ftscale.data.chat import template_name
-from ftscale.errors import UserError
 
 SHOWN = "/"
 """Metrics with this in their names (per class) are left out."""

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ftscale.base.errors import UserError
+from ftscale.base.files import open_to_append
+from ftscale.base.logs import LOGS
 from ftscale.cluster import slurm
 from ftscale.cluster.records import Event, Records, checkpoint_step, read_json, read_result, train_lines
-from ftscale.errors import UserError
-from ftscale.files import open_to_append
-from ftscale.logs import LOGS
 
 FOLLOW_S = 0.5
 RECENT_STEPS = 50  # whose pace tells when the run will be done

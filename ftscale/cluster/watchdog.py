@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftscale.base.logs import FAILURE, LOGS
 from ftscale.cluster.records import Records
 from ftscale.cluster.step import Allocation, Step
-from ftscale.logs import FAILURE, LOGS
 
 POLL_S = 0.5
 HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone

@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from ftscale.base.errors import UserError
+from ftscale.base.sealed import write_text
+from ftscale.base.shown import SECRET, without_secrets
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
 from ftscale.config.schema import Config
 from ftscale.config.yaml_text import read_yaml, write_yaml
-from ftscale.errors import UserError
-from ftscale.sealed import write_text
-from ftscale.shown import SECRET, without_secrets
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

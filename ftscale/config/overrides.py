@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config.yaml_text import read_scalar, read_yaml
-from ftscale.errors import UserError
 
 PLACE = re.compile(r"\[(\d+)\]")
 

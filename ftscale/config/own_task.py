@@ -14,8 +14,8 @@ from typing import Any
 import xxhash
 from pydantic import ConfigDict, field_validator
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.base import TaskSettings
-from ftscale.errors import UserError
 
 _strangers: ContextVar[bool] = ContextVar("strangers", default=False)
 _loaded: dict[Path, ModuleType] = {}

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from ftscale.base.errors import nearest, unknown_name
 from ftscale.config.own_task import OwnTaskSettings, load_file, the_one
-from ftscale.errors import nearest, unknown_name
 
 Path = tuple[str | int, ...]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ftscale.shown import control_characters
+from ftscale.base.shown import control_characters
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 _SCALARS = (  # the core schema of YAML 1.2; PyYAML's own is 1.1, where 1e-5 is a text, `no` false and 010 eight
     ("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), "~nN\0"),

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from ftscale.base.errors import UserError
+from ftscale.base.files import open_new, partial_path
 from ftscale.config.schema import SourceConfig
-from ftscale.errors import UserError
-from ftscale.files import open_new, partial_path
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
 DELIMITED = {".csv": "csv", ".tsv": "tsv"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftscale.base.errors import counted
 from ftscale.config.schema import BatchConfig
-from ftscale.errors import counted
 
 DEFAULT_MICRO_SIZE = 8
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.data.chat_spans import (
     Message,
     Renderer,
@@ -23,7 +24,6 @@ from ftscale.data.chat_spans import (
 from ftscale.data.formats.paths import nearest_path, relative_to
 from ftscale.data.left_out import count_left_out
 from ftscale.data.parts import Span, tokenize_parts
-from ftscale.errors import UserError, unknown_name
 
 Targets = Literal["assistant", "last", "all"]
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.data.parts import Span
 from ftscale.data.rendering import TooMuch, bounded_rendering, check_rendered
-from ftscale.errors import UserError
 
 Message = dict[str, Any]
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ftscale.base.signals import leave_signals_to_parent
 from ftscale.data.batching import Division, Ranks
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared
 from ftscale.data.sample import Sample
-from ftscale.processes import leave_signals_to_parent
 
 Collate = Callable[[Sequence[Sample]], Any]
 """Makes a micro-batch of samples (`tasks.batch.Batch`)."""

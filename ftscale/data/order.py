@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftscale.base.seeding import derive_seed
 from ftscale.config.schema import BatchConfig
-from ftscale.seeding import derive_seed
 
 GROUPED_BATCHES = 100
 """Global batches among whose rows those of like length are put together. Multi30k, batches of 32: padding is 86 % of

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 Span = tuple[int, int]
 

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from ftscale.base.errors import UserError, counted
+from ftscale.base.files import own_id, partial_path, remove, remove_partials, without_link
+from ftscale.base.hashing import hash_file
+from ftscale.base.logs import log
+from ftscale.base.sealed import DamagedError, read_json, write_json
+from ftscale.base.seeding import derive_seed
+from ftscale.base.shown import without_secrets
+from ftscale.base.signals import leave_signals_to_parent
 from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.order import SourceRows
 from ftscale.data.sample import COST, COUNT, HASHES, LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
-from ftscale.errors import UserError, counted
-from ftscale.files import own_id, partial_path, remove, remove_partials, without_link
-from ftscale.hashing import hash_file
-from ftscale.logs import log
-from ftscale.processes import leave_signals_to_parent
-from ftscale.sealed import DamagedError, read_json, write_json
-from ftscale.seeding import derive_seed
-from ftscale.shown import without_secrets
 
 FORMAT = 5  # of the files below; a new number makes old caches unread
 REPORT = "report.json"

@@ -12,6 +12,11 @@ from typing import Any, TypedDict
 import fsspec
 import xxhash
 
+from ftscale.base.errors import UserError
+from ftscale.base.hashing import fit_to_hash_whole, hash_file, sampled_hash
+from ftscale.base.logs import log
+from ftscale.base.shown import without_secrets
+from ftscale.base.startup import begin_work
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import load_format
 from ftscale.data.formats.base import DataFile, Place, is_url
@@ -20,11 +25,6 @@ from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
 from ftscale.data.missing import with_none
 from ftscale.data.values import check_characters, without_made_nulls
-from ftscale.errors import UserError
-from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
-from ftscale.logs import log
-from ftscale.processes import begin_work
-from ftscale.shown import without_secrets
 
 __all__ = [
     "Position",

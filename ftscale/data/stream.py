@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
+from ftscale.base.seeding import derive_seed
 from ftscale.config.schema import DataConfig
 from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import Collate, Step
 from ftscale.data.prepare import CHUNK, Prepare, Roles, SourceReport, sift, template_warnings
 from ftscale.data.sample import Sample
 from ftscale.data.sources import open_stream
-from ftscale.errors import UserError
-from ftscale.logs import log
-from ftscale.seeding import derive_seed
 
 ENOUGH_ROWS = 1000  # of a stream, before its share of rows without targets is judged
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from ftscale.errors import UserError
-from ftscale.logs import log
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
 
 SHOWN_CHARACTERS = 40
 MOST_TEXT = 10_000_000

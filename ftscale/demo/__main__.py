@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ftscale.base.errors import UserError
+from ftscale.base.logs import quiet_libraries
+from ftscale.base.resources import resource
 from ftscale.config.strategies import default_strategy
-from ftscale.errors import UserError
-from ftscale.launcher import launch_training
-from ftscale.logs import quiet_libraries
-from ftscale.resources import resource
+from ftscale.run.launch import launch_training
 
 DATA = Path(__file__).parent / "help_desk"
 RUN_FOLDER = Path("runs/help-desk")
@@ -132,7 +132,7 @@ def embed(encoder: Path, texts: Sequence[str]) -> np.ndarray:
 
 def fine_tuned(test: Sequence[tuple[str, str]]) -> list[str]:
     """Predictions of the run's model, by way of `ftscale predict`."""
-    from ftscale.inference import predict_file
+    from ftscale.run.predict import predict_file
 
     out = RUN_FOLDER / "test-predictions.jsonl"
     predict_file(RUN_FOLDER, str(DATA / "test.csv"), out=out)

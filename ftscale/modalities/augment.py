@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ftscale.base.seeding import derive_seed
 from ftscale.config.tasks.image_classification import AugmentationSettings
-from ftscale.seeding import derive_seed
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats by whose endings image folders are known, and of JPEGs of 16 bits; no other is tried,

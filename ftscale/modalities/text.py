@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ftscale.base.logs import log
 from ftscale.config.schema import ModelConfig
-from ftscale.logs import log
 from ftscale.modalities.collate import Layout
 from ftscale.models.agree import agree_on_padding
 from ftscale.models.load import check_tokenizer, fit_vocabulary, load_processor

@@ -12,11 +12,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftscale.base.errors import UserError, nearest, unknown_name
+from ftscale.base.startup import unchanged_environment
 from ftscale.config.schema import AdapterConfig
-from ftscale.errors import UserError, nearest, unknown_name
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.sizes import size_problems, told_as_too_large
-from ftscale.processes import unchanged_environment
 
 ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Of peft's RankAllocator: sensitivity of each weight, and the moving averages of it and of its uncertainty."""

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ftscale.errors import UserError
-from ftscale.logs import log
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
 from ftscale.models.languages import target_code
 from ftscale.models.lengths import POSITION_TABLES
 

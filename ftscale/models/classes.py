@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ftscale.logs import log
+from ftscale.base.logs import log
 from ftscale.models.head import head_module_names
 from ftscale.models.initialize import seeded_weights
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ftscale.base.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.config.schema import ModelConfig
-from ftscale.hashing import fit_to_hash_whole, hash_file, sampled_hash
 
 WEIGHTS = (".safetensors", ".bin")
 SETTINGS = (".json", ".jinja", ".model", ".py", ".txt")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.config.schema import TrainableConfig
-from ftscale.errors import UserError, unknown_name
 from ftscale.models.head import head_module_names
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.logs import log
 from ftscale.config.tasks.base import GenerationSettings
-from ftscale.errors import UserError, unknown_name
-from ftscale.logs import log
 from ftscale.models.lengths import position_tables
 from ftscale.models.probing import transformers_model
 

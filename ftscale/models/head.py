@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.logs import log
 from ftscale.config.schema import HeadConfig
-from ftscale.errors import UserError, unknown_name
-from ftscale.logs import log
 from ftscale.models import mlp_head
 from ftscale.models.initialize import seeded_weights
 

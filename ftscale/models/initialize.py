@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ftscale.seeding import derive_seed
+from ftscale.base.seeding import derive_seed
 
 
 @contextmanager

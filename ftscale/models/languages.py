@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ftscale.errors import unknown_name
+from ftscale.base.errors import unknown_name
 
 CODE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")  # fra_Latn, en_XX
 SHOWN = 6

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.models.attention import FLAT, use_flat, use_padded
 from ftscale.models.probing import transformers_model, without_traces
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.logs import log
 from ftscale.config.schema import ModelConfig
-from ftscale.errors import UserError, unknown_name
-from ftscale.logs import log
 from ftscale.models.classes import apply_verdict, class_names, judge_head
 from ftscale.models.head import head_module_names, model_class_with_head
 from ftscale.models.initialize import seeded_weights

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ftscale.errors import UserError
-from ftscale.logs import log
-from ftscale.tensor_files import load_tensors
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
+from ftscale.base.tensor_files import load_tensors
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Largest difference of a logit, as a share of the largest logit: kernels round differently, no more."""

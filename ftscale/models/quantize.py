@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 
 def quantization_config(

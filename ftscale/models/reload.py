@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-gc.disable()  # before the imports, which make no garbage (ftscale/processes.py); this process lives for seconds
+gc.disable()  # before the imports, which make no garbage (ftscale/base/startup.py); this process lives for seconds
 atexit.register(gc.freeze)
 
 # ruff: noqa: E402

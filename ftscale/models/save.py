@@ -25,8 +25,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftscale.errors import UserError, unknown_name
-from ftscale.files import partial_path, remove, remove_partials
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.files import partial_path, remove, remove_partials
+from ftscale.base.startup import unchanged_environment
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
 from ftscale.models.load import first_sentence
@@ -35,7 +36,6 @@ from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.models.sizes import check_saved_sizes, told_as_too_large
 from ftscale.models.trust import NO_TRUST, Trust, needed_code, needs_code
-from ftscale.processes import unchanged_environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER_FILE = "adapter_config.json"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 LAYERS = re.compile(r"(^|_)(n_?|num_)(\w+_)?(layers?|blocks)$|(encoder|decoder)_layers$|(^|_)depths?$")
 MOST_LAYERS = 2000

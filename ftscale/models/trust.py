@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import ModelConfig
-from ftscale.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 
 def parameter_groups(

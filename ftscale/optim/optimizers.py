@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.config.schema import OptimizerConfig
-from ftscale.errors import UserError, unknown_name
 from ftscale.optim.groups import parameter_groups
 from ftscale.optim.master_weights import MasterWeights
 

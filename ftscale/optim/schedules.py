@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.config.schema import ScheduleConfig
-from ftscale.errors import UserError, unknown_name
 
 NAMES = (*(kind.value for kind in SchedulerType), "exponential")
 WITHOUT_WARMUP = {"constant", "reduce_lr_on_plateau", "greedy"}

@@ -11,8 +11,8 @@ from ftscale.models.trust import without_code
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.forecast import plan_run
 from ftscale.plan.timing import calibrate
-from ftscale.run import train
-from ftscale.train.meters import metric_lines
+from ftscale.run.train import train
+from ftscale.train.metrics_file import metric_lines
 
 STEPS = 5
 LEFT_OUT = 2

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftscale.errors import UserError, unknown_name
+from ftscale.base.errors import UserError, unknown_name
 
 TABLE = Path(__file__).with_name("devices.json")
 CALIBRATION = Path("~/.cache/ftscale/calibration.json")

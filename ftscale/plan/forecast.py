@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ftscale.base.errors import UserError
+from ftscale.base.logs import log
 from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.schema import TrainableConfig
 from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy, find_strategy
-from ftscale.errors import UserError
-from ftscale.logs import log
 from ftscale.models.trust import NeedsCodeError, without_code
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device

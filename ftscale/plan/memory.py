@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from ftscale.base.resources import resource
 from ftscale.config import Config
 from ftscale.config.strategies import Strategy
 from ftscale.optim.master_weights import CHUNK
 from ftscale.plan.dry_run import DryStep, Moment, Sizes
-from ftscale.resources import resource
 
 KINDS = (
     "weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.plan.forecast import Plan
 from ftscale.plan.memory import KINDS, Memory
 

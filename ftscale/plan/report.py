@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ftscale.base.errors import UserError, counted
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.yaml_text import read_yaml, write_yaml
-from ftscale.errors import UserError, counted
 from ftscale.plan.forecast import Choice, Plan
 from ftscale.tasks import task_class
 from ftscale.train.loop import duration

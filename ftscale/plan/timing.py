@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftscale.base.sealed import write_text
 from ftscale.config import Config
 from ftscale.config.strategies import Strategy
 from ftscale.plan.devices import CALIBRATION, Device
 from ftscale.plan.dry_run import Sizes
 from ftscale.plan.memory import state_bytes
-from ftscale.sealed import write_text
 
 EFFICIENCY = 0.4
 """Share of a device's rate that training reaches without calibration: 0.3 to 0.5 is what published runs report (PaLM,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.config import Config, parse_config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.load import read_settings, settings_source
@@ -25,7 +26,6 @@ from ftscale.config.schema import (
 )
 from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
-from ftscale.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from ftscale.tasks.base import Task
@@ -185,7 +185,7 @@ def _problems(check: Callable[[], Any]) -> list[str]:
 
 def _section_problems(settings: dict[str, Any]) -> list[str]:
     """Unknown names in the sections that are right by themselves, of settings that are wrong elsewhere."""
-    from ftscale.distributed import resolve_strategy
+    from ftscale.distributed.strategy import resolve_strategy
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.optimizers import check_optimizer
     from ftscale.optim.schedules import check_schedule
@@ -244,8 +244,8 @@ def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str
 
 
 def _strategy_problems(config: Config) -> list[str]:
-    from ftscale.distributed import resolve_strategy
-    from ftscale.launched import check_launch
+    from ftscale.base.launched import check_launch
+    from ftscale.distributed.strategy import resolve_strategy
 
     if problems := _problems(check_launch):
         return [*problems, *check_combination(config)]

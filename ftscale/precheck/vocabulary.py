@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
-from ftscale.errors import UserError
 from ftscale.models.load import load_model_config
 from ftscale.models.without_weights import model_without_weights
 from ftscale.tasks.base import Task

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ftscale.base.errors import UserError
 from ftscale.config.own_task import OwnTaskSettings, UnreadTaskSettings, load_file, the_one
 from ftscale.config.tasks.base import TaskSettings
-from ftscale.errors import UserError
 
 if TYPE_CHECKING:
     from ftscale.tasks.base import Task

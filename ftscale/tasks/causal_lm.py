@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.base import GenerationSettings
 from ftscale.config.tasks.causal_lm import CausalLMSettings
 from ftscale.data.chat import normalize, read_template, stop_ids
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import length_limit
 from ftscale.modalities.text import Text

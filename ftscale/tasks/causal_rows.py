@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ftscale.base.errors import UserError
 from ftscale.data.chat import encode_conversation, encode_prompt, normalize, row_tools
 from ftscale.data.missing import is_missing
 from ftscale.data.parts import special_frame, tokenize_parts
-from ftscale.errors import UserError
 from ftscale.modalities.collate import IGNORED
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import LEAVE_OUT, mend, text_of, where

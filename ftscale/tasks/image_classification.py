@@ -12,10 +12,10 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.image_classification import ImageClassificationSettings
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores
 from ftscale.metrics.top_k import TopKAccuracy
 from ftscale.modalities.augment import Augment

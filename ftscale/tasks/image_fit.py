@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.models.without_weights import model_without_weights
 from ftscale.tasks.base import Task
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.config.tasks.base import ClassNames
 from ftscale.data.missing import is_missing
-from ftscale.errors import UserError, unknown_name
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import mend, where
 from ftscale.tasks.written_lists import is_cut_list, parse_list

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import where
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.base import TaskSettings
 from ftscale.data.census import content_of
 from ftscale.data.missing import is_missing
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.written_lists import parse_list
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.base import GenerationSettings
 from ftscale.config.tasks.seq2seq import Seq2SeqSettings
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id, pad_rows
 from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text

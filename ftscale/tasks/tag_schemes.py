@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 Scheme = Literal["IOB1", "IOB2", "BIOES"]
 OUTSIDE = "O"

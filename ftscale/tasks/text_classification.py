@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.text_classification import TextClassificationSettings
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.metrics.classification import ClassificationScores, MultiLabelScores
 from ftscale.metrics.regression import RegressionScores
 from ftscale.modalities.collate import Layout, collate_tokens, pad_id

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
-from ftscale.errors import UserError
 from ftscale.modalities.encode import length_limit
 from ftscale.models.agree import STARTS_WITH_THE_END, no_start, start_token
 from ftscale.models.languages import target_code

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ftscale.base.errors import UserError, counted
 from ftscale.config import Config
 from ftscale.config.tasks.token_classification import TokenClassificationSettings
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError, counted
 from ftscale.metrics.sequence_tags import EntityScores
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit

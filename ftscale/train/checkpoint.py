@@ -15,13 +15,15 @@ import torch
 import xxhash
 from torch.utils._pytree import tree_map
 
-from ftscale.distributed import Distributed, check_takeover, random_state
-from ftscale.errors import UserError
-from ftscale.files import remove
-from ftscale.hashing import hash_file
-from ftscale.sealed import sync, write_text
-from ftscale.seeding import derive_seed, seed_everything
-from ftscale.tensor_files import load_tensors
+from ftscale.base.errors import UserError
+from ftscale.base.files import remove
+from ftscale.base.hashing import hash_file
+from ftscale.base.sealed import sync, write_text
+from ftscale.base.seeding import derive_seed, seed_everything
+from ftscale.base.tensor_files import load_tensors
+from ftscale.distributed.process_state import random_state
+from ftscale.distributed.runtime import Distributed
+from ftscale.distributed.strategy import check_takeover
 from ftscale.train import random_file
 from ftscale.train.manifest import (
     Checkpoint,

@@ -8,16 +8,16 @@ from functools import partial
 
 import torch
 
+from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.data.batching import Division, Ranks
 from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
-from ftscale.distributed import Distributed
-from ftscale.logs import log
+from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
 from ftscale.tasks.base import Task
 from ftscale.tasks.batch import Batch
-from ftscale.train.preemption import Interrupted, StopRequest
+from ftscale.train.stop_request import Interrupted, StopRequest
 
 SAY_S = 30.0
 """Between two lines on how far an evaluation is: a long one is to be told from one that hangs."""

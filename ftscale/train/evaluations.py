@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.logs import log
 from ftscale.config.schema import EvaluationConfig
 from ftscale.data.order import GlobalOrder
-from ftscale.errors import UserError, unknown_name
-from ftscale.logs import log
 from ftscale.tasks.base import Task
 from ftscale.train.state import Progress
 

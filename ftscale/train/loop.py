@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ftscale.base.errors import counted
+from ftscale.base.logs import log
 from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
-from ftscale.distributed import Distributed
-from ftscale.errors import counted
-from ftscale.logs import log
+from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
@@ -26,9 +26,9 @@ from ftscale.train.checkpoint import Saver
 from ftscale.train.evaluations import Evaluations
 from ftscale.train.guard import NotFiniteError, Statistics, first_not_finite, named_rows, verdict
 from ftscale.train.manifest import Checkpoint, complete_checkpoints
-from ftscale.train.meters import MetricsFile, peak_memory_bytes, progress_bar, rows_hash
-from ftscale.train.preemption import Interrupted, StopRequest
+from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes, progress_bar, rows_hash
 from ftscale.train.state import Progress, RunState
+from ftscale.train.stop_request import Interrupted, StopRequest
 
 
 class TaskModule(nn.Module):

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
+from ftscale.base.files import open_new, remove, without_link
+from ftscale.base.hashing import hash_file
+from ftscale.base.logs import log
+from ftscale.base.sealed import DamagedError, sealed, sync, unsealed
 from ftscale.config.strategies import STRATEGIES
-from ftscale.files import open_new, remove, without_link
-from ftscale.hashing import hash_file
-from ftscale.logs import log
-from ftscale.sealed import DamagedError, sealed, sync, unsealed
 from ftscale.train.random_file import file_name
 
 MANIFEST = "manifest.json"

@@ -10,8 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ftscale.distributed import set_random_state
-from ftscale.tensor_files import refusal
+from ftscale.base.tensor_files import refusal
+from ftscale.distributed.process_state import set_random_state
 
 NUMPY_WORDS = 624  # of its Mersenne twister; numpy does not check the place among them that it is given
 

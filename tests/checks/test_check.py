@@ -247,7 +247,7 @@ def test_rows_held_out_are_looked_at_apart_from_the_others(shared: Path, tmp_pat
     assert (facts["train"]["rows"], facts["eval"]["rows"]) == (30, 10)
     from sklearn.model_selection import train_test_split
 
-    from ftscale.seeding import derive_seed
+    from ftscale.base.seeding import derive_seed
 
     kept, held = train_test_split(range(40), test_size=0.25, random_state=derive_seed(0, "split") % 2**32)
     assert facts["overlap"] == sum(row // 2 in {other // 2 for other in kept} for row in held) > 0

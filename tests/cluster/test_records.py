@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.sealed import line_of
 from ftscale.cluster.records import Records, read_failure, read_json, run_status
 from ftscale.cluster.watch import status_lines
-from ftscale.sealed import line_of
 
 END = {"job": "7", "restart": 0, "reason": "completed", "counts": False, "action": "done", "step": 4, "progress": 4}
 BAD = (

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
+from ftscale.base.errors import UserError
+from ftscale.base.resources import resource
 from ftscale.cluster.render import fill
-from ftscale.errors import UserError
-from ftscale.resources import resource
 
 TEMPLATES = ("train.sbatch", "array.sbatch", "evaluate.sbatch")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.cluster.site import Site, load_site
-from ftscale.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,12 @@ import pytest
 import tiny
 from plan.worlds import llama, run_of
 
+from ftscale.base.errors import UserError
+from ftscale.base.resources import resource
 from ftscale.cluster.records import Records
 from ftscale.cluster.site import Site
 from ftscale.cluster.submit import Request, job_script, submit
 from ftscale.cluster.watch import cancel
-from ftscale.errors import UserError
-from ftscale.resources import resource
 
 
 @pytest.fixture

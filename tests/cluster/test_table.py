@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from ftscale.base.errors import UserError
 from ftscale.cluster.table import as_text, result_table
 from ftscale.config import load_config
 from ftscale.config.yaml_text import write_yaml
 from ftscale.data.chat import read_template
-from ftscale.errors import UserError
 
 
 def finished(folder: Path, *, seed: int, lr: float, accuracy: float | None) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from ftscale.base.sealed import write_json
 from ftscale.cluster.records import Records
-from ftscale.sealed import write_json
 
 TITLE = "\x1b]0;owned\x07"
 CLIPBOARD = "\x1b]52;c;ZWNobyBvd25lZA==\x07"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config import load_config, parse_config
-from ftscale.errors import UserError
 
 RUN = "task: {{name: text_classification, labels: {labels}}}\nrun_folder: r\nmodel: m\ndata: {{train: t.csv}}\n"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config import load_config, parse_config, write_config
 from ftscale.config.load import config_digest, config_schema, differences
 from ftscale.config.problems import _OTHER_NAMES, _all_settings
 from ftscale.config.schema import Config
 from ftscale.config.yaml_text import read_yaml, write_yaml
-from ftscale.errors import UserError
 
 RUN = """\
 task: text_classification

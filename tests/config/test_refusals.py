@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
 )
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import (
     AdapterConfig,
     BatchConfig,
@@ -27,7 +28,6 @@ from ftscale.config.schema import (
 )
 from ftscale.config.strategies import STRATEGIES
 from ftscale.data.order import GlobalOrder, SourceRows
-from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.freeze import freeze
 from ftscale.models.head import replace_head
@@ -219,10 +219,10 @@ def test_a_worker_process_is_in_no_group():
 
 
 def test_deepspeed_needs_a_folder_for_nvme():
-    from ftscale.distributed import _deepspeed_plugin
+    from ftscale.distributed.engine import deepspeed_plugin
 
     with pytest.raises(UserError, match="offload_dir"):
-        _deepspeed_plugin(STRATEGIES["zero3_nvme"], DistributedConfig(), precision="bf16", max_grad_norm=1.0)
+        deepspeed_plugin(STRATEGIES["zero3_nvme"], DistributedConfig(), precision="bf16", max_grad_norm=1.0)
 
 
 def test_models_of_this_file_are_alike():

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.load import load_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.yaml_text import read_yaml
-from ftscale.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 import tiny
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
 from ftscale.config.overrides import apply_overrides
-from ftscale.errors import UserError
-from ftscale.inputs import prepare_inputs
+from ftscale.run.prepared_data import prepare_inputs
 
 CSV = "text,label\na fine film,good\nan endless mess,bad\n"
 HERE = r"data\.train\[0\]"

@@ -14,11 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data import answers
 from ftscale.data.answers import Answer, open_answers
 from ftscale.data.sources import detect_format, read_rows
-from ftscale.errors import UserError
 
 LABELS = {"label", "tags"}
 ADDED = {"prediction": "good", "score": 0.25}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ftscale.base.errors import UserError
 from ftscale.data.chat import (
     NO_TARGET,
     encode_chat,
@@ -21,7 +22,6 @@ from ftscale.data.chat import (
     row_tools,
     stop_ids,
 )
-from ftscale.errors import UserError
 from ftscale.tasks.causal_rows import encode_row, encode_row_prompt
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import tiny
 
+from ftscale.base.errors import UserError
 from ftscale.checks import check_run
 from ftscale.config import parse_config
 from ftscale.config.schema import SourceConfig
@@ -24,9 +25,8 @@ from ftscale.data.census import content_of, contradicting, odd_labels, repeated,
 from ftscale.data.missing import is_missing, with_none
 from ftscale.data.prepare import Prepared
 from ftscale.data.sources import open_stream, read_rows
-from ftscale.errors import UserError
-from ftscale.inputs import prepare_inputs
-from ftscale.run import train
+from ftscale.run.prepared_data import prepare_inputs
+from ftscale.run.train import train
 from ftscale.tasks.rows import text_of
 
 MISSING = [None, math.nan, np.float32("nan"), np.float64("nan"), decimal.Decimal("NaN"), pandas.NA, pandas.NaT]

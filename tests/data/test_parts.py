@@ -10,9 +10,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from ftscale.base.errors import UserError
 from ftscale.data.chat import NO_TARGET, encode_chat, encode_prompt, read_template
 from ftscale.data.parts import special_frame, tokenize_parts
-from ftscale.errors import UserError
 
 TOKENIZERS = {  # byte-level, SentencePiece's BPE with byte fallback, unigram, WordPiece
     "gpt2": "weights/tokenizers/gpt2",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
+from ftscale.base.files import partial_path
 from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
 from ftscale.data import prepare as prepare_module
 from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
-from ftscale.files import partial_path
 from ftscale.modalities.text import Text
 
 ROLES = (("text", "label"),)

@@ -11,10 +11,10 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
+from ftscale.base.errors import UserError
 from ftscale.data import rendering
 from ftscale.data.chat import encode_chat
 from ftscale.data.rendering import TooMuch, bounded_rendering, check_rendered
-from ftscale.errors import UserError
 
 LARGE = {  # each asks for gigabytes
     "product": "{{ 'a' * 2147483648 }}",

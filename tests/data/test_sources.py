@@ -22,11 +22,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from ftscale import hashing
+from ftscale.base import hashing
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data import sources
 from ftscale.data.sources import file_fingerprints, open_stream, read_rows, source_fingerprint
-from ftscale.errors import UserError
 
 ROLES = (("text", "label"),)
 NUM_ROWS = 23

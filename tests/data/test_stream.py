@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import BatchConfig, DataConfig, SourceConfig
 from ftscale.data.batching import Division, Ranks
 from ftscale.data.sample import Sample
 from ftscale.data.stream import StreamPosition, StreamSteps
-from ftscale.errors import UserError
 
 ROLES = (("text",),)
 

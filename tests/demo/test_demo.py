@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+from ftscale.base.errors import UserError
 from ftscale.demo.__main__ import linear_probe, majority, read_split, scores
-from ftscale.errors import UserError
 
 
 def test_a_split_is_read_as_text_and_label():

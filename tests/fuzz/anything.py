@@ -11,7 +11,7 @@ import needs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 
 LONGER = 200
 """So many times the examples of an ordinary run are tried in the campaign."""

@@ -12,12 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
 from ftscale.config.schema import ModelConfig, SourceConfig
 from ftscale.config.tasks import SETTINGS
 from ftscale.config.yaml_text import read_scalar, read_yaml
 from ftscale.data.sources import read_rows
-from ftscale.errors import UserError
 from ftscale.modalities.text import Text
 from ftscale.models.load import load_model
 from ftscale.models.save import load_saved, save_model

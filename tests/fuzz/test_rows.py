@@ -15,8 +15,8 @@ from ftscale.config import parse_config
 from ftscale.config.schema import ModelConfig
 from ftscale.data.chat import TEMPLATES, normalize, read_template, row_tools
 from ftscale.data.sources import read_rows
-from ftscale.inputs import Preparer
 from ftscale.modalities.text import Text
+from ftscale.run.prepared_data import Preparer
 from ftscale.tasks import build_task
 from ftscale.tasks.causal_rows import encode_row_prompt
 from ftscale.tasks.rows import left_out

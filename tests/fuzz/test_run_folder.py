@@ -15,18 +15,18 @@ from fuzz.anything import altered, as_json, budget, damaged, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftscale.base.errors import UserError
+from ftscale.base.sealed import line_of, sealed
 from ftscale.cluster import slurm
 from ftscale.cluster.outcome import Facts, judge
 from ftscale.cluster.records import Records, read_failure
 from ftscale.cluster.table import as_text, result_table
 from ftscale.cluster.watch import status_lines
 from ftscale.config import Config, parse_config
-from ftscale.errors import UserError
-from ftscale.run import train
-from ftscale.run_folder import check_run_folder, finished_result, locked, run_id, write_result
-from ftscale.sealed import line_of, sealed
+from ftscale.run.folder import check_run_folder, finished_result, locked, run_id, write_result
+from ftscale.run.train import train
 from ftscale.train.manifest import complete_checkpoints, latest_checkpoint, list_checkpoints, prune_checkpoints
-from ftscale.train.meters import cut_metrics
+from ftscale.train.metrics_file import cut_metrics
 
 Change = Callable[[bytes], bytes]
 
@@ -89,7 +89,7 @@ def _lock(folder: Path) -> None:
 
 
 def _result() -> Any:
-    from ftscale.run_folder import Result
+    from ftscale.run.folder import Result
 
     return Result("completed", 2, {"loss": math.nan}, None, 1.0, "model")
 

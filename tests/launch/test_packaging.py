@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ftscale
-from ftscale import run_folder
+from ftscale.run.train import folder as run_folder
 from ftscale.version import __version__
 
 if sys.version_info >= (3, 11):
@@ -94,7 +94,9 @@ def test_the_changelog_has_the_version_and_what_is_unreleased():
 
 def test_an_installed_wheel_finds_its_resources(wheel: Path, tmp_path: Path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    program = "from ftscale.resources import resource, strategies; print(resource('ds_configs')); print(*strategies())"
+    program = (
+        "from ftscale.base.resources import resource, strategies; print(resource('ds_configs')); print(*strategies())"
+    )
     # -c puts the current folder first on the path, before an editable install
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     folder, names = done.stdout.splitlines()

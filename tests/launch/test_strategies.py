@@ -10,10 +10,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from ftscale.base.errors import UserError
+from ftscale.base.resources import resource, strategies, strategy_file
 from ftscale.config.schema import DistributedConfig
 from ftscale.config.strategies import STRATEGIES
-from ftscale.errors import UserError
-from ftscale.resources import resource, strategies, strategy_file
 
 ZERO = [name for name in STRATEGIES if name.startswith("zero")]
 

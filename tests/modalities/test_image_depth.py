@@ -14,8 +14,8 @@ import tiny
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.image_classification import ImageClassificationSettings
-from ftscale.errors import UserError
 from ftscale.tasks.image_classification import ImageClassification
 
 TWIN = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)

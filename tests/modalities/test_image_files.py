@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.image_classification import ImageClassificationSettings
 from ftscale.data.formats.image_folder import SUFFIXES
-from ftscale.errors import UserError
 from ftscale.modalities.image_files import FORMATS
 from ftscale.tasks.image_classification import ImageClassification
 

@@ -7,8 +7,8 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import AdapterConfig, ModelConfig
-from ftscale.errors import UserError
 from ftscale.models.adapt import (
     apply_adapter,
     build_peft_config,

@@ -17,9 +17,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from ftscale.inference import open_predictor
 from ftscale.models.agree import agree_on_padding
 from ftscale.models.prove import prove_saved
+from ftscale.run.predict import open_predictor
 
 TEXTS = ["no", "a warm and funny film", "an endless mess", "the cast, for once, is a delight to watch all night " * 3]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftscale import hashing
+from ftscale.base import hashing
 from ftscale.config.schema import ModelConfig
 from ftscale.models.files import model_fingerprints
 

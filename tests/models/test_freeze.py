@@ -11,8 +11,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import AdapterConfig, ModelConfig, TrainableConfig
-from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.freeze import freeze, set_training_mode
 from ftscale.models.load import load_model

@@ -12,11 +12,11 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, T5Config, T5ForConditionalGeneration
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.base import GenerationSettings
-from ftscale.errors import UserError
-from ftscale.inference import open_predictor
 from ftscale.models.generate import OBEYED, TOKENS, check_options, generate
 from ftscale.models.save import save_model
+from ftscale.run.predict import open_predictor
 
 PROMPTS = ["once upon", "one day a girl", "the cat", "tom had a big red ball and"]
 OWN = {  # of a model's file: nothing of it may change number, form and length

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import HeadConfig, ModelConfig
-from ftscale.errors import UserError
 from ftscale.models.head import auto_class_of, head_module_names, replace_head
 from ftscale.models.load import load_model
 from ftscale.models.save import load_saved, save_model

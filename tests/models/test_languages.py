@@ -24,7 +24,7 @@ from transformers import (
     T5Config,
 )
 
-from ftscale.inference import open_predictor
+from ftscale.run.predict import open_predictor
 
 PIECES = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "\u2581": 4, "a": 5, "b": 6, "\u2581a": 7, "\u2581b": 8}
 ROWS = [{"source": source, "target": target} for source, target in (("a b", "b a"), ("b b a", "a a b"), ("a", "b"))]

@@ -10,7 +10,7 @@ import transformers
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.models.attention import FLAT
 from ftscale.models.layout import choose_layout, first_tokens_suffice, supports_flat, why_not_flat
 

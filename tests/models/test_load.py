@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import ModelConfig, OptimizerConfig
-from ftscale.errors import UserError
 from ftscale.modalities.image import Images
 from ftscale.modalities.text import Text
 from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_small_twin

@@ -17,8 +17,8 @@ from models.test_adapt import METHODS, step
 from planted import plant
 
 import ftscale.models.prove
+from ftscale.base.errors import UserError
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
-from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter
 from ftscale.models.head import head_module_names, replace_head
 from ftscale.models.load import load_model

@@ -17,8 +17,8 @@ from transformers import (
     T5Config,
 )
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import AdapterConfig, HeadConfig, ModelConfig
-from ftscale.errors import UserError
 from ftscale.modalities.image import Images
 from ftscale.modalities.text import Text
 from ftscale.models import save

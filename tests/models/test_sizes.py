@@ -11,9 +11,9 @@ import tiny
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ftscale.base.errors import UserError
 from ftscale.checks import model as check_of_model
 from ftscale.config.schema import AdapterConfig, ModelConfig
-from ftscale.errors import UserError
 from ftscale.models.adapt import apply_adapter, build_peft_config
 from ftscale.models.load import load_model, load_model_config
 from ftscale.models.save import load_saved

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.training_args import OptimizerNames
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import OptimizerConfig
-from ftscale.errors import UserError
 from ftscale.optim import build_cpu_adam, build_optimizer
 from ftscale.optim.optimizers import OPTIMIZERS, check_optimizer
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import SchedulerType
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import ScheduleConfig
-from ftscale.errors import UserError
 from ftscale.optim import advance_schedule, build_schedule
 from ftscale.optim.schedules import NAMES
 

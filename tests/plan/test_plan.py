@@ -10,8 +10,8 @@ import pytest
 import tiny
 from plan.worlds import config_of, llama, run_of
 
+from ftscale.base.errors import UserError
 from ftscale.config import load_config
-from ftscale.errors import UserError
 from ftscale.plan import Plan, plan_run
 from ftscale.plan.devices import device_names, load_device
 from ftscale.plan.report import apply_choice

@@ -11,10 +11,10 @@ import tiny
 import transformers
 from transformers import AutoTokenizer
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
-from ftscale.inputs import prepare_inputs
 from ftscale.precheck import check_config
+from ftscale.run.prepared_data import prepare_inputs
 
 WORDS = "once upon a time there was a little cat " * 90
 

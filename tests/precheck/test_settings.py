@@ -10,8 +10,8 @@ import pytest
 import tiny
 from transformers import BertConfig, BertLMHeadModel
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
 from ftscale.precheck import check_config, folder_problems, machine_problems, metric_problems
 from ftscale.tasks import build_task
 

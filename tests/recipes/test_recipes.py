@@ -19,8 +19,8 @@ import needs
 import pytest
 import tiny
 
+from ftscale.base.resources import resource
 from ftscale.config.load import config_schema, load_config
-from ftscale.resources import resource
 
 RECIPES = {path.stem: path for path in sorted(resource("launch", "recipes").glob("*.yaml"))}
 STEPS = 2

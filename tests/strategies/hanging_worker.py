@@ -13,12 +13,12 @@ import torch
 from launching import forget_after
 from torch import nn
 
+from ftscale.base.logs import launched_rank
 from ftscale.config import parse_config
 from ftscale.config.schema import DistributedConfig, OptimizerConfig
-from ftscale.distributed import Distributed
-from ftscale.logs import launched_rank
+from ftscale.distributed.runtime import Distributed
 from ftscale.optim.optimizers import build_cpu_adam
-from ftscale.run import train
+from ftscale.run.train import train
 
 FOREVER_S = 3000.0  # the default time-out of DeepSpeed's own group is 1,800
 

@@ -73,7 +73,7 @@ def test_the_adapter_folder_holds_the_trained_adapter_alone(done: dict[str, Path
 
 @pytest.mark.parametrize("strategy", LORA)
 def test_the_saved_adapter_answers_as_the_trained_model(done: dict[str, Path], strategy: str):
-    from ftscale.inference import evaluate_run
+    from ftscale.run.evaluate import evaluate_run
 
     folder = done[f"lora-{strategy}"]
     assert evaluate_run(folder)["loss"] == pytest.approx(jobs.result(folder)["metrics"]["loss"], rel=1e-5)

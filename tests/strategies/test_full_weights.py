@@ -288,7 +288,7 @@ def test_a_frozen_body_with_batch_norm_is_left_alone(done: dict[str, Path], shar
 
 @pytest.mark.parametrize("strategy", TWO)
 def test_batch_norm_statistics_are_saved_as_they_were_evaluated(done: dict[str, Path], shared: Path, strategy: str):
-    from ftscale.inference import evaluate_run
+    from ftscale.run.evaluate import evaluate_run
 
     folder = done[f"digits-{strategy}"]
     before = load_file(shared / "weights/mobilenet_v1_0.25_224/model.safetensors")

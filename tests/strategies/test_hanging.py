@@ -30,7 +30,7 @@ def test_a_rank_that_cannot_write_leaves_no_other_one_waiting(strategy: str, tmp
     launching.launch(WORKER, [job], processes=2, work=tmp_path)
     found = json.loads((tmp_path / "failed").read_text())
     assert found["failed_on"] == [True, False]
-    # what DeepSpeed has compiled for this strategy is what its ranks wait for (tests/test_distributed.py)
+    # what DeepSpeed has compiled for this strategy is what its ranks wait for (tests/distributed/test_runtime.py)
     offloads = strategy == "zero2_offload"
     assert found["operators"] == ["cpu_adam"] * offloads + ["deepspeed_shm_comm"]
 

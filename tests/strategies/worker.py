@@ -11,10 +11,10 @@ import torch
 from launching import forget_after, listed_jobs
 from torch import nn
 
+from ftscale.base.logs import launched_rank
 from ftscale.config import parse_config
-from ftscale.distributed import Distributed
-from ftscale.logs import launched_rank
-from ftscale.run import train
+from ftscale.distributed.runtime import Distributed
+from ftscale.run.train import train
 
 prepared: list[Distributed] = []
 
@@ -72,9 +72,9 @@ def run_job(config: dict[str, Any], *, resume_from: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    import ftscale.run
+    import ftscale.run.train
 
-    ftscale.run.Distributed = Watched
+    ftscale.run.train.Distributed = Watched
     for job in listed_jobs():
         run_job(job["config"], resume_from=job["resume_from"])
 

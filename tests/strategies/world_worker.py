@@ -11,11 +11,11 @@ import torch
 from launching import forget_after, listed_jobs
 from torch import Tensor, nn
 
+from ftscale.base.errors import UserError
+from ftscale.base.logs import launched_rank
 from ftscale.config import parse_config
-from ftscale.distributed import Distributed
-from ftscale.errors import UserError
-from ftscale.logs import launched_rank
-from ftscale.run import train
+from ftscale.distributed.runtime import Distributed
+from ftscale.run.train import train
 
 made: list[Noting] = []
 
@@ -76,9 +76,9 @@ def run_job(config: dict[str, Any], *, goes_on_from: str, step: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    import ftscale.run
+    import ftscale.run.train
 
-    ftscale.run.Distributed = Noting
+    ftscale.run.train.Distributed = Noting
     for job in listed_jobs():
         run_job(job["config"], goes_on_from=job["goes_on_from"], step=job["step"])
 

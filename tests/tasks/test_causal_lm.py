@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.base import GenerationSettings
 from ftscale.config.tasks.causal_lm import CausalLMSettings
 from ftscale.data.sample import Sample
-from ftscale.errors import UserError
 from ftscale.models.attention import use_flat
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.causal_lm import CausalLM

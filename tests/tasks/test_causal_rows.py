@@ -9,7 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.tasks.causal_rows import encode_row, encode_row_prompt
 
 BEGIN, END = 1, 2

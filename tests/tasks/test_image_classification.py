@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessorPil
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.image_classification import AugmentationSettings, ImageClassificationSettings
-from ftscale.errors import UserError
 from ftscale.modalities.augment import Augment
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.image_classification import ImageClassification

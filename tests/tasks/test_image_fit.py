@@ -17,10 +17,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from ftscale.base.errors import UserError
 from ftscale.config import parse_config
-from ftscale.errors import UserError
 from ftscale.precheck import check_config
-from ftscale.run import train
+from ftscale.run.train import train
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 VIT = ViTConfig(image_size=32, patch_size=8, **SIZES)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.config.tasks.text_classification import TextClassificationSettings
 from ftscale.config.tasks.token_classification import TokenClassificationSettings
 from ftscale.data.sources import read_rows
-from ftscale.errors import UserError
 from ftscale.tasks import build_task
 from ftscale.tasks.labels import sorted_names
 from ftscale.tasks.text_classification import TextClassification

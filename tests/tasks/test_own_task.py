@@ -11,8 +11,8 @@ import tiny
 import torch
 from torch.nn.functional import huber_loss
 
+from ftscale.base.errors import UserError
 from ftscale.config import load_config, own_task
-from ftscale.errors import UserError
 from ftscale.tasks import build_task
 from ftscale.tasks.batch import Batch
 

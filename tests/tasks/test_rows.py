@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.text_classification import TextClassificationSettings
-from ftscale.errors import UserError
 from ftscale.tasks.rows import prepare_rows, words_of
 from ftscale.tasks.text_classification import TextClassification
 

@@ -17,8 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.seq2seq import Seq2SeqSettings
-from ftscale.errors import UserError
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.seq2seq import Seq2Seq, _decoder_input_ids
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
 from ftscale.tasks.tag_schemes import complete_tags, recognise, to_iob2
 
 IOB2 = ["B-PER", "I-PER", "B-PER", "O", "B-LOC"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.text_classification import TextClassificationSettings
-from ftscale.errors import UserError
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.text_classification import TextClassification
 

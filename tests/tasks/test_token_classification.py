@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
 
+from ftscale.base.errors import UserError
 from ftscale.config.tasks.token_classification import TokenClassificationSettings
-from ftscale.errors import UserError
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.token_classification import TokenClassification
 

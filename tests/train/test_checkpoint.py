@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.distributed.runtime import Distributed
 from ftscale.train.checkpoint import Part, SaveError, Saver, Snapshot, load_checkpoint, load_more
 from ftscale.train.manifest import (
     Checkpoint,

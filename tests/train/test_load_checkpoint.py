@@ -6,9 +6,9 @@ import pytest
 import torch
 from planted import plant
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import DistributedConfig
-from ftscale.distributed import Distributed
-from ftscale.errors import UserError
+from ftscale.distributed.runtime import Distributed
 from ftscale.train.checkpoint import load_checkpoint, load_more
 from ftscale.train.manifest import Checkpoint
 

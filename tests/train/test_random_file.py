@@ -13,8 +13,8 @@ import torch
 from planted import plant
 from safetensors.torch import load_file, save_file
 
-from ftscale.distributed import random_state
-from ftscale.errors import UserError
+from ftscale.base.errors import UserError
+from ftscale.distributed.process_state import random_state
 from ftscale.train.random_file import as_bytes, load_random_state
 
 

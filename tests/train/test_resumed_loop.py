@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from strategies import jobs
 
 from ftscale.config import parse_config
-from ftscale.run import train
-from ftscale.run_folder import Result
+from ftscale.run.folder import Result
+from ftscale.run.train import train
 from ftscale.tasks.batch import Terms
 from ftscale.tasks.text_classification import TextClassification
 from ftscale.train import loop

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from launching import forget_after, listed_jobs
 
+from ftscale.base.logs import launched_rank
 from ftscale.config import parse_config
-from ftscale.logs import launched_rank
-from ftscale.run import train
+from ftscale.run.train import train
 
 HALF = 10
 

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, Protocol
 
 import fsspec
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.content import foreign_content
-from ftscale.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 """Suffix to fsspec's name of the compression."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from ftscale.base.errors import counted
 from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
-from ftscale.errors import counted
 
 DOCUMENT_START = "-DOCSTART-"
 WHITE_SPACE = re.compile(r"[ \t]+")  # not str.split(): words may hold a no-break space

@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from ftscale.base.errors import UserError, counted
 from ftscale.data.formats.base import DataFile, Place, Record
 from ftscale.data.formats.lines import Lines, open_lines
-from ftscale.errors import UserError, counted
 
 FIELD_LIMIT = 32 * 2**20
 """Characters of one field; csv's own limit of 128 Ki is met by real documents, none at all by a lost quote."""

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.shown import SECRET
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import MODULES
 from ftscale.data.formats.base import DataFile, check_regular, compression_of, is_url
@@ -19,8 +21,6 @@ from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.paths import files_below, nearest_path, relative_to
 from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
-from ftscale.errors import UserError, unknown_name
-from ftscale.shown import SECRET
 
 FORMAT_OF_SUFFIX = {
     ".csv": "csv",

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import BinaryIO
 
+from ftscale.base.errors import counted
 from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
-from ftscale.errors import counted
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes

@@ -10,9 +10,9 @@ from functools import partial
 from itertools import islice
 from typing import BinaryIO
 
+from ftscale.base.errors import UserError
 from ftscale.data.formats.base import DataFile, Place, compression_of, first_bytes, open_bytes, told_as_damage
 from ftscale.data.formats.content import has_bare_returns, wide_encoding
-from ftscale.errors import UserError
 
 LINE_LIMIT = 32 * 2**20
 """Bytes of one line (characters in UTF-16): a book is 1 to 6 MB. JSON takes up to twenty times as much in memory."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pyarrow
 import pyarrow.parquet
 
+from ftscale.base.errors import UserError
 from ftscale.data.formats.base import MOST_RATIO, MOST_UNPACKED, DataFile, Place, Record, open_bytes
-from ftscale.errors import UserError
 
 ROWS_AT_ONCE = 4096
 FEW_ROWS = 16

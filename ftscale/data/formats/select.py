@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
+from ftscale.base.errors import UserError, counted
 from ftscale.data.formats.base import DataFile
-from ftscale.errors import UserError, counted
 
 CONLL_DEFAULTS: Mapping[str, str | int] = {"words": 0, "tags": -1}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ftscale.errors import UserError, unknown_name
+from ftscale.base.errors import UserError, unknown_name
 
 KEYWORDS = {
     "train": ("train", "training"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.base import TEXT_FORMATS
-from ftscale.errors import UserError
 
 DELIMITED = ("csv", "tsv")
 USERS: dict[str, tuple[str, ...]] = {

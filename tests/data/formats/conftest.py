@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.sources import read_rows
-from ftscale.errors import UserError
 
 
 def _read(path: object, *roles: tuple[str, ...], absent: Collection[str] = (), **settings: object) -> list[dict]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data import values
 from ftscale.data.formats import base, lines
 from ftscale.data.sources import read_rows
-from ftscale.errors import UserError
 
 TEXT = (("text",),)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.sources import detect_format, source_files
-from ftscale.errors import UserError
 
 
 @pytest.mark.parametrize(

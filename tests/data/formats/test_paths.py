@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.paths import nearest_path
 from ftscale.data.sources import source_files
-from ftscale.errors import UserError
 
 
 def test_a_linked_folder_is_read_as_a_pattern_reads_it(tmp_path):

@@ -1,0 +1,1 @@
+"""Processes, strategies and devices: the only folder that knows DeepSpeed."""

@@ -1,0 +1,112 @@
+"""The model that trains: loaded, then its head, adapter or frozen parts, then the layout of its batches."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from ftscale.base.logs import log
+from ftscale.config import Config
+from ftscale.distributed.runtime import Distributed
+from ftscale.modalities.collate import Layout
+from ftscale.models.freeze import freeze
+from ftscale.models.head import head_module_names, replace_head
+from ftscale.models.layout import choose_layout
+from ftscale.models.load import load_model, load_small_twin
+from ftscale.tasks.base import Task
+
+
+def build_model(
+    config: Config, task: Task, distributed: Distributed, *, num_steps: int
+) -> tuple[Any, list[str], Layout]:
+    """The model that trains, the modules that are its new head, and the layout of its batches.
+
+    `num_steps`: optimizer steps of the run, for adapters that plan over them.
+    """
+    from ftscale.models.adapt import enable_checkpointing
+
+    model = _load(config, task, distributed)
+    task.fit_model(model, seed=config.seed)
+    if config.head.hidden_sizes:
+        replace_head(model, config.head, seed=config.seed)
+    head_names = head_module_names(model) if task.brings_head else []
+    model = _choose_trained(model, config, task, head_names, num_steps=num_steps)
+    if config.model.quantization == "none":
+        model.to(distributed.device)
+    layout = batch_layout(model, config, task, distributed)
+    if config.train.activation_checkpointing:
+        enable_checkpointing(model)
+    _tell(model)
+    return model, head_names, layout
+
+
+def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
+    """Flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
+    if not task.modality.in_tokens:
+        return "padded"
+    twin = None
+    if distributed.strategy.shards_weights and config.batch.layout != "padded":
+        with distributed.whole_weights():  # sharded weights cannot be tried out before training
+            twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
+    return choose_layout(
+        model,
+        wanted=config.batch.layout,
+        attention=config.model.attention,
+        pooled=task.pools,
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+        probed=twin,
+    )
+
+
+def _load(config: Config, task: Task, distributed: Distributed) -> Any:
+    # random weights, as of a new head, must be the same under every strategy, and those made in shards draw other
+    # numbers; nor can transformers (5.23, integrations/deepspeed.py) replace a head of another size in shards
+    fresh = config.model.init == "random" or task.brings_head
+    with distributed.whole_weights() if fresh else nullcontext():
+        return load_model(
+            config.model,
+            auto_class=task.auto_class,
+            settings=task.model_settings(),
+            dtype=_dtype(config),
+            seed=config.seed,
+            keep_head=config.head.keep,
+        )
+
+
+def _dtype(config: Config) -> torch.dtype:
+    """Of the weights that train; fp16 trains float32 weights under autocast."""
+    return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+
+
+def _choose_trained(model: Any, config: Config, task: Task, head_names: list[str], *, num_steps: int) -> Any:
+    """The model in its adapter; or, where there is none, with the weights frozen that do not train."""
+    from ftscale.models.adapt import apply_adapter
+
+    if config.adapter.method == "none":
+        freeze(model, config.trainable)
+        return model
+    return apply_adapter(
+        model,
+        config.adapter,
+        task_type=task.peft_type,
+        new_modules=head_names,
+        dtype=_dtype(config),
+        num_steps=num_steps,
+        seed=config.seed,
+        revision=config.model.revision,
+    )
+
+
+def _tell(model: Any) -> None:
+    from ftscale.models.adapt import count_parameters
+
+    trained, total = count_parameters(model)
+    log.info(
+        "%s: %s of %s parameters train (%.2f %%)",
+        type(model).__name__,
+        f"{trained:,}",
+        f"{total:,}",
+        100 * trained / total,
+    )

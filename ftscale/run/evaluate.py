@@ -1,0 +1,65 @@
+"""Score a finished run on its evaluation rows, or on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ftscale.base.errors import UserError
+from ftscale.base.launched import launched_rank
+from ftscale.base.logs import setup_logging
+from ftscale.config import Config, parse_config
+from ftscale.config.overrides import apply_overrides
+from ftscale.config.schema import DistributedConfig
+from ftscale.data.formats.select import role_problems
+from ftscale.distributed.runtime import Distributed
+from ftscale.models.trust import NO_TRUST, Trust
+from ftscale.run.agreement import check_agreement, rows_text
+from ftscale.run.build_model import batch_layout
+from ftscale.run.finished import bound_task, load_model, read_run
+from ftscale.run.new_source import source_like
+from ftscale.run.prepared_data import evaluation_rows
+from ftscale.train.evaluate import evaluation_of
+from ftscale.train.loop import TaskModule
+
+
+def evaluate_run(
+    run_folder: Path, *, data: str | None = None, overrides: Sequence[str] = (), trust: Trust = NO_TRUST
+) -> dict[str, float]:
+    """Metrics of a run's model on its evaluation rows, or on the rows of `data`. Works under a launcher too.
+
+    `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`. `trust`: what may be run of the
+    model; what the run folder itself says of that does not count.
+    Raises UserError: no finished run there; no evaluation rows; unreadable data.
+    """
+    setup_logging(rank=launched_rank())
+    config, task = read_run(run_folder, trust=trust)
+    if data is not None:
+        like = source_like((config.data.eval or config.data.train)[0], data, config, setting="--data: data.eval[0]")
+        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
+    if overrides:
+        config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
+    _check_columns(config)
+    task = bound_task(run_folder, config, task)
+    rows = evaluation_rows(config, task)
+    distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
+    try:
+        check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
+        model = load_model(run_folder, config, task).to(distributed.device)
+        distributed.module = TaskModule(model, task)
+        layout = batch_layout(model, config, task, distributed)
+        return evaluation_of(config, task, rows, distributed, layout=layout)()
+    finally:
+        distributed.close()
+
+
+def _check_columns(config: Config) -> None:
+    """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
+    also = [config.data.stratify] if config.data.stratify else []
+    problems = [
+        problem
+        for number, source in enumerate(config.data.eval)
+        for problem in role_problems(source.columns, roles=config.task.roles, setting=f"data.eval[{number}]", also=also)
+    ]
+    if problems:
+        raise UserError(*problems)

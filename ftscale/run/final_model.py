@@ -1,0 +1,143 @@
+"""How a run ends: its best weights, test rows, the saved model and its proof."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftscale.base.errors import UserError, counted
+from ftscale.base.logs import log
+from ftscale.data.sample import Sample
+from ftscale.data.sources import read_rows
+from ftscale.distributed.runtime import Distributed
+from ftscale.modalities.collate import Layout
+from ftscale.run.folder import Result, write_result
+from ftscale.run.prepared_data import Inputs, Preparer
+from ftscale.train.evaluate import evaluation_of
+from ftscale.train.loop import Loop, best_checkpoint
+from ftscale.train.metrics_file import MetricsFile
+from ftscale.train.state import Progress
+from ftscale.train.stop_request import Interrupted
+
+PROOF_ROWS = 4  # for comparing the saved model with the trained one
+
+
+def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layout: Layout) -> Result:
+    """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
+    distributed, folder = loop.distributed, Path(inputs.config.run_folder)
+    loop.saver.wait()
+    metrics, model = dict(progress.last_metrics), ""
+    if status != "preempted":
+        best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
+        if best is not None:
+            distributed.load_state(best.folder, weights_only=True)
+            metrics = dict(progress.best_metrics)
+            log.info("the best weights are those of step %d", best.step)
+        try:
+            metrics |= _test(inputs, loop, progress, layout=layout)
+            if distributed.any(bool(loop.stop_request)):
+                raise Interrupted
+            model = str(folder / "model")
+            save_and_prove(inputs, distributed, Path(model), loop.metrics)
+        except Interrupted:
+            status, model = "preempted", ""
+            log.info("asked to stop (%s): resume to finish", loop.stop_request.reason or "another rank")
+    found = (
+        None
+        if progress.best_step is None
+        else {"step": progress.best_step, "metric": loop.evaluations.metric, "value": progress.best_metric}
+    )
+    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
+    if distributed.is_main:
+        write_result(folder, result)
+    distributed.barrier()
+    if status != "preempted":
+        log.info("%s after %s; model in %s", status, counted(progress.step, "step"), model)
+    return result
+
+
+def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> dict[str, float]:
+    """Metrics of the test rows, by names that begin with `test/`; none where there are no such rows."""
+    if inputs.test is None:
+        return {}
+    run = evaluation_of(
+        inputs.config,
+        inputs.task,
+        inputs.test,
+        loop.distributed,
+        layout=layout,
+        stop_request=loop.stop_request,
+    )
+    scores = {f"test/{name}": value for name, value in run().items()}
+    loop.metrics.write("eval", progress.step, **scores)
+    return scores
+
+
+def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    """The saved model, and the proof that it loads and answers as the trained one. Collective."""
+    from ftscale.models.save import save_model
+
+    state = distributed.full_state_dict()
+    if state is not None:
+        module = distributed.unwrapped
+        own = {name.removeprefix("model."): weight for name, weight in state.items()}
+        task = inputs.task
+        save_model(module.model, task.processor, folder, state_dict=own, end_ids=task.end_ids())
+        task.save_extras(folder)
+    distributed.barrier()
+    if inputs.config.checkpoint.prove != "never":
+        _prove(inputs, distributed, folder, metrics)
+
+
+def _prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:
+    from ftscale.models.prove import prove_saved
+
+    config, module = inputs.config, distributed.unwrapped
+    task, dtype = inputs.task, module.model.dtype
+    proved = {
+        name: value.to(distributed.device, dtype if value.is_floating_point() else value.dtype)
+        for name, value in task.proof_inputs(_kept_samples(inputs)).items()
+    }
+    distributed.module.eval()
+    with torch.no_grad():
+        outputs = {name: value.float().cpu() for name, value in distributed.module(inputs=proved).items()}
+    outcome: Any = None
+    if distributed.is_main:
+        try:
+            outcome = prove_saved(
+                folder,
+                proved,
+                outputs,
+                auto_class=task.auto_class,
+                dtype=dtype,
+                device=distributed.device,
+                quantized=config.model.quantization != "none",
+                trust_remote_code=config.model.trust_remote_code,
+                allow_pickle=config.model.allow_pickle,
+            )
+        except (UserError, RuntimeError) as error:
+            outcome = error
+    outcome = distributed.gather_objects(outcome)[0]
+    if isinstance(outcome, Exception):
+        raise outcome
+    metrics.write("event", -1, event="proved", **vars(outcome))
+    log.info(
+        "the saved model loads without ftscale and answers as the trained one (largest difference %.1e)",
+        outcome.largest_difference,
+    )
+
+
+def _kept_samples(inputs: Inputs) -> list[Sample]:
+    """The first few that were kept, of the evaluation rows where there are some, else of the training rows."""
+    prepared = inputs.evaluation or inputs.train
+    if prepared is not None:
+        return [prepared.sample(number) for number in range(min(PROOF_ROWS, len(prepared)))]
+    task, data = inputs.task, inputs.config.data
+    rows = read_rows(data.train[0], roles=task.settings.roles, setting="data.train[0]")
+    prepare = Preparer(task)
+    chunks = iter(lambda: list(islice(rows, PROOF_ROWS)), [])
+    kept = (sample for chunk in chunks for sample in prepare(chunk) if not sample.drop)
+    return list(islice(kept, PROOF_ROWS))

@@ -1,0 +1,50 @@
+"""A file that the run has not seen, read as its training data was where it is of the same kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftscale.base.errors import UserError
+from ftscale.config import Config
+from ftscale.config.schema import SourceConfig
+from ftscale.data.sources import detect_format
+
+NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
+"""Formats whose columns have names, so that names learned from one mean the same in another."""
+
+OF_HUB_AND_FOLDERS = ("name", "split")
+"""Settings of a source that say which part of it is read, and so mean nothing for another one."""
+
+
+def source_like(
+    like: SourceConfig, path: str, config: Config, *, form: str = "auto", setting: str = "input"
+) -> SourceConfig:
+    """A path as a source of the run: with the settings of another where it is of the same kind, else its columns."""
+    given = SourceConfig(path=path, format=form)
+    own_roles = {role for alternative in config.task.columns for role in alternative}
+    columns = {role: name for role, name in like.columns.items() if role in own_roles}
+    named_alike = form == "auto" and Path(path).is_file() and _suffix(path) == _suffix(like.path)
+    kind, like_kind = kind_of(given, setting=setting), _trained_kind(like)
+    if named_alike or kind == like_kind:  # by name alone, since a table may be called .txt
+        settings = {**like.model_dump(exclude_unset=True), "path": path, "limit": 0, "columns": columns}
+        return SourceConfig(**{name: value for name, value in settings.items() if name not in OF_HUB_AND_FOLDERS})
+    if kind in NAMED_COLUMNS and like_kind in NAMED_COLUMNS:
+        columns = {role: name for role, name in columns.items() if isinstance(name, str)}
+        return SourceConfig(path=path, columns=columns, missing_values=like.missing_values)
+    return SourceConfig(path=path)
+
+
+def _trained_kind(source: SourceConfig) -> str | None:
+    try:
+        return kind_of(source)
+    except UserError:  # the training data need not be here any more
+        return None
+
+
+def _suffix(path: str) -> str:
+    return "".join(Path(path).suffixes[-2:])
+
+
+def kind_of(source: SourceConfig, *, setting: str = "input") -> str:
+    """The format of a source, found out where it is not named. Raises UserError where that cannot be."""
+    return source.format if source.format != "auto" else detect_format(source.path, setting=setting)
