@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,15 @@ def test_only_distributed_names_deepspeed_or_fsdp():
     outside = {(file, name) for file, name in found if not file.startswith("distributed/")}
     # DeepSpeed's CPU Adam is an optimizer like the others, made where they are made
     assert outside == {("optim/optimizers.py", "deepspeed.ops.adam"), ("optim/optimizers.py", "DeepSpeedCPUAdam")}
+
+
+def test_the_function_train_does_not_hide_the_package_of_that_name():
+    import ftscale
+    import ftscale.train.loop as loop
+
+    assert ftscale.train.loop is loop
+    assert callable(ftscale.train)
+    assert list(inspect.signature(ftscale.train).parameters) == ["config", "resume", "overwrite"]
 
 
 @pytest.mark.parametrize(

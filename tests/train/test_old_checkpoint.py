@@ -1,7 +1,7 @@
 """A run that an older ftscale began goes on: its checkpoints, its run folder and its prepared data's place are kept.
 
-The folder beside this file was made by ftscale 0.1.0 before samples and batches had classes of their own: a tiny BERT on
-40 rows, killed in its seventh step; `whole.jsonl` is what the unbroken run wrote. All its paths are relative.
+`old_run` was made by the last ftscale whose samples and batches were dicts: a tiny BERT on 40 rows, killed in its seventh
+step. `whole.jsonl` is what the unbroken run wrote. All paths in it are relative.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from ftscale.config import load_config
 from ftscale.run.train import train
 
-OLD = Path(__file__).with_name("run_of_0.1.0")
+OLD = Path(__file__).with_name("old_run")
 EXACT = ("kind", "step", "lr", "tokens", "targets", "rows_hash", "accuracy")
 NEAR = ("loss", "grad_norm")  # another processor rounds in another way
 
