@@ -8,6 +8,7 @@ print(result.metrics, result.model)
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -48,5 +49,7 @@ class _CalledPackage(ModuleType):
     __call__ = staticmethod(train)
 
 
-sys.modules["ftscale.train"].__class__ = _CalledPackage
-globals()["train"] = sys.modules["ftscale.train"]  # an import of a subpackage would bind it here in any case
+_package = sys.modules["ftscale.train"]
+_package.__class__ = _CalledPackage
+_package.__signature__ = inspect.signature(train)  # type: ignore[attr-defined]
+globals()["train"] = _package  # an import of a subpackage would bind it here in any case

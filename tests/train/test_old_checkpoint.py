@@ -1,7 +1,7 @@
 """A run that an older ftscale began goes on: its checkpoints, its run folder and its prepared data's place are kept.
 
-`old_run` was made by the last ftscale whose samples and batches were dicts: a tiny BERT on 40 rows, killed in its seventh
-step. `whole.jsonl` is what the unbroken run wrote. All paths in it are relative.
+`old_run` was made by the last ftscale whose samples and batches were dicts: a tiny BERT on 40 rows, killed in its
+seventh step. `whole.jsonl` is what the unbroken run wrote. All paths in it are relative.
 """
 
 from __future__ import annotations
