@@ -24,7 +24,7 @@ from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import select
 from ftscale.data.missing import with_none
-from ftscale.data.values import check_characters, without_made_nulls
+from ftscale.data.values import MOST_TEXT, check_characters, without_made_nulls
 
 __all__ = [
     "Position",
@@ -248,16 +248,19 @@ def _file_rows(
         rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
+    is_remote, is_typed = is_url(file.path), file.format in TYPED_FORMATS
     for row, here in rows:
-        if is_url(file.path):
+        if is_remote:
             row["_where"] = without_secrets(row["_where"])
-        check_characters(row)
-        names = tuple(name for name in row if not name.startswith("_"))
-        for name in names:
-            row[name] = with_none(row[name], missing_values=missing_values)
+        for name in (names := [name for name in row if name[:1] != "_"]):
+            value = row[name]
+            if type(value) is not str or not value.isascii() or len(value) > MOST_TEXT:  # most pass, and each comes by
+                check_characters(value, name, where=row["_where"])
+            if type(value) is not str or missing_values:
+                row[name] = with_none(value, missing_values=missing_values)
         if "image" in row:
             row["image"] = _image(row["image"], folder)
-        elif file.format in TYPED_FORMATS:
+        elif is_typed:
             without_made_nulls(row, names, setting=file.setting, path=file.path)
         if drop:
             row["_drop"] = drop

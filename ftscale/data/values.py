@@ -14,34 +14,11 @@ MOST_TEXT = 10_000_000
 """Characters of one value of a row, a whole chat too: `War and Peace` three times."""
 
 
-def check_characters(row: dict[str, Any]) -> None:
+def check_characters(value: Any, name: str, *, where: str) -> None:
     r"""Raise UserError, with the row's place, for a text that holds half of a pair of surrogates (`\ud83d` in JSON).
 
-    And for a value of more than `MOST_TEXT`: a tokenizer takes 150 bytes of memory a character.
-    Of what the task reads: `_columns`, which prediction gives back, may hold anything.
+    And for a value of more than `MOST_TEXT` characters: a tokenizer takes 150 bytes of memory for each.
     """
-    for name, value in row.items():
-        if type(value) is str and value.isascii() and len(value) <= MOST_TEXT:  # most are, and each row comes by here
-            continue
-        if not name.startswith("_"):
-            _check_texts(value, name, row["_where"])
-
-
-def without_made_nulls(row: dict[str, Any], names: tuple[str, ...], *, setting: str, path: str) -> None:
-    """Leave out the nulls of objects inside columns, which a typed file has for each key that some other row has.
-
-    A null that the user wrote looks the same there: where one is left out of a tool call or a tool, it is said once.
-    """
-    for name in names:
-        if isinstance(row[name], (dict, list)):
-            found: list[str] = []
-            depth = 1 if name == "tools" else 0  # of a turn, a null and nothing are the same in every format
-            row[name] = _without_nulls(row[name], found, depth=depth)
-            if found:
-                _say(setting, path, name)
-
-
-def _check_texts(value: Any, name: str, where: str) -> None:
     characters = 0
     for text in _texts(value):
         characters += len(text)
@@ -58,6 +35,20 @@ def _check_texts(value: Any, name: str, where: str) -> None:
                 f"{ascii(where)[1:-1]}: {name} holds {ascii(text[error.start])} at character {error.start + 1}, which "
                 f"is half of a pair and no character ({shown}); mend or remove the row."
             ) from error
+
+
+def without_made_nulls(row: dict[str, Any], names: list[str], *, setting: str, path: str) -> None:
+    """Leave out the nulls of objects inside columns, which a typed file has for each key that some other row has.
+
+    A null that the user wrote looks the same there: where one is left out of a tool call or a tool, it is said once.
+    """
+    for name in names:
+        if isinstance(row[name], (dict, list)):
+            found: list[str] = []
+            depth = 1 if name == "tools" else 0  # of a turn, a null and nothing are the same in every format
+            row[name] = _without_nulls(row[name], found, depth=depth)
+            if found:
+                _say(setting, path, name)
 
 
 @lru_cache(maxsize=1024)  # once for each column
