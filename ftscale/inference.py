@@ -36,6 +36,7 @@ from ftscale.modalities.collate import Layout
 from ftscale.models.save import export_model, load_saved
 from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
 from ftscale.processes import begin_work
+from ftscale.run_folder import final_folder
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
@@ -256,7 +257,7 @@ def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
     with nullcontext() if trust.code else reading_of_strangers():
-        config = load_config(run_folder / "config.yaml")
+        config = load_config(final_folder(run_folder) / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
     return config.model_copy(update={"model": trusted}), build_task(config.task)
 
@@ -275,7 +276,7 @@ def _load(run_folder: Path, config: Config, task: Task) -> Any:
 
 def _say_what_is_left_out(run_folder: Path, config: Config) -> None:
     with reading_of_strangers():
-        said = load_config(run_folder / "config.yaml").model.trust_remote_code
+        said = load_config(final_folder(run_folder) / "config.yaml").model.trust_remote_code
     if said and not config.model.trust_remote_code:
         log.warning("the run was trained with code that came with its model; without --trust-remote-code it is not run")
 

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from ftscale.config import Config
+from ftscale.config.stages import stages_of
 from ftscale.config.strategies import STRATEGIES
 from ftscale.errors import EXIT_FAULT, EXIT_PREEMPTED, UserError
 from ftscale.logs import log, setup_logging
@@ -42,6 +43,7 @@ def launch_training(
     from ftscale.inputs import prepare_inputs
     from ftscale.run import train
     from ftscale.run_folder import check_run_folder
+    from ftscale.stages import prepare_stages
 
     if processes == 1:
         return EXIT_PREEMPTED if train(config, resume=resume, overwrite=overwrite).status == "preempted" else 0
@@ -51,7 +53,10 @@ def launch_training(
     check_run_folder(config, resume=resume, overwrite=overwrite)
     with listening():
         try:
-            prepare_inputs(config)
+            if stages := stages_of(config):
+                prepare_stages(stages)
+            else:
+                prepare_inputs(config)
         except Interrupted:
             return EXIT_PREEMPTED
     setup_logging()

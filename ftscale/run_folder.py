@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
 from ftscale.config.own_task import file_hash, reading_of_strangers
+from ftscale.config.stages import STAGES
 from ftscale.data.sources import file_fingerprints
 from ftscale.errors import UserError
 from ftscale.files import own_id, remove, remove_partials, without_link
@@ -48,9 +50,10 @@ WRITTEN = (
     "model",
     "trackers",
     "logs",
+    STAGES,
 )
 """What a run writes into its folder."""
-FOLDERS = ("checkpoints", "model", "trackers", "logs")
+FOLDERS = ("checkpoints", "model", "trackers", "logs", STAGES)
 """Those of them that are folders; some of them may be links to another disk."""
 
 FREE_TO_CHANGE = (
@@ -72,6 +75,8 @@ FREE_TO_CHANGE = (
     "task.file",  # what the file says may not
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+_IN_STAGE = re.compile(rf"^{STAGES}\.\d+\.")
 
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
@@ -151,6 +156,22 @@ def holds_run(folder: Path) -> bool:
     """Whether a run has begun in the folder; an empty folder in it, as a link to another disk may lead to, is none."""
     paths = [folder / name for name in WRITTEN]
     return any(path.exists() and not (path.is_dir() and not any(path.iterdir())) for path in paths)
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The run folders of the stages that have begun, in their order; none where a run has no stages."""
+    found = ((path.name.partition("-")[0], path) for path in (folder / STAGES).glob("*"))
+    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdecimal())]
+
+
+def current_folder(folder: Path) -> Path:
+    """Where a run writes its steps: the folder of the stage that began last, or its own."""
+    return (stage_folders(folder) or [folder])[-1]
+
+
+def final_folder(folder: Path) -> Path:
+    """The run folder that belongs to the model of a run: of its last stage once that has ended, else its own."""
+    return current_folder(folder) if (folder / "model").exists() else folder
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
@@ -256,6 +277,23 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     checkpoints say of it: run_id and data_digest.
     """
     folder = Path(config.run_folder)
+    identity = _begin_in(folder, config)
+    fingerprints = _fingerprints(config)
+    write_json(folder / "data.json", fingerprints, seal=False)
+    cut_metrics(folder / "metrics.jsonl", after_step=step)
+    write_json(folder / "run.json", _about(identity, run, hashes={"data.json": content_hash(fingerprints)}))
+    return {"run_id": identity, "data_digest": _digest(fingerprints)}
+
+
+def open_whole_folder(config: Config, *, run: dict[str, Any]) -> None:
+    """Write config.yaml and run.json of a run of several stages, each of which opens a run folder of its own."""
+    folder = Path(config.run_folder)
+    identity = _begin_in(folder, config)
+    write_json(folder / "run.json", _about(identity, run, hashes={}))
+
+
+def _begin_in(folder: Path, config: Config) -> str:
+    """Clear up after starts that were killed, and write config.yaml; returns the run's id."""
     for name in (*WRITTEN, LOCK):
         remove_partials(folder / name)
     for path in (folder / name for name in FOLDERS):
@@ -264,10 +302,12 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     identity = run_id(folder) or uuid.uuid4().hex
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
-    fingerprints = _fingerprints(config)
-    write_json(folder / "data.json", fingerprints, seal=False)
-    cut_metrics(folder / "metrics.jsonl", after_step=step)
-    about = {
+    return identity
+
+
+def _about(identity: str, run: dict[str, Any], *, hashes: dict[str, str]) -> dict[str, Any]:
+    """What run.json says: versions, machine, command, and `run`."""
+    return {
         "run_id": identity,
         "versions": versions(),
         "python": platform.python_version(),
@@ -277,10 +317,8 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "git": _git_commit(),
         "command": [shown(argument) for argument in sys.argv],
         "started": _now(),
-        "hashes": {"data.json": content_hash(fingerprints)},
+        "hashes": hashes,
     }
-    write_json(folder / "run.json", about)
-    return {"run_id": identity, "data_digest": _digest(fingerprints)}
 
 
 def finished_result(folder: Path) -> Result | None:
@@ -354,7 +392,7 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 def _differences(before: Config, config: Config) -> list[str]:
     before, config = _written_out(before), _written_out(config)
     lines = differences(public(before), public(_comparable(config, before)))
-    return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
+    return [line for line in lines if not _IN_STAGE.sub("", line).startswith(FREE_TO_CHANGE)]
 
 
 def _written_out(config: Config) -> Config:

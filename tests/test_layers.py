@@ -25,7 +25,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("train",),
     ("precheck", "run_folder"),
     ("inputs", "build_model"),
-    ("agreement", "finish"),
+    ("agreement", "finish", "stages"),
     ("run",),
     ("checks",),
     ("inference", "launcher", "plan"),

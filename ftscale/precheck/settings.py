@@ -23,6 +23,7 @@ from ftscale.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from ftscale.config.stages import by_stage, stages_of
 from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
 from ftscale.errors import UserError, unknown_name
@@ -143,7 +144,13 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
+    if stages := stages_of(config):
+        return config, by_stage({stage.name: _problems_without_torch(stage.config) for stage in stages})
+    return config, _problems_without_torch(config)
+
+
+def _problems_without_torch(config: Config) -> list[str]:
+    return [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
