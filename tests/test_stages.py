@@ -65,7 +65,9 @@ def stages(folder: Path) -> tuple[Path, Path]:
 
 def figures(folder: Path) -> list[tuple[Any, ...]]:
     """What each step came to."""
-    return [tuple(line[name] for name in ("step", "loss", "grad_norm", "lr", "rows_hash")) for line in tiny.steps(folder)]
+    return [
+        tuple(line[name] for name in ("step", "loss", "grad_norm", "lr", "rows_hash")) for line in tiny.steps(folder)
+    ]
 
 
 def scores(folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +103,9 @@ def test_stopped_in_each_stage_and_between_them_it_ends_alike(runs: Runs):
     for stage, whole in zip(stages(runs.stopped), stages(runs.staged), strict=True):
         check_same(stage, whole)
     assert result(runs.stopped) == result(runs.staged)
-    events = [line["event"] for stage in stages(runs.stopped) for line in tiny.metrics(stage) if line["kind"] == "event"]
+    events = [
+        line["event"] for stage in stages(runs.stopped) for line in tiny.metrics(stage) if line["kind"] == "event"
+    ]
     assert events.count("preempted") == 2  # the others were stopped when there was no step left
 
 

@@ -67,13 +67,15 @@ def stages_of(config: Config) -> list[Stage]:
         name = str(place + 1) if written.get("name") is None else f"{place + 1}-{written['name']}"
         problems[name] = []
         try:
-            stage = _stage(config, {key: value for key, value in written.items() if key != "name"}, name)
+            stage = _stage(
+                config, {key: value for key, value in written.items() if key != "name"}, name, later=place > 0
+            )
         except UserError as error:
             problems[name] = error.problems
             continue
         if found:
-            problems[name] = _handing_on_problems(found, stage, written)
-            stage = _after(found[-1], stage, written)
+            problems[name] = _handing_on_problems(found, stage)
+            stage = _after(found[-1], stage)
         found.append(stage)
     if all_problems := [*said, *by_stage(problems)]:
         raise UserError(*all_problems)
@@ -138,9 +140,10 @@ def _own_problems(written: Mapping[str, Any], place: int) -> list[str]:
     return problems
 
 
-def _stage(config: Config, changes: dict[str, Any], name: str) -> Stage:
-    """A stage as the first would be; `config`: of the whole run."""
-    settings = merged(config.model_copy(update={"stages": ()}), changes)
+def _stage(config: Config, changes: dict[str, Any], name: str, *, later: bool) -> Stage:
+    """A stage, still with the run's model. `config`: of the whole run; a later stage's model has its head already."""
+    update = {"stages": (), "head": HeadConfig()} if later else {"stages": ()}
+    settings = merged(config.model_copy(update=update), changes)
     settings["run_folder"] = f"{config.run_folder}/{STAGES}/{name}"
     failure: ValidationError | None = None
     try:
@@ -152,24 +155,22 @@ def _stage(config: Config, changes: dict[str, Any], name: str) -> Stage:
     return Stage(name, own, own.model)
 
 
-def _after(before: Stage, stage: Stage, written: Mapping[str, Any]) -> Stage:
-    """The stage with the model that the one before hands on, and with that model's head unless it names its own."""
-    model = {"name": str(before.handed_on), "revision": None, "processor": None, "init": "pretrained"}
-    update: dict[str, Any] = {"model": stage.config.model.model_copy(update=model)}
-    if "head" not in written:
-        update["head"] = HeadConfig()
-    return Stage(stage.name, stage.config.model_copy(update=update), before.first_model)
+def _after(before: Stage, stage: Stage) -> Stage:
+    """The stage with the model that the one before hands on."""
+    handed_on = {"name": str(before.handed_on), "revision": None, "processor": None, "init": "pretrained"}
+    model = stage.config.model.model_copy(update=handed_on)
+    return Stage(stage.name, stage.config.model_copy(update={"model": model}), before.first_model)
 
 
-def _handing_on_problems(earlier: Sequence[Stage], stage: Stage, written: Mapping[str, Any]) -> list[str]:
+def _handing_on_problems(earlier: Sequence[Stage], stage: Stage) -> list[str]:
     """Why a stage cannot go on with what the one before leaves."""
     problems, method = [], earlier[-1].config.adapter.method
     if method in PROMPT_METHODS:
         problems.append(
-            f"the stage before has adapter.method = {method}, which learns a prompt that cannot be merged into weights; "
-            "make it the last stage, or take a method like lora."
+            f"the stage before has adapter.method = {method}, which learns a prompt that cannot be merged into "
+            "weights; make it the last stage, or take a method like lora."
         )
-    if "head" in written and stage.config.head.hidden_sizes and any(one.config.head.hidden_sizes for one in earlier):
+    if stage.config.head.hidden_sizes and any(one.config.head.hidden_sizes for one in earlier):
         problems.append(
             "head.hidden_sizes asks for an MLP head, and an earlier stage has given the model one already; leave out "
             "head to train it further."

@@ -112,7 +112,8 @@ def test_mistakes_are_told_with_their_stage():
     assert said[2].startswith("stage 1: optimizer.lr = 0 must be greater than 0")
     assert said[3] == "stage 2-b: optimiser is not a setting; did you mean optimizer?"
     assert "stages.0 = 'head' must be a section" in problems("head")[0]
-    assert "must be a list" in problems(stages={"name": "head"})[0]
+    with pytest.raises(UserError, match="stages = .* must be a list"):
+        parse_config({**RUN, "stages": {"name": "head"}}, source="test")
 
 
 def test_what_cannot_go_on_is_refused():
