@@ -16,14 +16,23 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from ftscale.checks.report import check_run
+from ftscale.checks.show import lines
+from ftscale.cluster.records import checkpoint_step
 from ftscale.config import parse_config
+from ftscale.config.stages import stages_of
+from ftscale.errors import UserError
+from ftscale.plan import plan_run
+from ftscale.plan.report import apply_choice, as_json_text, summary
 from ftscale.run import train
+from ftscale.run_folder import current_folder, final_folder
 
 WORKER = Path(__file__).with_name("stages_worker.py")
-STEPS = 3
+STEPS = 4
 HEAD = {"trainable": {"scope": "head"}, "optimizer": {"lr": 1e-2}}
 ALL = {"schedule": {"name": "constant"}}
 STAGES = [{"name": "head", **HEAD}, {"name": "all", **ALL}]
+STOPS = [("step", 1), ("step", STEPS), ("save", STEPS), ("step", STEPS + 1), ("step", 2 * STEPS)]
 WAYS = {"single": 1, "ddp": 2, "zero2": 2}
 
 
@@ -47,14 +56,13 @@ def runs(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.
     work = tmp_path_factory.mktemp(strategy)
     common = {"distributed": {"strategy": strategy}}
     first, second = work / "first", work / "second"
-    stops = [2, STEPS, STEPS + 2, 2 * STEPS]  # in a stage, between two, in the next, and when its last step is over
     jobs = [
         (settings(shared, work, "first", **common, **HEAD), []),
         (settings(shared, work, "second", **common, **ALL, model=str(first / "model")), []),
         (settings(shared, work, "staged", **common, stages=STAGES), []),
-        (settings(shared, work, "stopped", **common, stages=STAGES), stops),
+        (settings(shared, work, "stopped", **common, stages=STAGES), STOPS),
     ]
-    listed = [{"config": config, "stop_after": stop_after} for config, stop_after in jobs]
+    listed = [{"config": config, "stop_at": stop_at} for config, stop_at in jobs]
     launching.launch(WORKER, listed, processes=WAYS[strategy], work=work)
     return Runs((first, second), work / "staged", work / "stopped")
 
@@ -103,10 +111,15 @@ def test_stopped_in_each_stage_and_between_them_it_ends_alike(runs: Runs):
     for stage, whole in zip(stages(runs.stopped), stages(runs.staged), strict=True):
         check_same(stage, whole)
     assert result(runs.stopped) == result(runs.staged)
-    events = [
-        line["event"] for stage in stages(runs.stopped) for line in tiny.metrics(stage) if line["kind"] == "event"
+    seen = json.loads(runs.stopped.with_name("stopped-stopped.json").read_text())
+    first, both = ["1-head"], ["1-head", "2-all"]
+    assert seen == [
+        ["preempted", 2, first],  # a stop is agreed upon in the step after
+        ["preempted", STEPS, first],  # before its model was saved
+        ["preempted", STEPS, first],  # when it was
+        ["preempted", STEPS + 2, both],
+        ["preempted", 2 * STEPS, both],
     ]
-    assert events.count("preempted") == 2  # the others were stopped when there was no step left
 
 
 def test_the_folder_of_the_whole_holds_what_commands_look_for(runs: Runs, shared: Path, tmp_path: Path):
@@ -274,3 +287,55 @@ def test_the_last_stages_adapter_stands_on_the_model_of_the_first(shared: Path, 
     file = tmp_path / "new.csv"
     file.write_text("text\na fine film\n")
     assert tiny.command("predict", tmp_path / "run", file).code == 0
+
+
+# ---------------------------------------------------------------- what can be known before
+
+
+def test_a_plan_is_of_the_fullest_stage_and_adds_up_their_times(shared: Path, tmp_path: Path):
+    config = parse_config(settings(shared, tmp_path, "run", stages=STAGES), source="test")
+    plan = plan_run(config, gpu="l4", usd_per_hour=1.0, compare=False)
+    head, whole = (plan_run(stage.beforehand, gpu="l4", usd_per_hour=1.0, compare=False) for stage in stages_of(config))
+    assert list(plan.stages) == ["1-head", "2-all"]
+    assert head.memory.total < whole.memory.total == plan.memory.total
+    assert plan.num_steps == 2 * STEPS
+    assert head.time.total_s is not None
+    assert whole.time.total_s is not None
+    assert plan.time.total_s == head.time.total_s + whole.time.total_s
+    assert plan.disk_bytes == head.disk_bytes + whole.disk_bytes
+    assert [line.partition(":")[0] for line in summary(plan)[-2:]] == ["stage 1-head", "stage 2-all"]
+    assert json.loads(as_json_text(plan))["stages"]["1-head"]["num_steps"] == STEPS
+    with pytest.raises(UserError, match="--apply does not go with stages"):
+        apply_choice(plan, tmp_path / "run.yaml")
+
+
+def test_a_check_shows_each_stage(shared: Path, tmp_path: Path):
+    file = tiny.write_run(tmp_path, settings(shared, tmp_path, "run", stages=STAGES))
+    found = check_run(file)
+    assert found.errors == []
+    assert [facts["schedule"]["total_steps"] for facts in found.facts["stages"].values()] == [STEPS, STEPS]
+    shown = lines(found.facts)
+    assert [line for line in shown if line.startswith("stage")] == ["stage 1-head", "stage 2-all"]
+    assert sum("learning rate: start 0.01," in line for line in shown) == 1
+    assert len(found.rows) == len({str(row) for row in found.rows})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launch_refuses_a_mistake_in_the_second_stage_before_it_starts_processes(shared: Path, tmp_path: Path):
+    values = settings(shared, tmp_path, "run", stages=[{}, {"data": {"train": "nowhere.csv"}}])
+    outcome = tiny.command("launch", tiny.write_run(tmp_path, values), "--processes", 2)
+    assert outcome.code == 2
+    assert "stage 2: data.train" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_looks_at_the_stage_that_is_trained(tmp_path: Path):
+    for name, steps in (("2-all", [3, 5]), ("10-last", []), ("1-head", [4])):
+        for step in steps:
+            (tmp_path / f"stages/{name}/checkpoints/step-{step:08d}").mkdir(parents=True)
+    assert checkpoint_step(tmp_path) == 4 + 5
+    assert current_folder(tmp_path) == tmp_path / "stages/2-all"
+    (tmp_path / "stages/10-last").mkdir()
+    assert current_folder(tmp_path) == tmp_path / "stages/10-last"
+    assert checkpoint_step(tmp_path / "stages/1-head") == 4
+    assert final_folder(tmp_path) == tmp_path
