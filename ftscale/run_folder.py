@@ -396,10 +396,23 @@ def _differences(before: Config, config: Config) -> list[str]:
 
 
 def _written_out(config: Config) -> Config:
-    """What a setting names a file for is what the file says. Raises UserError where it is not there any more."""
+    """What a setting names a file for is what the file says, and a model of another stage as it is seen from this one.
+
+    Raises UserError where the file is not there any more.
+    """
     from ftscale.tasks import task_class
 
-    return config.model_copy(update={"task": task_class(config.task).written_out(config.task)})
+    task = task_class(config.task).written_out(config.task)
+    name = _from_stage(config, config.model.name)
+    return config.model_copy(update={"task": task, "model": config.model.model_copy(update={"name": name})})
+
+
+def _from_stage(config: Config, path: str) -> str:
+    """A path in the folder of another stage, relative to this stage's: the whole may be moved. Others as they are."""
+    folder = Path(os.path.abspath(config.run_folder))
+    if folder.parent.name == STAGES and Path(os.path.abspath(path)).is_relative_to(folder.parent):
+        return os.path.relpath(path, folder)
+    return path
 
 
 def _shown(difference: str) -> str:
@@ -430,7 +443,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
     if not path.is_file():
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
-    now |= {} if "model" in meant else model_fingerprints(config.model)
+    now |= {} if "model" in meant else _model_fingerprints(config)
     now |= _task_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
@@ -495,7 +508,15 @@ def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
 
     And of the file that describes the task, where it is the user's own.
     """
-    return _data_fingerprints(config) | model_fingerprints(config.model) | _task_fingerprints(config)
+    return _data_fingerprints(config) | _model_fingerprints(config) | _task_fingerprints(config)
+
+
+def _model_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    found = model_fingerprints(config.model)
+    return {
+        setting: {_from_stage(config, path): digest for path, digest in files.items()}
+        for setting, files in found.items()
+    }
 
 
 def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:

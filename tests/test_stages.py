@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import launching
+import needs
 import pytest
 import tiny
 import torch
@@ -50,7 +51,7 @@ def settings(shared: Path, work: Path, name: str, **changes: Any) -> dict[str, A
     return {**tiny.settings(shared, work, train={"max_steps": STEPS}), "run_folder": str(work / name), **changes}
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=[needs.in_campaign("single"), needs.in_campaign("ddp"), "zero2"])
 def runs(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     strategy = request.param
     work = tmp_path_factory.mktemp(strategy)
@@ -144,64 +145,46 @@ def test_the_folder_of_the_whole_holds_what_commands_look_for(runs: Runs, shared
 # ---------------------------------------------------------------- in one process
 
 
+def one_run(shared: Path, work: Path) -> dict[str, Any]:
+    """Two stages with a checkpoint after each step."""
+    return settings(shared, work, "run", stages=STAGES, checkpoint={"every": 1, "keep": 9, "prove": "never"})
+
+
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("whole")
-    config = settings(shared, work, "run", stages=STAGES, checkpoint={"every": 1, "keep": 9, "prove": "never"})
+    config = one_run(shared, work)
     assert train(parse_config(config, source="test")).status == "completed"
     return work
 
 
-def killed(whole: Path, work: Path) -> Path:
-    """A copy of the run before the result of the whole was written, and its configuration."""
-    shutil.copytree(whole, work / "killed", symlinks=True)
-    folder = work / "killed/run"
+@pytest.mark.parametrize("moment", ["the first stage", "between", "the second stage", "the end"])
+def test_a_run_that_was_killed_goes_on_in_its_stage_also_elsewhere(
+    shared: Path, whole: Path, tmp_path: Path, moment: str
+):
+    folder = tmp_path / "moved"
+    shutil.copytree(whole / "run", folder, symlinks=True)
     (folder / "result.json").unlink()
     (folder / "model").unlink()
-    return folder
-
-
-def going_on(shared: Path, whole: Path, folder: Path) -> None:
-    # a run folder goes on where it began
-    shutil.rmtree(whole / "run")
-    shutil.move(folder, whole / "run")
-    config = settings(shared, whole, "run", stages=STAGES, checkpoint={"every": 1, "keep": 9, "prove": "never"})
-    assert train(parse_config(config, source="test"), resume=True).status == "completed"
-
-
-@pytest.mark.parametrize("moment", ["the first stage", "between", "the second stage", "the end"])
-def test_a_run_that_was_killed_goes_on_in_its_stage(shared: Path, whole: Path, tmp_path: Path, moment: str):
-    kept = tmp_path / "kept"
-    shutil.copytree(whole / "run", kept, symlinks=True)
-    folder = killed(whole, tmp_path)
-    first, second = stages(folder)
     if moment != "the end":
-        shutil.rmtree(second)
+        shutil.rmtree(stages(folder)[1])
     if moment == "the first stage":
-        half = tmp_path / "half"
-        launching.forget_after(first, half, step=2)
-        shutil.rmtree(first)
-        shutil.move(half, first)
+        shutil.rmtree(stages(folder)[0])
+        launching.forget_after(stages(whole / "run")[0], stages(folder)[0], step=2)
     if moment == "the second stage":
-        launching.forget_after(stages(kept)[1], second, step=1)
-    untouched = tiny.contents(first) if moment != "the first stage" else {}
-    going_on(shared, whole, folder)
-    for stage, other in zip(stages(whole / "run"), stages(kept), strict=True):
-        check_same_end(stage, other)
-    assert result(whole / "run") == result(kept)
-    after = tiny.contents(stages(whole / "run")[0])
-    assert {name: after[name] for name in untouched if name.startswith("checkpoints")} == {
-        name: content for name, content in untouched.items() if name.startswith("checkpoints")
-    }
-
-
-def check_same_end(one: Path, other: Path) -> None:
-    check_same(one, other)
+        launching.forget_after(stages(whole / "run")[1], stages(folder)[1], step=1)
+    before = tiny.contents(stages(folder)[0])
+    config = {**one_run(shared, whole), "run_folder": str(folder)}
+    assert train(parse_config(config, source="test"), resume=True).status == "completed"
+    for stage, other in zip(stages(folder), stages(whole / "run"), strict=True):
+        check_same(stage, other)
+    assert result(folder) == result(whole / "run")
+    if moment != "the first stage":
+        assert tiny.contents(stages(folder)[0]) == before  # what has ended is not touched
 
 
 def test_a_finished_run_is_refused_replaced_and_cannot_change(shared: Path, whole: Path):
-    checkpoint = {"every": 1, "keep": 9, "prove": "never"}
-    file = tiny.write_run(whole, settings(shared, whole, "run", stages=STAGES, checkpoint=checkpoint))
+    file = tiny.write_run(whole, one_run(shared, whole))
     assert "already holds a run" in tiny.command("train", file).stderr
     changed = tiny.command("train", file, "--resume", "stages[1].optimizer.lr=1e-9")
     assert changed.code == 2
