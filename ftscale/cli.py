@@ -116,16 +116,26 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
 @app.command(epilog="Example: ftscale checkpoints runs/demo")
 def checkpoints(run_folder: RunFolder) -> None:
     """List the checkpoints of a run: step, complete or why not, size, number of processes, metric."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from ftscale.run.folder import run_id
-    from ftscale.train.manifest import list_checkpoints
+    from ftscale.run.folder import run_id, stage_folders
 
     identity = run_id(run_folder)
     if identity is None and not (run_folder / "checkpoints").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no run.json); name the folder of one.")
+    stages = stage_folders(run_folder)
+    for folder in stages:
+        print(f"stage {shown(folder.name)}")
+        _print_checkpoints(folder, identity=run_id(folder))
+    if not stages:
+        _print_checkpoints(run_folder, identity=identity)
+
+
+def _print_checkpoints(run_folder: Path, *, identity: str | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ftscale.train.manifest import list_checkpoints
+
     table = Table("step", "state", "size", "processes", "metric", box=None)
     for item in list_checkpoints(run_folder / "checkpoints", run_id=identity):
         if (found := item.checkpoint) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
 from ftscale.config.own_task import OwnTaskSettings
+from ftscale.config.stages import Stage, by_stage, stages_of
 from ftscale.config.strategies import find_strategy
 from ftscale.precheck import (
     check_config,
@@ -33,7 +34,8 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Likely mistakes."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """combination, task (one of the user's own), data, tokenizer, schedule, steps: as JSON holds them."""
+    """combination, task (one of the user's own), data, tokenizer, schedule, steps: as JSON holds them; of a run of
+    several stages, `stages` with these of each."""
     rows: list[list[tuple[str, bool]]] = field(default_factory=list)
     """Some samples in pieces of text, each with whether it is a target."""
 
@@ -88,12 +90,42 @@ def check_run(
         return Report(errors=problems)
     start = Start(nodes, gpus_per_node, resume, overwrite)
     try:
-        return _check(read_config(path, overrides), start, full=full, deep=deep)
+        config = read_config(path, overrides)
+        if stages := stages_of(config):
+            return _check_stages(config, stages, start, full=full, deep=deep)
+        return _check(config, start, _start_problems(config, start), full=full, deep=deep)
     except UserError as error:
         return Report(errors=list(error.problems))
 
 
-def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
+def _check_stages(config: Config, stages: Sequence[Stage], start: Start, *, full: bool, deep: bool) -> Report:
+    """Every stage as a run of its own, the later ones with the model of the first; and the folder of the whole."""
+    from ftscale.run.folder import holds_run
+
+    found: dict[str, Report] = {}
+    for stage in stages:
+        resume = start.resume and holds_run(stage.folder)
+        problems = _start_problems(stage.config, replace(start, resume=resume, overwrite=not resume))
+        init = stage.first_model.init
+        try:
+            found[stage.name] = _check(stage.beforehand, start, problems, full=full, deep=deep, init=init)
+        except UserError as error:
+            found[stage.name] = Report(errors=[*problems, *error.problems])
+    errors = [*_start_problems(config, start), *by_stage({name: report.errors for name, report in found.items()})]
+    rows = [row for report in found.values() for row in report.rows]
+    return Report(
+        errors=list(dict.fromkeys(errors)),
+        warnings=by_stage({name: report.warnings for name, report in found.items()}),
+        facts={"stages": {name: report.facts for name, report in found.items()}},
+        rows=[row for number, row in enumerate(rows) if row not in rows[:number]],
+    )
+
+
+def _check(config: Config, start: Start, problems: list[str], *, full: bool, deep: bool, init: str = "") -> Report:
+    """What a run is by itself. `problems`: those of its start.
+
+    `init`: of the model of a stage, which the stages before make; "" = as configured.
+    """
     from ftscale.checks.data import describe_data, marked_rows
     from ftscale.checks.metric import metric_warnings
     from ftscale.checks.model import model_problems
@@ -103,7 +135,7 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
     from ftscale.precheck.fit import generation_facts, head_warnings
     from ftscale.precheck.vocabulary import vocabulary_warnings
 
-    report = Report(errors=_start_problems(config, start))
+    report = Report(errors=list(problems))
     left_out = config.model.trust_remote_code
     try:
         processor = check_config(config, runs_code=False)
@@ -120,6 +152,10 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         report.warnings.append(_left_out(looked=sample is not None))
     if sample is None:
         return report
+    if init:
+        sample.config = sample.config.model_copy(
+            update={"model": sample.config.model.model_copy(update={"init": init})}
+        )
     if isinstance(config.task, OwnTaskSettings):
         report.facts["task"] = sample.config.task.model_dump(mode="json")
     report.facts["data"], warnings = describe_data(sample)
@@ -184,7 +220,7 @@ def _start_problems(config: Config, start: Start) -> list[str]:
 
 def _check_checkpoint(config: Config, start: Start) -> None:
     """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
-    from ftscale.distributed.strategy import check_takeover, resolve_strategy
+    from ftscale.distributed.runtime.strategy import check_takeover, resolve_strategy
     from ftscale.run.folder import run_id
     from ftscale.train.manifest import folder_name, newest_manifest
 

@@ -37,6 +37,8 @@ def show(report: Report) -> None:
 def lines(facts: dict[str, Any]) -> list[str]:
     """The facts, a line each."""
     found: list[str] = []
+    for name, stage in facts.get("stages", {}).items():
+        found += [f"stage {name}", *(f"  {line}" for line in lines(stage))]
     if task := facts.get("task"):
         found.append("task: " + ", ".join(f"{name} {value}" for name, value in task.items()))
     for part in ("train", "eval", "test"):

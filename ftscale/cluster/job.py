@@ -24,7 +24,7 @@ from ftscale.cluster.records import Records, checkpoint_step, read_failure, read
 from ftscale.cluster.step import Allocation, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.precheck import read_config
-from ftscale.run.folder import at_real_folder, holds_run
+from ftscale.run.folder import at_real_folder, current_folder, holds_run
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
@@ -188,8 +188,7 @@ class Job:
 
     def _train(self) -> Facts:
         run_folder = self.records.run_folder
-        failure = run_folder / LOGS / FAILURE
-        failure.unlink(missing_ok=True)
+        (current_folder(run_folder) / LOGS / FAILURE).unlink(missing_ok=True)
         resume = ["--resume"] * holds_run(run_folder)  # the first start has nothing to go on with
         command, processes = ["train", *self.arguments, *resume], self._processes()
         launcher = self.settings.launcher if processes * len(self.nodes) > 1 else "srun"
@@ -203,6 +202,7 @@ class Job:
             self.step.ask_to_save()
         silent_s, silent_nodes = watchdog.wait(leaves=lambda: self.signal == "SIGTERM")
         code, killed = self.step.first_end()
+        failure = current_folder(run_folder) / LOGS / FAILURE  # another stage may have begun
         return self._facts(
             exit_code=code,
             status=run_status(run_folder) if watchdog.has_saved else "",

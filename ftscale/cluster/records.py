@@ -14,6 +14,7 @@ from ftscale.base import sealed
 from ftscale.base.files import open_to_append
 from ftscale.base.logs import log
 from ftscale.base.sealed import DamagedError, line_of, read_lines
+from ftscale.run.folder import stage_folders
 
 Event = dict[str, Any]
 
@@ -76,8 +77,12 @@ class Records:
 
 
 def checkpoint_step(run_folder: Path) -> int:
-    """The step of the newest checkpoint folder; 0 without one."""
-    names = (re.fullmatch(r"step-(\d+)", path.name) for path in (run_folder / "checkpoints").glob("step-*"))
+    """The step of the newest checkpoint folder, of stages their sum; 0 without one."""
+    return sum(map(_newest_step, stage_folders(run_folder) or [run_folder]))
+
+
+def _newest_step(folder: Path) -> int:
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in (folder / "checkpoints").glob("step-*"))
     return max((int(match[1]) for match in names if match), default=0)
 
 

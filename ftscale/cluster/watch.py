@@ -11,6 +11,7 @@ from ftscale.base.files import open_to_append
 from ftscale.base.logs import LOGS
 from ftscale.cluster import slurm
 from ftscale.cluster.records import Event, Records, checkpoint_step, read_json, read_result, train_lines
+from ftscale.run.folder import current_folder
 
 FOLLOW_S = 0.5
 RECENT_STEPS = 50  # whose pace tells when the run will be done
@@ -40,7 +41,7 @@ def status_lines(run_folder: Path) -> list[str]:
 def log_file(run_folder: Path, *, rank: int | None = None) -> Path:
     """The log of the newest job, or of one rank. Raises UserError: there is none yet."""
     if rank is not None:
-        path = run_folder / LOGS / f"rank-{rank:05d}.log"
+        path = current_folder(run_folder) / LOGS / f"rank-{rank:05d}.log"
         if not path.is_file():
             raise UserError(f"--rank {rank}: {path} does not exist; the ranks' logs are there from the first step on.")
         return path
@@ -117,12 +118,14 @@ def _run_line(records: Records) -> str:
         numbers = {name: value for name, value in result["metrics"].items() if isinstance(value, (int, float))}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         return f"{result['status']} at step {result.get('steps', '?')}  {shown}"
-    rows = train_lines(folder)
+    trained = current_folder(folder)
+    stage = "" if trained == folder else f"stage {trained.name}: "
+    rows = train_lines(trained)
     if not rows:
-        return "no step yet"
-    total = _num_steps(folder)
-    text = f"step {rows[-1]['step']}{f'/{total}' if total else ''}  loss {float(rows[-1]['loss']):.4g}"
-    text += f"  checkpoint of step {checkpoint_step(folder)}"
+        return f"{stage}no step yet"
+    total = _num_steps(trained)
+    text = f"{stage}step {rows[-1]['step']}{f'/{total}' if total else ''}  loss {float(rows[-1]['loss']):.4g}"
+    text += f"  checkpoint of step {checkpoint_step(trained)}"
     if total and (left := _seconds_left(rows, total)) is not None:
         text += f"  {_duration(left)} of training left"
     return text
@@ -152,7 +155,8 @@ def _job_line(job: str, run_folder: Path) -> str:
         if limit is not None:
             left = limit - (used or 0)
             text += f", {_duration(left)} to its time limit"
-            rows, total = train_lines(run_folder), _num_steps(run_folder)
+            trained = current_folder(run_folder)
+            rows, total = train_lines(trained), _num_steps(trained)
             needed = _seconds_left(rows, total) if rows and total else None
             if needed is not None and needed > left:
                 text += ": not enough, it will save and go on in another start"
@@ -174,7 +178,7 @@ def _end_line(end: Event) -> str:
 
 
 def _num_steps(folder: Path) -> int:
-    """Return the optimizer steps of the whole run; 0 = not known."""
+    """Return the optimizer steps of a run, or of a stage; 0 = not known."""
     total = read_json(folder / "run.json").get("num_steps")
     return total if isinstance(total, int) else 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ftscale.base.logs import FAILURE, LOGS
 from ftscale.cluster.records import Records
 from ftscale.cluster.step import Allocation, Step
+from ftscale.run.folder import current_folder
 
 POLL_S = 0.5
 HANGING_S = 30.0  # after a rank's error or the last save: srun waits for nodes that are gone
@@ -36,6 +37,11 @@ class Watchdog:
         self._result_before = changed_at(self.folder / "result.json")
 
     @property
+    def trained(self) -> Path:
+        """Where the ranks write: the run folder, or that of the stage that is trained."""
+        return current_folder(self.folder)
+
+    @property
     def has_saved(self) -> bool:
         """Whether this start has written its result."""
         return changed_at(self.folder / "result.json") not in (0, self._result_before)
@@ -52,13 +58,13 @@ class Watchdog:
             time.sleep(POLL_S)
             if leaves() and self.has_saved:
                 break
-            if over_s or self.has_saved or (self.folder / LOGS / FAILURE).exists():
+            if over_s or self.has_saved or (self.trained / LOGS / FAILURE).exists():
                 over_s += POLL_S
                 if over_s > HANGING_S:  # not sooner: where a node is lost, Slurm requeues the job by itself
                     self.say(f"not over {HANGING_S:.0f} s after a rank failed or saved; ending the step")
                     self.step.end()
                 continue
-            trains = changed_at(self.folder / "metrics.jsonl") > began * 1e9
+            trains = changed_at(self.trained / "metrics.jsonl") > began * 1e9
             word, before = self._last_word(), word
             silent_s = silent_s + POLL_S if word == before and trains else 0.0
             if silent_s > self.silence_s:
@@ -70,14 +76,15 @@ class Watchdog:
 
     def _last_word(self) -> int:
         """When the run last wrote something: metrics, a log, a part of a checkpoint. Nanoseconds since 1970."""
-        paths = [self.folder / "metrics.jsonl", self.folder / "checkpoints"]
-        paths += [*(self.folder / LOGS).glob("rank-*.log"), *(self.folder / "checkpoints").glob(".*/*")]
+        folder = self.trained
+        paths = [folder / "metrics.jsonl", folder / "checkpoints"]
+        paths += [*(folder / LOGS).glob("rank-*.log"), *(folder / "checkpoints").glob(".*/*")]
         return max(map(changed_at, paths))
 
     def _silent_nodes(self) -> tuple[str, ...]:
         """Ask every rank to write where it stands into its log; the nodes of those that do not."""
         began = self.records.events("start")[-1]["time"]  # other ranks' logs may be left of an earlier start
-        logs = [path for path in self.folder.glob(f"{LOGS}/rank-*.log") if path.stat().st_mtime > began]
+        logs = [path for path in self.trained.glob(f"{LOGS}/rank-*.log") if path.stat().st_mtime > began]
         places = {
             log: found[-1]
             for log in logs

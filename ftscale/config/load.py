@@ -21,6 +21,7 @@ from ftscale.base.shown import SECRET, without_secrets
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.problems import problems_of
 from ftscale.config.schema import Config
+from ftscale.config.stages import stages_of
 from ftscale.config.yaml_text import read_yaml, write_yaml
 
 
@@ -61,7 +62,8 @@ def parse_config(data: dict[str, Any], *, source: str) -> Config:
     """The configuration that nested dicts say; `source` names them in errors.
 
     Raises:
-        UserError: one sentence for each setting that is unknown, missing, of a wrong type or out of its range.
+        UserError: one sentence for each setting that is unknown, missing, of a wrong type or out of its range, of the
+            stages too.
     """
     failure: ValidationError | None = None
     try:
@@ -70,6 +72,10 @@ def parse_config(data: dict[str, Any], *, source: str) -> Config:
         failure = error
     if problems := problems_of(failure, model=Config, data=data):
         raise UserError(*(f"{source}: {problem}" for problem in problems)) from failure
+    try:
+        stages_of(config)
+    except UserError as error:
+        raise UserError(*(f"{source}: {problem}" for problem in error.problems)) from error
     return config
 
 
@@ -96,7 +102,22 @@ def public(config: Config) -> Config:
         for part in ("train", "eval", "test")
         if (sources := getattr(config.data, part))
     }
-    return config.model_copy(update={"data": config.data.model_copy(update=parts)})
+    update: dict[str, Any] = {"data": config.data.model_copy(update=parts)}
+    if config.stages:
+        update["stages"] = tuple(
+            {key: _in_public(value) if key == "data" else value for key, value in stage.items()}
+            for stage in config.stages
+        )
+    return config.model_copy(update=update)
+
+
+def _in_public(value: Any) -> Any:
+    """What a stage says of its data, without the secrets of URLs."""
+    if isinstance(value, dict):
+        return {key: _in_public(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_in_public(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def config_digest(config: Config) -> str:

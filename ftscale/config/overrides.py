@@ -67,6 +67,8 @@ def _set(node: Any, path: list[str], value: Any, *, override: str, at: tuple[str
 
 def _as_section(node: Any, key: str, at: tuple[str, ...]) -> Any:
     """The section or list that `node` is short for, so that `key` can be set in it."""
+    if at[:1] == ("stages",) and len(at) > 2:  # in a stage, as in the whole
+        at = at[2:]
     if node is None:
         return [] if key == "0" else {}
     if isinstance(node, str) and (name := _short_form(at)):

@@ -363,3 +363,6 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     distributed: DistributedConfig = DistributedConfig()
+    stages: tuple[dict[str, Any], ...] = Field((), exclude_if=lambda stages: not stages)
+    """Runs one after another, each of which goes on with the model of the one before: a section each, with a `name` and
+    the settings in which it differs from the rest of the configuration; empty = one run."""

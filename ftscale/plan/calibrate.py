@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from ftscale.config import Config
+from ftscale.config.stages import stages_of
 from ftscale.models.trust import without_code
 from ftscale.plan.devices import Device, load_device
 from ftscale.plan.forecast import plan_run
@@ -22,9 +23,13 @@ LEFT_OUT = 2
 def calibrate_here(config: Config, *, device: Device | None = None) -> str:
     """Train a few steps in a folder that is removed again, and keep the share of the device's rate that they reach.
 
+    Of a run of several stages, the first.
+
     `device`: what this machine has; None = its processor.
     """
     device = device or load_device(None)
+    if stages := stages_of(config):
+        config = stages[0].config
     config = config.model_copy(update={"model": without_code(config.model)})  # as the plan, which says so
     plan = plan_run(config, gpu=device.key if device.is_gpu else None, compare=False)
     step_s = measure_step(config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.schema import TrainableConfig
+from ftscale.config.stages import stages_of
 from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy, find_strategy
 from ftscale.models.trust import NeedsCodeError, without_code
 from ftscale.plan.batches import MicroBatches
@@ -76,6 +78,9 @@ class Plan:
     """Of all checkpoints that are kept, the one being written, and the model."""
     choices: list[Choice]
     """Ways that fit, the recommended one first; empty where they were not asked for."""
+    stages: dict[str, Plan] = field(default_factory=dict)
+    """Of a run of several stages the plan of each by its name; the whole is that of the fullest, with the time of all
+    and without choices."""
 
     @property
     def fits(self) -> bool:
@@ -105,6 +110,21 @@ def plan_run(
     strategies, adapters and activation checkpointing. Raises UserError for what `ftscale check` finds, and for an
     unknown device.
     """
+    if stages := stages_of(config):
+        plans = {
+            stage.name: plan_run(
+                stage.beforehand,
+                gpu=gpu,
+                nodes=nodes,
+                gpus_per_node=gpus_per_node,
+                interconnect_gb_s=interconnect_gb_s,
+                usd_per_hour=usd_per_hour,
+                full=full,
+                compare=False,
+            )
+            for stage in stages
+        }
+        return _together(plans)
     device = load_device(gpu, usd_per_hour=usd_per_hour)
     processor = check_config(config, runs_code=False)
     if config.model.trust_remote_code:
@@ -150,6 +170,32 @@ def plan_run(
         disk_bytes=saved * (config.checkpoint.keep + 2) + step.sizes.bytes,
         choices=planner.choices(config) if compare else [],
     )
+
+
+def _together(plans: dict[str, Plan]) -> Plan:
+    """The plan of the fullest stage, with the steps, time, cost and disk of all of them."""
+    every = list(plans.values())
+    fullest = max(every, key=lambda plan: plan.memory.total)
+    time = replace(
+        fullest.time,
+        total_s=_sum([plan.time.total_s for plan in every]),
+        gpu_hours=_sum([plan.time.gpu_hours for plan in every]),
+        usd=_sum([plan.time.usd for plan in every]),
+    )
+    steps = _sum([plan.num_steps for plan in every])
+    return replace(
+        fullest,
+        time=time,
+        num_steps=None if steps is None else int(steps),
+        disk_bytes=sum(plan.disk_bytes for plan in every),
+        stages=plans,
+    )
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 class _Planner:

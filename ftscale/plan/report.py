@@ -63,6 +63,10 @@ def summary(plan: Plan) -> list[str]:
             f"{time.usd:.2f} USD; {time.tokens_per_s:.0f} {_unit(plan)}s/s"
         )
     found.append(f"a checkpoint: {plan.checkpoint_bytes / GIB:.2f} GiB; disk at most {plan.disk_bytes / GIB:.2f} GiB")
+    for name, stage in plan.stages.items():
+        steps = counted(stage.num_steps, "step") if stage.num_steps else "steps not known"
+        lasts = "" if stage.time.total_s is None else f", {duration(stage.time.total_s)}"
+        found.append(f"stage {name}: {stage.memory.total / GIB:.2f} GiB a device, {steps}{lasts}")
     return found
 
 
@@ -81,7 +85,16 @@ def _unit(plan: Plan) -> str:
 
 def as_json_text(plan: Plan) -> str:
     """Everything but the configuration."""
-    values: dict[str, Any] = {name: value for name, value in asdict(plan).items() if name not in ("config", "step")}
+    values = _values(plan)
+    if plan.stages:
+        values["stages"] = {name: _values(stage) for name, stage in plan.stages.items()}
+    return json.dumps(values, indent=2)
+
+
+def _values(plan: Plan) -> dict[str, Any]:
+    """Everything but the configuration, and the stages."""
+    left_out = ("config", "step", "stages")
+    values: dict[str, Any] = {name: value for name, value in asdict(plan).items() if name not in left_out}
     values |= {
         "fits": plan.fits,
         "memory_bytes": plan.memory.total,
@@ -91,14 +104,19 @@ def as_json_text(plan: Plan) -> str:
     for written, choice in zip(values["choices"], plan.choices, strict=True):
         written["lines"] = choice.lines()
         written["memory_bytes"] = choice.memory.total
-    return json.dumps(values, indent=2)
+    return values
 
 
 def apply_choice(plan: Plan, path: Path) -> str:
     """Write the recommended settings into a configuration file; comments are lost. Says what was written.
 
-    Raises UserError where nothing fits.
+    Raises UserError where nothing fits, and for a run of several stages.
     """
+    if plan.stages:
+        raise UserError(
+            "--apply does not go with stages, each of which may need other settings; plan them one at a time, without "
+            "the others."
+        )
     if not plan.choices:
         raise UserError(
             f"--apply: nothing fits {plan.world_size} x {plan.device.name}; take more or larger devices, or shorter "

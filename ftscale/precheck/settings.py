@@ -24,6 +24,7 @@ from ftscale.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from ftscale.config.stages import by_stage, stages_of
 from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
 
@@ -143,7 +144,13 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
         config = parse_config(settings, source=source)
     except UserError as error:
         return None, [*error.problems, *_problems_of_valid_sources(settings)]
-    return config, [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
+    if stages := stages_of(config):
+        return config, by_stage({stage.name: _problems_without_torch(stage.config) for stage in stages})
+    return config, _problems_without_torch(config)
+
+
+def _problems_without_torch(config: Config) -> list[str]:
+    return [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
@@ -185,7 +192,7 @@ def _problems(check: Callable[[], Any]) -> list[str]:
 
 def _section_problems(settings: dict[str, Any]) -> list[str]:
     """Unknown names in the sections that are right by themselves, of settings that are wrong elsewhere."""
-    from ftscale.distributed.strategy import resolve_strategy
+    from ftscale.distributed.runtime.strategy import resolve_strategy
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.optimizers import check_optimizer
     from ftscale.optim.schedules import check_schedule
@@ -245,7 +252,7 @@ def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str
 
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.base.launched import check_launch
-    from ftscale.distributed.strategy import resolve_strategy
+    from ftscale.distributed.runtime.strategy import resolve_strategy
 
     if problems := _problems(check_launch):
         return [*problems, *check_combination(config)]

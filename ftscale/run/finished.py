@@ -15,6 +15,7 @@ from ftscale.config import Config, load_config
 from ftscale.config.own_task import reading_of_strangers
 from ftscale.models.save import load_saved
 from ftscale.models.trust import NeedsCodeError, Trust, needed_code
+from ftscale.run.folder import final_folder
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
 
@@ -26,7 +27,7 @@ def read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
     if not (run_folder / "model").is_dir():
         raise UserError(f"RUN_FOLDER = {run_folder} has no model yet; finish the run with ftscale train --resume.")
     with nullcontext() if trust.code else reading_of_strangers():
-        config = load_config(run_folder / "config.yaml")
+        config = load_config(final_folder(run_folder) / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
     return config.model_copy(update={"model": trusted}), build_task(config.task)
 
@@ -58,6 +59,6 @@ def load_model(run_folder: Path, config: Config, task: Task) -> Any:
 def say_what_is_left_out(run_folder: Path, config: Config) -> None:
     """Warn where the run was trained with code that is not run now."""
     with reading_of_strangers():
-        said = load_config(run_folder / "config.yaml").model.trust_remote_code
+        said = load_config(final_folder(run_folder) / "config.yaml").model.trust_remote_code
     if said and not config.model.trust_remote_code:
         log.warning("the run was trained with code that came with its model; without --trust-remote-code it is not run")

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from ftscale.base.shown import shown
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
 from ftscale.config.own_task import file_hash, reading_of_strangers
+from ftscale.config.stages import STAGES
 from ftscale.data.sources import file_fingerprints
 from ftscale.models.files import model_fingerprints
 from ftscale.train.manifest import newest_manifest
@@ -48,9 +50,10 @@ WRITTEN = (
     "model",
     "trackers",
     "logs",
+    STAGES,
 )
 """What a run writes into its folder."""
-FOLDERS = ("checkpoints", "model", "trackers", "logs")
+FOLDERS = ("checkpoints", "model", "trackers", "logs", STAGES)
 """Those of them that are folders; some of them may be links to another disk."""
 
 FREE_TO_CHANGE = (
@@ -72,6 +75,8 @@ FREE_TO_CHANGE = (
     "task.file",  # what the file says may not
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
+
+_IN_STAGE = re.compile(rf"^{STAGES}\.\d+\.")
 
 MEANT = {"data": ("data.train", "data.eval"), "model": ("model.",)}
 """Beginnings of the settings that name the files of a section."""
@@ -151,6 +156,22 @@ def holds_run(folder: Path) -> bool:
     """Whether a run has begun in the folder; an empty folder in it, as a link to another disk may lead to, is none."""
     paths = [folder / name for name in WRITTEN]
     return any(path.exists() and not (path.is_dir() and not any(path.iterdir())) for path in paths)
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The run folders of the stages that have begun, in their order; none where a run has no stages."""
+    found = ((path.name.partition("-")[0], path) for path in (folder / STAGES).glob("*"))
+    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdecimal())]
+
+
+def current_folder(folder: Path) -> Path:
+    """Where a run writes its steps: the folder of the stage that began last, or its own."""
+    return (stage_folders(folder) or [folder])[-1]
+
+
+def final_folder(folder: Path) -> Path:
+    """The run folder that belongs to the model of a run: of its last stage once that has ended, else its own."""
+    return current_folder(folder) if (folder / "model").exists() else folder
 
 
 def what_stands(folder: Path) -> tuple[bytes, ...]:
@@ -256,6 +277,23 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     checkpoints say of it: run_id and data_digest.
     """
     folder = Path(config.run_folder)
+    identity = _begin_in(folder, config)
+    fingerprints = _fingerprints(config)
+    write_json(folder / "data.json", fingerprints, seal=False)
+    cut_metrics(folder / "metrics.jsonl", after_step=step)
+    write_json(folder / "run.json", _about(identity, run, hashes={"data.json": content_hash(fingerprints)}))
+    return {"run_id": identity, "data_digest": _digest(fingerprints)}
+
+
+def open_whole_folder(config: Config, *, run: dict[str, Any]) -> None:
+    """Write config.yaml and run.json of a run of several stages, each of which opens a run folder of its own."""
+    folder = Path(config.run_folder)
+    identity = _begin_in(folder, config)
+    write_json(folder / "run.json", _about(identity, run, hashes={}))
+
+
+def _begin_in(folder: Path, config: Config) -> str:
+    """Clear up after starts that were killed, and write config.yaml; returns the run's id."""
     for name in (*WRITTEN, LOCK):
         remove_partials(folder / name)
     for path in (folder / name for name in FOLDERS):
@@ -264,10 +302,12 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     identity = run_id(folder) or uuid.uuid4().hex
     (folder / "result.json").unlink(missing_ok=True)
     write_config(config, folder / "config.yaml")
-    fingerprints = _fingerprints(config)
-    write_json(folder / "data.json", fingerprints, seal=False)
-    cut_metrics(folder / "metrics.jsonl", after_step=step)
-    about = {
+    return identity
+
+
+def _about(identity: str, run: dict[str, Any], *, hashes: dict[str, str]) -> dict[str, Any]:
+    """What run.json says: versions, machine, command, and `run`."""
+    return {
         "run_id": identity,
         "versions": versions(),
         "python": platform.python_version(),
@@ -277,10 +317,8 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
         "git": _git_commit(),
         "command": [shown(argument) for argument in sys.argv],
         "started": _now(),
-        "hashes": {"data.json": content_hash(fingerprints)},
+        "hashes": hashes,
     }
-    write_json(folder / "run.json", about)
-    return {"run_id": identity, "data_digest": _digest(fingerprints)}
 
 
 def finished_result(folder: Path) -> Result | None:
@@ -354,14 +392,27 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 def _differences(before: Config, config: Config) -> list[str]:
     before, config = _written_out(before), _written_out(config)
     lines = differences(public(before), public(_comparable(config, before)))
-    return [line for line in lines if not line.startswith(FREE_TO_CHANGE)]
+    return [line for line in lines if not _IN_STAGE.sub("", line).startswith(FREE_TO_CHANGE)]
 
 
 def _written_out(config: Config) -> Config:
-    """What a setting names a file for is what the file says. Raises UserError where it is not there any more."""
+    """What a setting names a file for is what the file says, and a model of another stage as it is seen from this one.
+
+    Raises UserError where the file is not there any more.
+    """
     from ftscale.tasks import task_class
 
-    return config.model_copy(update={"task": task_class(config.task).written_out(config.task)})
+    task = task_class(config.task).written_out(config.task)
+    name = _from_stage(config, config.model.name)
+    return config.model_copy(update={"task": task, "model": config.model.model_copy(update={"name": name})})
+
+
+def _from_stage(config: Config, path: str) -> str:
+    """A path in the folder of another stage, relative to this stage's: the whole may be moved. Others as they are."""
+    folder = Path(os.path.abspath(config.run_folder))
+    if folder.parent.name == STAGES and Path(os.path.abspath(path)).is_relative_to(folder.parent):
+        return os.path.relpath(path, folder)
+    return path
 
 
 def _shown(difference: str) -> str:
@@ -392,7 +443,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
     if not path.is_file():
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
-    now |= {} if "model" in meant else model_fingerprints(config.model)
+    now |= {} if "model" in meant else _model_fingerprints(config)
     now |= _task_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
@@ -457,7 +508,15 @@ def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
 
     And of the file that describes the task, where it is the user's own.
     """
-    return _data_fingerprints(config) | model_fingerprints(config.model) | _task_fingerprints(config)
+    return _data_fingerprints(config) | _model_fingerprints(config) | _task_fingerprints(config)
+
+
+def _model_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    found = model_fingerprints(config.model)
+    return {
+        setting: {_from_stage(config, path): digest for path, digest in files.items()}
+        for setting, files in found.items()
+    }
 
 
 def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:

@@ -14,6 +14,7 @@ from ftscale.base.sealed import DamagedError, read_json
 from ftscale.base.signals import LAUNCHER_SIGNALS, heeded
 from ftscale.base.startup import begin_work, leave_out_working_folder, unchanged_environment
 from ftscale.config import Config
+from ftscale.config.stages import stages_of
 from ftscale.config.strategies import STRATEGIES
 from ftscale.precheck import read_config
 from ftscale.train.stop_request import Interrupted, listening
@@ -36,6 +37,7 @@ def launch_training(
     config = read_config(run, settings)
     from ftscale.run.folder import check_run_folder
     from ftscale.run.prepared_data import prepare_inputs
+    from ftscale.run.stages import prepare_stages
     from ftscale.run.train import train
 
     if processes == 1:
@@ -46,7 +48,10 @@ def launch_training(
     check_run_folder(config, resume=resume, overwrite=overwrite)
     with listening():
         try:
-            prepare_inputs(config)
+            if stages := stages_of(config):
+                prepare_stages(stages)
+            else:
+                prepare_inputs(config)
         except Interrupted:
             return EXIT_PREEMPTED
     setup_logging()

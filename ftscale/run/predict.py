@@ -30,8 +30,8 @@ from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
 from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.build_model import batch_layout
-from ftscale.run.finished import bound_task, load_model, read_run
-from ftscale.run.new_source import kind_of, source_like
+from ftscale.run.train.finished import bound_task, load_model, read_run
+from ftscale.run.train.new_source import kind_of, source_like
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
 from ftscale.train.loop import TaskModule

@@ -47,6 +47,7 @@ from ftscale.run.folder import (
     write_result,
 )
 from ftscale.run.prepared_data import Inputs, Preparer, global_order, num_steps_of, prepare_inputs
+from ftscale.run.stages import Part, train_stages
 from ftscale.tasks.batch import total_of
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
 from ftscale.train.evaluate import evaluation_of
@@ -60,17 +61,26 @@ from ftscale.train.stop_request import Interrupted, StopRequest, listening
 
 
 def train(
-    config: Config, *, resume: bool = False, overwrite: bool = False, stop_request: StopRequest | None = None
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stop_request: StopRequest | None = None,
+    part: Part | None = None,
 ) -> Result:
     """Fine-tune as the configuration says; call it in every process of a launch, or in a single one.
 
-    `stop_request`: one that listens already; None = listen to signals while training.
+    `stop_request`: one that listens already; None = listen to signals while training. `part`: which stage of a run of
+    several this is; None = a run by itself.
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
+    if config.stages:
+        with _listening(stop_request) as stop_request, told_if_full(partial(_space_for, config)):
+            return train_stages(config, train, resume=resume, overwrite=overwrite, stop_request=stop_request)
     with leaving_no_trace(), _listening(stop_request) as stop_request, told_if_full(partial(_space_for, config)):
         config = _begin(config, stop_request)
         try:
-            with _prepared(config, resume=resume, overwrite=overwrite) as inputs:
+            with _prepared(config, resume=resume, overwrite=overwrite, locks=part is None) as inputs:
                 distributed = Distributed(
                     _in_own_offload_dir(config),
                     precision=config.train.precision,
@@ -79,7 +89,9 @@ def train(
                 begin_work()
                 stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
                 with _closed_on_error(distributed):
-                    result = _train(inputs, distributed, stop_request, overwrite=overwrite)
+                    result = _train(inputs, distributed, stop_request, overwrite=overwrite, part=part)
+                    if part is not None:
+                        part.close(result, distributed)
         except Interrupted as request:
             anew = "" if holds_run(Path(config.run_folder)) else ": there is nothing to resume yet"
             log.info("asked to stop (%s) before training began; nothing is lost%s", request, anew)
@@ -118,14 +130,17 @@ def _begin(config: Config, stop_request: StopRequest) -> Config:
 
 
 @contextmanager
-def _prepared(config: Config, *, resume: bool, overwrite: bool) -> Iterator[Inputs]:
-    """What is known before there are processes; inside, rank 0 holds the lock of a run folder that it has judged."""
+def _prepared(config: Config, *, resume: bool, overwrite: bool, locks: bool) -> Iterator[Inputs]:
+    """What is known before there are processes; inside, rank 0 holds the lock of a run folder that it has judged.
+
+    `locks`: nobody holds the lock of a folder around it.
+    """
     rank, folder = launched_rank(), Path(config.run_folder)
     judged = what_stands(folder)
     if rank == 0:
         check_run_folder(config, resume=resume, overwrite=overwrite)
     inputs = prepare_inputs(config)
-    with locked(folder) if rank == 0 else nullcontext():
+    with locked(folder) if rank == 0 and locks else nullcontext():
         if rank == 0 and what_stands(folder) != judged:  # another run was here meanwhile
             check_run_folder(config, resume=resume, overwrite=overwrite)
         yield inputs
@@ -164,7 +179,9 @@ def _in_own_offload_dir(config: Config) -> DistributedConfig:
     return settings.model_copy(update={"offload_dir": str(own)})
 
 
-def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool) -> Result:
+def _train(
+    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, overwrite: bool, part: Part | None
+) -> Result:
     config, folder = inputs.config, Path(inputs.config.run_folder)
     started = time.time()
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
@@ -174,7 +191,7 @@ def _train(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, 
         return finished
     check_agreement(derived(inputs), distributed.gather_objects)
     loop = build_loop(inputs, distributed, stop_request, started=started)
-    checkpoint = _open(loop, inputs, overwrite=overwrite)
+    checkpoint = _open(loop, inputs, overwrite=overwrite, part=part)
     if config.train.trackers:
         _start_trackers(config, distributed)
     if checkpoint is not None:
@@ -201,7 +218,7 @@ def _described_batch(loop: Loop, config: Config) -> str:
     return describe_batch(config.batch, world_size=loop.distributed.world_size, flat=flat)
 
 
-def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
+def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> Checkpoint | None:
     """Write the run folder's first files; the checkpoint that the run goes on from, None = from the start. Collective.
 
     From here on an earlier run may be written over: every rank has come this far.
@@ -210,7 +227,9 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool) -> Checkpoint | None:
     distributed.barrier()
     opened: tuple[dict[str, str], Checkpoint | None] | None = None
     if distributed.is_main:
-        if overwrite:
+        if part is not None:
+            part.open()
+        elif overwrite:
             clear_run_folder(folder)
         root = loop.saver.root
         identity = run_id(folder)
