@@ -260,6 +260,15 @@ def test_an_adapter_is_merged_for_the_next_stage(shared: Path, tmp_path: Path):
     assert done.model == str(tmp_path / "run/model")
 
 
+@pytest.mark.campaign
+def test_an_adapter_trained_in_shards_is_merged_by_one_rank(shared: Path, tmp_path: Path):
+    adapter = {"method": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+    values = settings(shared, tmp_path, "run", stages=[{"adapter": adapter}, {}], distributed={"strategy": "zero3"})
+    launching.launch(WORKER, [{"config": values, "stop_at": []}], processes=2, work=tmp_path)
+    assert result(tmp_path / "run")["steps"] == 2 * STEPS
+    assert (tmp_path / "run/stages/1/merged/model.safetensors").is_file()
+
+
 def test_the_last_stages_adapter_stands_on_the_model_of_the_first(shared: Path, tmp_path: Path):
     adapter = {"method": "lora", "r": 4, "target_modules": ["q_proj"]}
     values = settings(shared, tmp_path, "run", stages=[{}, {"adapter": adapter}])
