@@ -220,7 +220,7 @@ def _start_problems(config: Config, start: Start) -> list[str]:
 
 def _check_checkpoint(config: Config, start: Start) -> None:
     """Raise UserError where the newest checkpoint's state is none for this strategy or number of processes."""
-    from ftscale.distributed.runtime.strategy import check_takeover, resolve_strategy
+    from ftscale.distributed.strategy import check_takeover, resolve_strategy
     from ftscale.run.folder import run_id
     from ftscale.train.manifest import folder_name, newest_manifest
 

@@ -192,7 +192,7 @@ def _problems(check: Callable[[], Any]) -> list[str]:
 
 def _section_problems(settings: dict[str, Any]) -> list[str]:
     """Unknown names in the sections that are right by themselves, of settings that are wrong elsewhere."""
-    from ftscale.distributed.runtime.strategy import resolve_strategy
+    from ftscale.distributed.strategy import resolve_strategy
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.optimizers import check_optimizer
     from ftscale.optim.schedules import check_schedule
@@ -252,7 +252,7 @@ def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str
 
 def _strategy_problems(config: Config) -> list[str]:
     from ftscale.base.launched import check_launch
-    from ftscale.distributed.runtime.strategy import resolve_strategy
+    from ftscale.distributed.strategy import resolve_strategy
 
     if problems := _problems(check_launch):
         return [*problems, *check_combination(config)]
