@@ -160,6 +160,32 @@ class Distributed:
         finally:
             set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
 
+    def shard_frozen(self, module: nn.Module) -> nn.Module:
+        """A model that does not train, under ZeRO-3: each rank holds a piece, and all of them call it together.
+
+        An engine of its own without an optimizer gathers each layer's weights for its forward.
+        """
+        import deepspeed
+
+        zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        kept = {name: value for name, value in zero.items() if not name.startswith("offload_")}
+        if self.strategy.offloads_weights:
+            kept["offload_param"] = {"device": "cpu", "pin_memory": True}
+        dtype = next(module.parameters()).dtype
+        _lay_rows_first(module)
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            config={
+                "train_micro_batch_size_per_gpu": 1,  # informs DeepSpeed's own logs only
+                "bf16": {"enabled": dtype == torch.bfloat16},
+                "fp16": {"enabled": dtype == torch.float16},
+                "steps_per_print": 2147483647,
+                "zero_optimization": kept,
+            },
+        )
+        engine.data_parallel_group.set_timeout(self._timeout)
+        return engine.eval()
+
     # ------------------------------------------------------------ a step
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

@@ -29,6 +29,7 @@ from ftscale.data.sample import Sample
 from ftscale.data.sources import detect_format, read_rows
 from ftscale.distributed import Distributed
 from ftscale.errors import UserError, counted
+from ftscale.frozen import compute_columns, place_companions
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
@@ -72,6 +73,8 @@ def evaluate_run(
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
         check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
+        compute_columns(config, task, {"data.eval": rows}, distributed, trust=trust)
+        config = place_companions(config, task, distributed, trust=trust)
         model = _load(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)

@@ -25,6 +25,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("train",),
     ("precheck", "run_folder"),
     ("inputs", "build_model"),
+    ("frozen",),
     ("agreement", "finish"),
     ("run",),
     ("checks",),
