@@ -184,7 +184,8 @@ class Distributed:
             },
         )
         engine.data_parallel_group.set_timeout(self._timeout)
-        return engine.eval()
+        engine.eval()  # which returns nothing
+        return engine
 
     # ------------------------------------------------------------ a step
 

@@ -73,13 +73,10 @@ class Companion:
         return {"files": files, "how": how, "settings": dict(self.settings), "class": self.auto_class}
 
 
-def load_companion(
-    companion: Companion, *, dtype: torch.dtype, trust: Trust, device: str | None = None
-) -> PreTrainedModel:
+def load_companion(companion: Companion, *, dtype: torch.dtype, trust: Trust) -> PreTrainedModel:
     """The model, frozen and in eval mode. `trust`: what of its own `model` section's trust counts.
 
-    `dtype`: of the model that trains; `device`: None = the CPU, meta = names and shapes alone. Raises UserError as
-    `load_model` does.
+    `dtype`: of the model that trains. Raises UserError as `load_model` does.
     """
     model = load_model(
         trusted(companion.model, trust),
@@ -87,7 +84,6 @@ def load_companion(
         settings=dict(companion.settings),
         dtype=companion.dtype or dtype,
         seed=SEED,
-        device=device,
     )
     return model.requires_grad_(False).eval()
 

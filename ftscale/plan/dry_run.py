@@ -308,7 +308,7 @@ def _run(
         taken = {_layout_of(companion, frozen[companion], config.batch.layout) for companion in task.companions()}
         layout = choose_layout(
             model,
-            wanted="padded" if "padded" in taken else config.batch.layout,
+            wanted="padded" if "padded" in taken or "flat" not in task.layouts else config.batch.layout,
             attention=config.model.attention,
             pooled=task.pools,
             encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),

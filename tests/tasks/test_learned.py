@@ -15,6 +15,7 @@ from tasks.test_toys import run_of, train
 
 ROWS = [("good good film", 1), ("a bad film", 0), ("good play", 1), ("bad bad play", 0)] * 8
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def table(path: Path, rows: Sequence[tuple[str, int]] = ROWS) -> str:
@@ -27,7 +28,7 @@ def run(shared: Path, tmp_path: Path) -> Path:
     """A BERT of random weights over eight words."""
     from transformers import BertConfig
 
-    BertConfig(vocab_size=50, **SIZES).save_pretrained(tmp_path / "bert")
+    BertConfig(vocab_size=50, **SIZES, **NO_DROPOUT).save_pretrained(tmp_path / "bert")
     rows = table(tmp_path / "rows.csv")
     return run_of(
         shared,
