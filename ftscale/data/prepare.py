@@ -200,8 +200,8 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def processor_key(processor: Any) -> str:
-    """A digest of what a tokenizer or image processor does with its input."""
-    from transformers import PreTrainedTokenizerBase
+    """A digest of what a tokenizer or image processor, or one that is made of several such, does with its input."""
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = [type(processor).__name__, str(processor.chat_template), str(sorted(processor.get_vocab().items()))]
@@ -212,6 +212,9 @@ def processor_key(processor: Any) -> str:
             # as its last use left them: a rank that took prepared rows from the cache has used it for nothing
             del state["truncation"], state["padding"]
             parts.append(json.dumps(state))
+    elif isinstance(processor, ProcessorMixin):  # whose own JSON has no vocabulary
+        parts = [processor_key(getattr(processor, name)) for name in processor.get_attributes()]
+        parts.append(processor.to_json_string())
     else:
         parts = [processor.to_json_string()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -109,7 +109,8 @@ class Probe:
 
         inputs, labels = {name: short(value) for name, value in batch.inputs.items()}, short(batch.labels)
         inputs["input_ids"] = inputs["input_ids"] % vocabulary
-        labels = torch.where(labels >= 0, labels % vocabulary, labels)
+        if labels is not None:
+            labels = torch.where(labels >= 0, labels % vocabulary, labels)
         batch = replace(batch, inputs=inputs, labels=labels)
         with torch.no_grad(), standing_in(task, _twin_of) as extra:
             task.loss(self.twin, replace(batch, extra=extra(batch, batch)))
