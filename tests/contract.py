@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -35,13 +35,18 @@ class Case:
     unlabelled: list[dict[str, Any]]
     flat: bool = False
     """The model takes flat rows."""
+    computed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The columns that the task computes, and the shape of a sample's value."""
 
     def samples(self) -> list[Sample]:
         """Numbered as the loader does it."""
         return numbered(self.task.prepare(self.rows))
 
     def collate(self, samples: list[Sample], *, layout: Layout = "padded", train: bool = True) -> Batch:
-        return self.task.collate(samples, layout=layout, train=train)
+        batch = self.task.collate(samples, layout=layout, train=train)
+        for name, shape in self.computed.items():
+            batch.extra[name] = torch.stack([torch.full(shape, float(sample.number)) for sample in samples])
+        return batch
 
     def is_token_level(self) -> bool:
         return self.collate(self.samples()).labels.ndim == 2 and not self.task.pools
@@ -164,14 +169,14 @@ def check_a_weight_of_zero_is_the_sample_absent_in_a_flat_row(case: Case) -> Non
 
 
 def check_what_is_in_extra_never_reaches_the_model(case: Case) -> None:
-    """Nor do labels, weights, rows and notes: the model is called by the same names, and with equal values."""
+    """Nor do labels, weights, rows and notes: the model, and those beside it, are called with the inputs alone."""
     samples = case.samples()
     for train in (True, False):
         batch = case.collate(samples, train=train)
         laden = replace(
             batch,
             weights=torch.ones(len(batch)),
-            extra={"teacher": torch.rand(len(batch), 3)},
+            extra={**batch.extra, "another": torch.rand(len(batch), 3)},
             group="another",
         )
         theirs, ours = _calls(case, batch, train=train), _calls(case, laden, train=train)
@@ -343,18 +348,20 @@ def _with_more_padding(batch: Batch, *, filler: int) -> Batch:
 
 
 def _calls(case: Case, batch: Batch, *, train: bool) -> list[dict[str, Any]]:
-    """What the model's forward is given in each call for the loss, or for the outputs."""
+    """What the forward of the model, and of its companions, is given in each call for the loss, or for the outputs."""
     calls: list[dict[str, Any]] = []
 
     def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert not args
         calls.append(dict(kwargs))
 
-    handle = case.model.register_forward_pre_hook(note, with_kwargs=True)
+    watched = [case.model, *(companion.module for companion in case.task.companions())]
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in watched]
     try:
         (case.task.loss if train else case.task.outputs)(case.model, batch)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return calls
 
 

@@ -26,10 +26,11 @@ from ftscale.distributed.runtime import Distributed
 from ftscale.models.adapt import count_parameters, weight_bytes
 from ftscale.models.load import load_model_config
 from ftscale.models.shrink import narrow, shallow
+from ftscale.models.trust import without_code
 from ftscale.optim.optimizers import state_bytes_per_weight
 from ftscale.run.prepared_data import Inputs
 from ftscale.run.train import build_loop
-from ftscale.tasks.base import Task
+from ftscale.tasks.base import Task, frozen_models
 from ftscale.train.checkpoint import Saver
 from ftscale.train.loop import run_loop
 from ftscale.train.metrics_file import MetricsFile
@@ -59,6 +60,8 @@ def two_steps(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
             "it; check it where there is more."
         ]
     config, what = chosen
+    for companion in frozen_models(sample.task):
+        companion.model = without_code(companion.model)
     facts: dict[str, Any] = {"model": what, "losses": []}
     if sample.task.modality.in_tokens:
         facts["lengths"] = [item.cost for item in longest]

@@ -134,13 +134,15 @@ def _check(config: Config, start: Start, problems: list[str], *, full: bool, dee
     from ftscale.models.trust import without_code
     from ftscale.precheck.fit import generation_facts, head_warnings
     from ftscale.precheck.vocabulary import vocabulary_warnings
+    from ftscale.tasks import build_task
 
     report = Report(errors=list(problems))
     left_out = config.model.trust_remote_code
     try:
         processor = check_config(config, runs_code=False)
         config = config.model_copy(update={"model": without_code(config.model)})
-        sample = read_sample(config, processor, full=full) if processor is not None else None
+        looks = processor is not None or (bool(build_task(config.task).modality.learns) and not left_out)
+        sample = read_sample(config, processor, full=full) if looks else None
     except UserError as error:
         report.errors += error.problems
         return report

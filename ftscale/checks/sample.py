@@ -17,7 +17,7 @@ from ftscale.data.census import content_of
 from ftscale.data.prepare import CHUNK, SourceReport, part_problems, sift
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
-from ftscale.precheck.fit import in_model_order
+from ftscale.precheck.fit import fitted
 from ftscale.run.prepared_data import Preparer, held_out, splits
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
@@ -87,6 +87,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     """Read each part of the data, and prepare a seeded draw of its rows, or all of them. Nothing is written.
 
     Of a stream, the first rows. Raises UserError as training would where the training rows cannot be read.
+    `processor`: see `check_config`.
     """
     size = None if full else SAMPLE_ROWS
     task, data = build_task(config.task), config.data
@@ -106,10 +107,9 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
             yield row
 
     rows = training()
-    learned = in_model_order(config, task, task.fit(rows))
+    config, bound, learned = fitted(config, task, processor, rows)
     counted = _exhaust(rows, most=SAMPLE_ROWS if data.streaming and not full else None)
-    config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    prepare = Preparer(build_task(config.task, processor))
+    prepare = Preparer(bound)
     sample = DataSample(
         config, prepare.task, _prepared(drawn["train"], prepare, config=config, name="train", counted=counted)
     )

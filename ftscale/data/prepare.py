@@ -112,6 +112,10 @@ class Prepared:
     row_hashes: np.ndarray
     """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
     are joined from several rows."""
+    folder: Path | None = None
+    """Where it lies in the cache; None = nowhere."""
+    computed: dict[str, np.ndarray] = field(default_factory=dict)
+    """(samples, ...) by name: what was computed of the samples (data/computed.py)."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -139,7 +143,9 @@ class Prepared:
 
     def sample(self, number: int, *, epoch: int = 0, seed: int = 0) -> Sample:
         """A sample as it is collated."""
-        return Sample.of_stored(self._collated[number], number=number, epoch=epoch, seed=seed)
+        sample = Sample.of_stored(self._collated[number], number=number, epoch=epoch, seed=seed)
+        sample.extra = {name: values[number] for name, values in self.computed.items()}
+        return sample
 
     def where(self, number: int) -> str:
         """Where the row of a sample was read: file and line."""
@@ -173,7 +179,7 @@ def prepare_sources(
     folder = cache_folder(data).resolve() / digest
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
-        _check_owner(folder)
+        check_owner(folder)
         if (saved := _verified(folder)) is None:
             _build(folder, sources, prepare, name=name, roles=roles, data=data, in_tokens=in_tokens, keep=keep)
             saved = _verified(folder)
@@ -194,8 +200,8 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def processor_key(processor: Any) -> str:
-    """A digest of what a tokenizer or image processor does with its input."""
-    from transformers import PreTrainedTokenizerBase
+    """A digest of what a tokenizer or image processor, or one that is made of several such, does with its input."""
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     if isinstance(processor, PreTrainedTokenizerBase):
         parts = [type(processor).__name__, str(processor.chat_template), str(sorted(processor.get_vocab().items()))]
@@ -206,6 +212,9 @@ def processor_key(processor: Any) -> str:
             # as its last use left them: a rank that took prepared rows from the cache has used it for nothing
             del state["truncation"], state["padding"]
             parts.append(json.dumps(state))
+    elif isinstance(processor, ProcessorMixin):  # whose own JSON has no vocabulary
+        parts = [processor_key(getattr(processor, name)) for name in processor.get_attributes()]
+        parts.append(processor.to_json_string())
     else:
         parts = [processor.to_json_string()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -297,7 +306,7 @@ def _verified(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _check_owner(folder: Path) -> None:
+def check_owner(folder: Path) -> None:
     """Raise UserError where another user wrote the folder: a hash proves no origin."""
     if folder.exists() and folder.stat().st_uid != own_id(folder.parent):
         raise UserError(
@@ -407,7 +416,7 @@ def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) 
         spans.append(SourceRows(start, start + report.kept, source.weight))
         start += report.kept
     whole = concatenate_datasets(parts) if parts else []
-    return Prepared(whole, spans, reports, saved["samples"], np.concatenate(hashes))
+    return Prepared(whole, spans, reports, saved["samples"], np.concatenate(hashes), folder)
 
 
 def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:

@@ -45,6 +45,8 @@ class Sample:
     """In its data set; set where it is read again, as `epoch` and `seed` are."""
     epoch: int = 0
     seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What was computed of it before the step, arrays by name; nothing of it is an input of the model."""
 
     @property
     def targets(self) -> int:

@@ -116,6 +116,32 @@ def load_engine(engine: Any, folder: Path) -> None:
         engine.checkpoint_engine = usual
 
 
+def frozen_engine(module: nn.Module, zero: dict[str, Any], *, offloads_weights: bool) -> Any:
+    """An engine without an optimizer, which gathers each layer's weights for its forward. Collective.
+
+    `zero`: settings of the ZeRO-3 that the trained model is under.
+    """
+    import deepspeed
+
+    kept = {name: value for name, value in zero.items() if not name.startswith("offload_")}
+    if offloads_weights:
+        kept["offload_param"] = {"device": "cpu", "pin_memory": True}
+    dtype = next(module.parameters()).dtype
+    lay_rows_first(module)
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        config={
+            "train_micro_batch_size_per_gpu": 1,  # informs DeepSpeed's own logs only
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            "fp16": {"enabled": dtype == torch.float16},
+            "steps_per_print": 2147483647,
+            "zero_optimization": kept,
+        },
+    )
+    engine.eval()  # which returns nothing
+    return engine
+
+
 def lay_rows_first(module: nn.Module) -> None:
     """Convolutions in channels-last memory back into plain order: DeepSpeed views weights as bytes and flattens them.
 

@@ -29,6 +29,7 @@ from ftscale.distributed.engine import (
     SHARDS,
     classes_of_shards,
     deepspeed_plugin,
+    frozen_engine,
     lay_rows_first,
     load_engine,
     save_engine,
@@ -152,6 +153,13 @@ class Distributed:
             yield
         finally:
             set_hf_deepspeed_config(self.accelerator.state.deepspeed_plugin.dschf)
+
+    def shard_frozen(self, module: nn.Module) -> nn.Module:
+        """A model that does not train, under ZeRO-3: each rank holds a piece, and all of them call it together."""
+        zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        engine = frozen_engine(module, zero, offloads_weights=self.strategy.offloads_weights)
+        engine.data_parallel_group.set_timeout(self._timeout)
+        return engine
 
     # ------------------------------------------------------------ a step
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ftscale.config.schema import ModelConfig
 from ftscale.modalities.collate import Layout
+
+NOT_LEARNED: Mapping[str, Any] = MappingProxyType({})
+"""What a processor that comes with its model is built from."""
 
 
 class Modality(Protocol):
@@ -19,9 +24,19 @@ class Modality(Protocol):
     """Whether a sample is a row of tokens, whose length is its cost and which a tokenizer made."""
     layouts: tuple[Layout, ...]
     """How samples may lie in a batch, where task and model allow it."""
+    learns: frozenset[str]
+    """The names under which a task's `fit` gives what the processor is built from, e.g. a vocabulary; empty = the
+    processor comes with the model."""
 
-    def load_processor(self, config: ModelConfig) -> Any:
-        """The tokenizer or image processor that `config` names. Raises UserError where there is none."""
+    def load_processor(self, config: ModelConfig, *, learned: Mapping[str, Any] = NOT_LEARNED) -> Any:
+        """The tokenizer or image processor that `config` names. Raises UserError where there is none.
+
+        `learned`: what `fit` gave under the names in `learns`, of which a processor is built that saves itself with
+        the model; empty = the one that lies there.
+        """
+
+    def is_learned(self, processor: Any) -> bool:
+        """Whether the processor was built from what rows told: the model that it was saved with goes by it."""
 
     def fit_model(self, model: Any, processor: Any, *, seed: int) -> None:
         """Make a loaded model fit the processor: as many embeddings as tokens, the same padding id."""

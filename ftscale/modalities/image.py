@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor
 
 from ftscale.config.schema import ModelConfig
+from ftscale.modalities.base import NOT_LEARNED
 from ftscale.modalities.collate import Layout
 from ftscale.models.load import load_processor
 
@@ -19,10 +21,15 @@ class Images:
     unit = "image"
     in_tokens = False
     layouts: tuple[Layout, ...] = ("padded",)
+    learns: frozenset[str] = frozenset()
 
-    def load_processor(self, config: ModelConfig) -> Any:
+    def load_processor(self, config: ModelConfig, *, learned: Mapping[str, Any] = NOT_LEARNED) -> Any:
         """The image processor of `config.processor`, or else of `config.name`. Raises UserError where there is none."""
         return load_processor(config, build=_build, what="image processor")
+
+    def is_learned(self, processor: Any) -> bool:
+        """No: it comes with the model."""
+        return False
 
     def fit_model(self, model: Any, processor: Any, *, seed: int) -> None:
         """Nothing: pixels are pixels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from ftscale.base.logs import log
 from ftscale.config.schema import ModelConfig
+from ftscale.modalities.base import NOT_LEARNED
 from ftscale.modalities.collate import Layout
 from ftscale.models.agree import agree_on_padding
 from ftscale.models.load import check_tokenizer, fit_vocabulary, load_processor
@@ -23,14 +25,19 @@ class Text:
     unit = "token"
     in_tokens = True
     layouts: tuple[Layout, ...] = ("flat", "padded")
+    learns: frozenset[str] = frozenset()
 
-    def load_processor(self, config: ModelConfig) -> Any:
+    def load_processor(self, config: ModelConfig, *, learned: Mapping[str, Any] = NOT_LEARNED) -> Any:
         """The tokenizer of `config.processor`, or else of `config.name`. Raises UserError where there is none."""
         tokenizer = load_processor(config, build=_build, what="tokenizer")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
             log.info("the tokenizer has no pad token: padding with its end token %r", tokenizer.eos_token)
         return tokenizer
+
+    def is_learned(self, processor: Any) -> bool:
+        """No: it comes with the model."""
+        return False
 
     def fit_model(self, model: Any, processor: Any, *, seed: int) -> None:
         """As many embeddings as the tokenizer has tokens, and its padding id."""

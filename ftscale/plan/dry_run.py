@@ -7,9 +7,11 @@ code that looks at them works.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,16 +27,19 @@ from torch.utils.flop_counter import (
 )
 from transformers import PreTrainedConfig
 
-from ftscale.checks.model import empty_model
+from ftscale.checks.model import empty_model, quiet
 from ftscale.config import Config
 from ftscale.modalities.collate import Layout
+from ftscale.models.companion import Companion, load_companion
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
 from ftscale.models.lm_head import treat_head_like
 from ftscale.models.load import load_model_config, load_small_twin
 from ftscale.models.probing import pretending, transformers_model
 from ftscale.models.shrink import DECODER_DEPTHS, depth_fields, shallow
-from ftscale.tasks.base import Task
+from ftscale.models.trust import NO_TRUST, without_code
+from ftscale.run.build_model import weights_dtype
+from ftscale.tasks.base import Task, frozen_models
 from ftscale.tasks.batch import Batch, total_of
 from ftscale.train.loop import TaskModule
 
@@ -73,6 +78,8 @@ class Sizes:
     """Elements of the largest weight of all."""
     persistent: float
     """Elements of weights so small that ZeRO-3 keeps them whole, by PERSISTENT."""
+    companions: float = 0.0
+    """Bytes of the frozen models beside it that the loss calls, as if none were quantised."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,47 @@ class Probe:
 
         inputs, labels = {name: short(value) for name, value in batch.inputs.items()}, short(batch.labels)
         inputs["input_ids"] = inputs["input_ids"] % vocabulary
-        labels = torch.where(labels >= 0, labels % vocabulary, labels)
+        if labels is not None:
+            labels = torch.where(labels >= 0, labels % vocabulary, labels)
+        batch = replace(batch, inputs=inputs, labels=labels)
+        with torch.no_grad(), standing_in(task, _twin_of) as extra:
+            task.loss(self.twin, replace(batch, extra=extra(batch, batch)))
+
+
+@contextmanager
+def standing_in(task: Task, model_of: Callable[[Companion], nn.Module]) -> Iterator[Callable[[Batch, Batch], Any]]:
+    """Inside, the task's frozen models are what `model_of` makes of each.
+
+    Gives a function of a batch and of the same kind of batch padded: empty columns for the first, of the shapes that
+    are computed for the second.
+    """
+    companions = frozen_models(task)
+    for companion in companions:
+        companion.module = model_of(companion)
+
+    def columns(batch: Batch, padded: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            task.loss(self.twin, replace(batch, inputs=inputs, labels=labels))
+            values = {column.name: column.compute(column.companion, padded) for column in task.computed()}
+        return {name: value.new_zeros(len(batch), *value.shape[1:]) for name, value in values.items()}
+
+    try:
+        yield columns
+    finally:
+        for companion in companions:
+            companion.module = None
+
+
+def _twin_of(companion: Companion) -> nn.Module:
+    model = without_code(companion.model)
+    return load_small_twin(model, auto_class=companion.auto_class, settings=dict(companion.settings)).eval()
+
+
+def _empty(companion: Companion, dtype: torch.dtype) -> nn.Module:
+    """On the meta device; not quantised."""
+    update = {"init": "random", "quantization": "none"}
+    plain = replace(companion, model=companion.model.model_copy(update=update))
+    with quiet(), torch.device("meta"):
+        return load_companion(plain, dtype=dtype, trust=NO_TRUST)
 
 
 def dry_step(
@@ -254,14 +299,17 @@ def _run(
     sharded: bool,
     depth: int | None,
 ) -> _Run:
-    model = _build(config, task, depth=depth)
-    sizes = _sizes(model)
-    _to_fake(model, FakeTensorMode(allow_non_fake_inputs=True))
+    model, mode = _build(config, task, depth=depth), FakeTensorMode(allow_non_fake_inputs=True)
+    frozen = {companion: _empty(companion, weights_dtype(config)) for companion in frozen_models(task)}
+    sizes = replace(_sizes(model), companions=sum(_bytes(frozen[companion]) for companion in task.companions()))
+    for each in (model, *frozen.values()):
+        _to_fake(each, mode)
     layout: Layout = "padded"
     if probe is not None:
+        taken = {_layout_of(companion, frozen[companion], config.batch.layout) for companion in task.companions()}
         layout = choose_layout(
             model,
-            wanted=config.batch.layout,
+            wanted="padded" if "padded" in taken or "flat" not in task.layouts else config.batch.layout,
             attention=config.model.attention,
             pooled=task.pools,
             encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),
@@ -270,7 +318,35 @@ def _run(
         treat_head_like(model, None if sharded else probe.twin)
     module = TaskModule(model, task)
     set_training_mode(module)
-    micro_batch = batch(layout)
+    with standing_in(task, frozen.__getitem__) as columns:
+        micro_batch = batch(layout)
+        if task.computed():
+            micro_batch.extra = columns(micro_batch, batch("padded"))
+        moments, flops = _watched(module, task, micro_batch, config, kind=kind, accumulates=accumulates, depth=depth)
+    return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
+
+
+def _layout_of(companion: Companion, model: nn.Module, wanted: Literal["auto", "flat", "padded"]) -> Layout:
+    """Of batches that a companion takes; its empty model is prepared for flat ones."""
+    return choose_layout(
+        model,
+        wanted=wanted,
+        attention=companion.model.attention,
+        pooled=companion.pools,
+        encoder_decoder=bool(transformers_model(model).config.is_encoder_decoder),
+        probed=_twin_of(companion),
+    )
+
+
+def _bytes(model: nn.Module) -> int:
+    """Of its weights and buffers."""
+    return sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
+
+
+def _watched(
+    module: TaskModule, task: Task, batch: Batch, config: Config, *, kind: str, accumulates: bool, depth: int | None
+) -> tuple[dict[str, Moment], float]:
+    """The moments of a step by their names, and its operations."""
     tracker = MemTracker()
     # it walks this at every operation, and torch's own kind of dictionary makes that 40% of a plan's time
     tracker.memory_tracking = WeakKeyDictionary()  # type: ignore[assignment]
@@ -281,18 +357,17 @@ def _run(
         with tracker:
             for _ in range(2 if accumulates else 1):
                 tracker.reset_mod_stats()
-                with _Logits(_vocabulary(model)) as logits:
+                with _Logits(_vocabulary(module.model)) as logits:
                     with autocast:
-                        loss = total_of(module(batch=micro_batch), task.terms)
+                        loss = total_of(module(batch=batch), task.terms)
                     loss.backward()
                 found = _moments(tracker, blocks=depth, logits=logits.peak)
                 moments |= {f"{name} again" if name in moments else name: kinds for name, kinds in found.items()}
         # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
         # counts attention twice when its kernel is called for the first time
         with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
-            total_of(module(batch=micro_batch), task.terms).backward()
-    flops = float(counter.get_total_flops())
-    return _Run(moments, DryStep(list(moments.values()), flops, layout, sizes))
+            total_of(module(batch=batch), task.terms).backward()
+    return moments, float(counter.get_total_flops())
 
 
 def _moments(tracker: MemTracker, *, blocks: int | None, logits: int) -> dict[str, Moment]:

@@ -25,6 +25,7 @@ from ftscale.plan.dry_run import DryStep, Probe, dry_step
 from ftscale.plan.memory import Memory, forecast_memory, state_bytes
 from ftscale.plan.timing import Time, forecast_time, traffic_bytes, update_seconds
 from ftscale.precheck import check_config
+from ftscale.tasks import build_task
 
 INTERCONNECT_GB_S = 25.0
 """Between machines, a device's share: 200 Gbit/s."""
@@ -128,7 +129,7 @@ def plan_run(
     device = load_device(gpu, usd_per_hour=usd_per_hour)
     processor = check_config(config, runs_code=False)
     if config.model.trust_remote_code:
-        if processor is None:
+        if processor is None and not build_task(config.task).modality.learns:
             raise NeedsCodeError(
                 f"model.trust_remote_code = true, but a plan runs no code of a model, and {config.model.name} cannot "
                 "be had without; train a few steps (train.max_steps: 5) and look at memory and time in metrics.jsonl."

@@ -15,6 +15,7 @@ from ftscale.plan.dry_run import DryStep, Moment, Sizes
 KINDS = (
     "weights",
     "adapter",
+    "companions",
     "gradients",
     "optimizer",
     "activations",
@@ -179,7 +180,7 @@ class _Parts:
             whole = self.sizes.persistent * each
             shared = frozen + trained - whole
             # pieces, and beside them the weights that are whole for a while
-            communication = min(shared, MAX_LIVE * each)
+            communication = min(shared, MAX_LIVE * each) + min(self.sizes.companions, MAX_LIVE * each)
             kept = 0.0 if self.strategy.offloads_weights else shared / self.world_size
             scale = (kept + whole) / max(frozen + trained, 1)
             trained, frozen = trained * scale, frozen * scale
@@ -187,8 +188,16 @@ class _Parts:
         return {
             "weights": frozen + (0.0 if adapts else trained),
             "adapter": trained if adapts else 0.0,
+            "companions": self.companions(),
             "communication": communication,
         }
+
+    def companions(self) -> float:
+        """Frozen models beside the one that trains: whole, or a piece of them under ZeRO-3."""
+        whole = self.sizes.companions
+        if not self.strategy.shards_weights:
+            return whole
+        return 0.0 if self.strategy.offloads_weights else whole / self.world_size
 
     def optimizer(self) -> float:
         return 0.0 if self.strategy.offloads_optimizer else self.masters() + self.states() + self.scratch()
@@ -247,8 +256,9 @@ class _Parts:
         weights = (self.frozen() + trained * self.weight_bytes) / self.world_size
         if not self.strategy.offloads_weights:
             return optimizer, 0.0
+        companions = self.sizes.companions / self.world_size
         if not self.strategy.on_disk:
-            return optimizer + weights, 0.0
+            return optimizer + weights + companions, 0.0
         settings = zero_settings(self.strategy)["offload_param"]
         buffers = settings["buffer_count"] * settings["buffer_size"] * self.weight_bytes
-        return buffers, optimizer + weights
+        return buffers + companions, optimizer + weights

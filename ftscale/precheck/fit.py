@@ -1,15 +1,36 @@
-"""What of the model that a run begins with meets the task: its head's classes, and how it generates."""
+"""What training rows and the model that a run begins with tell the task: classes, a processor, how it generates."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.base import GenerationSettings
 from ftscale.models.classes import judge_head, labels_of_model
 from ftscale.models.generate import obeyed
 from ftscale.models.load import load_generation_config, load_model_config
-from ftscale.tasks.base import Task
+from ftscale.precheck.settings import fit_problems
+from ftscale.tasks import build_task
+from ftscale.tasks.base import Row, Task
+
+
+def fitted(config: Config, task: Task, processor: Any, rows: Iterable[Row]) -> tuple[Config, Task, dict[str, Any]]:
+    """The configuration with what the training rows told filled in, its task bound to a processor, and those settings.
+
+    `processor`: what `check_config` returned; where that is None, it is built of what the rows told. Raises UserError
+    where it does not go with the model.
+    """
+    told = dict(task.fit(rows))
+    learned = {name: told.pop(name) for name in sorted(task.modality.learns) if name in told}
+    settings = in_model_order(config, task, told)
+    config = config.model_copy(update={"task": config.task.model_copy(update=settings)})
+    if processor is None and learned:
+        processor = task.modality.load_processor(config.model, learned=learned)
+        if problems := fit_problems(config, load_model_config(config.model, settings={}), processor):
+            raise UserError(*problems)
+    return config, build_task(config.task, processor), settings
 
 
 def in_model_order(config: Config, task: Task, learned: dict[str, Any]) -> dict[str, Any]:

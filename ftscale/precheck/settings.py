@@ -29,6 +29,7 @@ from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
 
 if TYPE_CHECKING:
+    from ftscale.modalities.base import Modality
     from ftscale.tasks.base import Task
 
 MANY_STEPS = 10**9  # stands for a number of optimizer steps that only the prepared data can tell
@@ -51,8 +52,9 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     """Raise UserError with all that is wrong with names, combinations, the model's config and the data's columns.
 
     Of each source the first row is read; no weights are loaded, and nothing is written. Returns the tokenizer or image
-    processor, which checking loads anyway, fitted to the model. `runs_code`: code that comes with the model is run
-    where the configuration trusts it; else None is returned where model or processor cannot be had without.
+    processor, which checking loads anyway, fitted to the model; None where it will be built of what the training rows
+    tell. `runs_code`: code that comes with the model is run where the configuration trusts it; else None is returned
+    where model or processor cannot be had without.
     """
     from ftscale.models.load import load_model_config
     from ftscale.models.trust import NeedsCodeError, without_code
@@ -68,6 +70,7 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
         *steps_problems(config, num_steps=None),
         *_tracker_problems(config.train.trackers),
     ]
+    problems += _frozen_problems(config, task, runs_code=runs_code)
     model_config = processor = None
     found = True
     try:
@@ -80,13 +83,13 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
         found = _is_found(config)
     if found or config.model.processor:  # a model that is not there has no tokenizer either: one mistake
         try:
-            processor = task.modality.load_processor(config.model)
+            processor = _processor_at_hand(config.model, task.modality)
         except passed_over:
             pass
         except UserError as error:
             problems += error.problems
     if model_config is not None and processor is not None:
-        problems += _fit_problems(config, model_config, processor)
+        problems += fit_problems(config, model_config, processor)
     problems += source_problems(config.data, roles=config.task.roles)
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -240,7 +243,41 @@ def _is_found(config: Config) -> bool:
     return not _problems(partial(load_model_config, plain, settings={}))
 
 
-def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
+def _frozen_problems(config: Config, task: Task, *, runs_code: bool) -> list[str]:
+    """Frozen models beside the one that trains that are not there, and columns that nothing could keep."""
+    from ftscale.models.load import load_model_config
+    from ftscale.models.trust import NeedsCodeError, without_code
+    from ftscale.tasks.base import frozen_models
+
+    problems = []
+    if config.data.streaming and (names := [column.name for column in task.computed()]):
+        problems.append(
+            f"data.streaming = true does not go with task = {config.task.name}, which computes {', '.join(names)} of "
+            "prepared rows once; set data.streaming: false."
+        )
+    for companion in frozen_models(task):
+        model = companion.model if runs_code else without_code(companion.model)
+        try:
+            load_model_config(model, settings={})
+        except UserError as error:
+            unread = isinstance(error, NeedsCodeError) and companion.model.trust_remote_code and not runs_code
+            problems += [] if unread else [f"the task's {companion.name}: {problem}" for problem in error.problems]
+    return problems
+
+
+def _processor_at_hand(config: ModelConfig, modality: Modality) -> Any:
+    """The processor that the configuration names or the model came with; None where the rows are yet to tell it."""
+    if config.processor or not modality.learns:
+        return modality.load_processor(config)
+    try:
+        own = modality.load_processor(config)
+    except UserError:  # none of its own, or none that this modality can read
+        return None
+    return own if modality.is_learned(own) else None
+
+
+def fit_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
+    """What settings ask of model and processor that these cannot do together."""
     from ftscale.tasks import build_task
 
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ftscale.base.logs import log
 from ftscale.config import Config
+from ftscale.config.schema import ModelConfig
 from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
 from ftscale.models.freeze import freeze
@@ -44,17 +45,39 @@ def build_model(
 
 def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
     """Flat or padded, as the configuration asks and the model allows; prepares the model for flat rows."""
-    if not task.modality.in_tokens:
+    if not task.modality.in_tokens or ("flat" not in task.layouts and config.batch.layout == "auto"):
         return "padded"
+    return model_layout(
+        model,
+        config.model,
+        wanted=config.batch.layout,
+        auto_class=task.auto_class,
+        settings=task.model_settings(),
+        pooled=task.pools,
+        distributed=distributed,
+    )
+
+
+def model_layout(
+    model: Any,
+    source: ModelConfig,
+    *,
+    wanted: Literal["auto", "flat", "padded"],
+    auto_class: str,
+    settings: dict[str, Any],
+    pooled: bool,
+    distributed: Distributed,
+) -> Layout:
+    """The layout of batches that a model takes, which is prepared for flat rows. `source`: what it was loaded from."""
     twin = None
-    if distributed.strategy.shards_weights and config.batch.layout != "padded":
+    if distributed.strategy.shards_weights and wanted != "padded":
         with distributed.whole_weights():  # sharded weights cannot be tried out before training
-            twin = load_small_twin(config.model, auto_class=task.auto_class, settings=task.model_settings())
+            twin = load_small_twin(source, auto_class=auto_class, settings=settings)
     return choose_layout(
         model,
-        wanted=config.batch.layout,
-        attention=config.model.attention,
-        pooled=task.pools,
+        wanted=wanted,
+        attention=source.attention,
+        pooled=pooled,
         encoder_decoder=bool(model.config.is_encoder_decoder),
         probed=twin,
     )
@@ -69,13 +92,13 @@ def _load(config: Config, task: Task, distributed: Distributed) -> Any:
             config.model,
             auto_class=task.auto_class,
             settings=task.model_settings(),
-            dtype=_dtype(config),
+            dtype=weights_dtype(config),
             seed=config.seed,
             keep_head=config.head.keep,
         )
 
 
-def _dtype(config: Config) -> torch.dtype:
+def weights_dtype(config: Config) -> torch.dtype:
     """Of the weights that train; fp16 trains float32 weights under autocast."""
     return torch.bfloat16 if config.train.precision == "bf16" else torch.float32
 
@@ -92,7 +115,7 @@ def _choose_trained(model: Any, config: Config, task: Task, head_names: list[str
         config.adapter,
         task_type=task.peft_type,
         new_modules=head_names,
-        dtype=_dtype(config),
+        dtype=weights_dtype(config),
         num_steps=num_steps,
         seed=config.seed,
         revision=config.model.revision,

@@ -17,6 +17,7 @@ from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.agreement import check_agreement, rows_text
 from ftscale.run.build_model import batch_layout
 from ftscale.run.finished import bound_task, load_model, read_run
+from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.new_source import source_like
 from ftscale.run.prepared_data import evaluation_rows
 from ftscale.train.evaluate import evaluation_of
@@ -45,6 +46,8 @@ def evaluate_run(
     distributed = Distributed(DistributedConfig(), precision="fp32", max_grad_norm=0)
     try:
         check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
+        compute_columns(config, task, {"data.eval": rows}, distributed, trust=trust)
+        config = place_companions(config, task, distributed, trust=trust)
         model = load_model(run_folder, config, task).to(distributed.device)
         distributed.module = TaskModule(model, task)
         layout = batch_layout(model, config, task, distributed)

@@ -506,7 +506,7 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model.
 
-    And of the file that describes the task, where it is the user's own.
+    And of the file that describes the task, where it is the user's own, and of the frozen models that it names.
     """
     return _data_fingerprints(config) | _model_fingerprints(config) | _task_fingerprints(config)
 
@@ -520,8 +520,15 @@ def _model_fingerprints(config: Config) -> dict[str, dict[str, str]]:
 
 
 def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    from ftscale.tasks import build_task
+    from ftscale.tasks.base import frozen_models
+
     own = file_hash(config.task)
-    return {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
+    found = {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
+    for companion in frozen_models(build_task(config.task)):
+        files = model_fingerprints(companion.model)["model.name"]
+        found[f"task.{companion.name}"] = {Path(path).name: content for path, content in files.items()}
+    return found
 
 
 def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:

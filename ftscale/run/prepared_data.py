@@ -21,7 +21,7 @@ from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
-from ftscale.precheck.fit import in_model_order
+from ftscale.precheck.fit import fitted
 from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
@@ -50,9 +50,7 @@ def prepare_inputs(config: Config) -> Inputs:
     processor = check_config(config)
     task, data = build_task(config.task), config.data
     held = held_out(config, task) if splits(config) else None
-    learned = in_model_order(config, task, task.fit(_training_rows(config, task)))
-    config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    task = build_task(config.task, processor)
+    config, task, learned = fitted(config, task, processor, _training_rows(config, task))
     if problems := metric_problems(config, task):
         raise UserError(*problems)
     prepare = Preparer(task)

@@ -46,8 +46,10 @@ from ftscale.run.folder import (
     what_stands,
     write_result,
 )
+from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.prepared_data import Inputs, Preparer, global_order, num_steps_of, prepare_inputs
 from ftscale.run.stages import Part, train_stages
+from ftscale.tasks.base import collate_samples
 from ftscale.tasks.batch import total_of
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
 from ftscale.train.evaluate import evaluation_of
@@ -252,7 +254,10 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
 
     config, task = inputs.config, inputs.task
     order, num_steps = global_order(inputs), num_steps_of(inputs)
-    model, head_names, layout = build_model(config, task, distributed, num_steps=num_steps)
+    parts = {"data.train": inputs.train, "data.eval": inputs.evaluation, "data.test": inputs.test}
+    compute_columns(config, task, parts, distributed)
+    laid_out = place_companions(config, task, distributed)
+    model, head_names, layout = build_model(laid_out, task, distributed, num_steps=num_steps)
     check_agreement({"the layout of batches": layout}, distributed.gather_objects)
     optimizer = _build_optimizer(config, model, head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
@@ -299,7 +304,7 @@ def _build_steps(
 ) -> TrainingSteps | StreamSteps:
     """Where optimizer steps come from: prepared rows in their order, or a stream."""
     config, task = inputs.config, inputs.task
-    collate = partial(task.collate, layout=layout, train=True)
+    collate = partial(collate_samples, task, layout=layout, train=True)
     division = Division(config.batch, flat=layout == "flat")
     ranks = Ranks(distributed.rank, distributed.world_size)
     if order is None or inputs.train is None:

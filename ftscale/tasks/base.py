@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from ftscale.config import Config
 from ftscale.data.sample import Sample
 from ftscale.modalities.base import Modality
 from ftscale.modalities.collate import Layout
+from ftscale.models.companion import Companion
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.computed import ComputedColumn
 
 Row = dict[str, Any]
 """A row as read: the task's column names (`text`, `label`, ...) to values."""
@@ -73,7 +76,11 @@ class Task:
         return self.modality.layouts if "flat_rows" in self.settings.can else ("padded",)
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
-        """Settings that only the training rows can tell, e.g. `{"labels": (...)}`; written into the config."""
+        """What only the training rows can tell, asked before there is a processor; the same on every rank.
+
+        Settings, e.g. `{"labels": (...)}`, are written into the config. What stands under the names that the modality
+        `learns`, e.g. a vocabulary, is built into the processor, which is saved with the model.
+        """
         return {}
 
     def model_settings(self) -> dict[str, Any]:
@@ -91,6 +98,16 @@ class Task:
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         """What settings ask of model and processor that these cannot do together, as sentences."""
         return []
+
+    # ------------------------------------------------------------ frozen models
+
+    def companions(self) -> tuple[Companion, ...]:
+        """Frozen models that the loss calls, the same objects at each call; known without a processor."""
+        return ()
+
+    def computed(self) -> tuple[ComputedColumn, ...]:
+        """Columns that frozen models compute of prepared rows, once; known without a processor."""
+        return ()
 
     # ------------------------------------------------------------ samples and batches
 
@@ -211,6 +228,19 @@ class Evaluator:
     def compute(self) -> dict[str, float]:
         """Metrics of what was taken in."""
         return self.score([self.records[row] for row in sorted(self.records)])
+
+
+def collate_samples(task: Task, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+    """`task.collate`, with what was computed of the samples in `extra`: (samples, ...) each."""
+    batch = task.collate(samples, layout=layout, train=train)
+    for name in samples[0].extra:
+        batch.extra[name] = torch.from_numpy(np.stack([sample.extra[name] for sample in samples]))
+    return batch
+
+
+def frozen_models(task: Task) -> list[Companion]:
+    """All that the task names, for the loss or for a column, each once."""
+    return list(dict.fromkeys([*task.companions(), *(column.companion for column in task.computed())]))
 
 
 def weighted(losses: Tensor, batch: Batch) -> Tensor:

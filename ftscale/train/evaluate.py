@@ -15,7 +15,7 @@ from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
-from ftscale.tasks.base import Task
+from ftscale.tasks.base import Task, collate_samples
 from ftscale.tasks.batch import Batch
 from ftscale.train.stop_request import Interrupted, StopRequest
 
@@ -65,19 +65,24 @@ def evaluation_of(
     stop_request: StopRequest | None = None,
 ) -> Callable[[], dict[str, float]]:
     """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
-    collate = partial(task.collate, layout=layout, train=False)
-    batch = config.batch
-    if config.evaluation.micro_size:
-        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
+    collate = partial(collate_samples, task, layout=layout, train=False)
 
     def run() -> dict[str, float]:
         batches = evaluation_batches(
             rows,
             collate,
-            division=Division(batch, flat=layout == "flat"),
+            division=evaluation_division(config, flat=layout == "flat"),
             ranks=Ranks(distributed.rank, distributed.world_size),
             seed=config.seed,
         )
         return evaluate(task, distributed, batches, num_rows=len(rows), stop_request=stop_request)
 
     return run
+
+
+def evaluation_division(config: Config, *, flat: bool) -> Division:
+    """How rows are divided that are only looked at: as in training, or as `evaluation.micro_size` says."""
+    batch = config.batch
+    if config.evaluation.micro_size:
+        batch = batch.model_copy(update={"micro_size": config.evaluation.micro_size, "micro_tokens": 0})
+    return Division(batch, flat=flat)

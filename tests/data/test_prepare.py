@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import shutil
@@ -240,3 +241,15 @@ def test_a_tokenizer_has_the_same_digest_before_and_after_its_use(shared):
     assert processor_key(tokenizer) == before
     tokenizer.add_tokens(["<new>"])
     assert processor_key(tokenizer) != before
+
+
+def test_a_processor_of_speech_has_the_digest_of_its_letters_too(tmp_path):
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    def key(letters: str) -> str:
+        path = tmp_path / f"{letters}.json"
+        path.write_text(json.dumps({token: number for number, token in enumerate(["<pad>", "<unk>", "|", *letters])}))
+        tokenizer = Wav2Vec2CTCTokenizer(str(path), bos_token=None, eos_token=None)
+        return processor_key(Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer))
+
+    assert key("abc") == key("abc") != key("abd")

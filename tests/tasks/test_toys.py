@@ -1,16 +1,29 @@
-"""Each contract has a toy that needs it: terms with denominators of their own, and windows of a row."""
+"""Each contract has a toy that needs it: terms with denominators of their own, windows of a row; what all of them keep.
+
+The toys of learned processors, computed columns and companions have files of their own beside this one.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from tasks.berts import TEXTS, save_bert
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, BertConfig
 
+from ftscale.config.schema import Config, ModelConfig
+from ftscale.modalities.text import Text
+from ftscale.precheck.fit import fitted
+from ftscale.tasks import build_task
+from tests.contract import Case, check_what_is_in_extra_never_reaches_the_model
+
+TEACHERS = {"features": {"teacher": "teacher"}, "distil": {"teacher": {"name": "teacher"}}}
 TOYS = Path(__file__).resolve().parent / "toys"
 
 
@@ -99,3 +112,34 @@ def test_windows_of_a_row_are_answered_as_one(shared: Path, tmp_path: Path, stre
             scores = [float(model(window).logits.softmax(dim=-1)[0, 1]) for window in windows]
         assert answer["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
         assert answer["prediction"] == int(sum(scores) / len(scores) > 0.5)
+
+
+def case_of(toy: str, shared: Path, work: Path) -> Case:
+    """The toy with a processor, a tiny model and, where it has one, a tiny teacher."""
+    settings = {"file": str(TOYS / f"{toy}.py"), "name": toy, **TEACHERS.get(toy, {})}
+    config = Config(task=settings, run_folder="run", model="model", data={"train": "rows.csv"})
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(TEXTS)]
+    processor = ModelConfig(name=str(shared / "weights/stories260K"))
+    _, task, _ = fitted(config, build_task(config.task), Text().load_processor(processor), rows)
+    for number, companion in enumerate(task.companions()):
+        folder = save_bert(work / f"companion-{number}", hidden=24, seed=number)
+        companion.module = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    model_config = BertConfig.from_pretrained(save_bert(work / "model", hidden=32, seed=1))
+    model_config.update(task.model_settings())
+    model = AutoModelForSequenceClassification.from_config(model_config).eval()
+    return Case(task, rows, model, rows, computed={"features": (32,)} if task.computed() else {})
+
+
+@pytest.mark.parametrize("toy", sorted(path.stem for path in TOYS.glob("*.py")))
+def test_what_is_in_extra_never_reaches_a_toys_model(toy: str, shared: Path, tmp_path: Path):
+    check_what_is_in_extra_never_reaches_the_model(case_of(toy, shared, tmp_path))
+
+
+def test_docs_show_the_toys_as_they_are():
+    def lines(text: str) -> str:
+        return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+    toys = [lines(path.read_text()) for path in TOYS.glob("*.py")]
+    blocks = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "docs/task_extras.md").read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    assert [block for block in blocks if not any(lines(block) in toy for toy in toys)] == []
