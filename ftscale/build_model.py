@@ -56,6 +56,7 @@ def batch_layout(model: Any, config: Config, task: Task, distributed: Distribute
         attention=config.model.attention,
         pooled=task.pools,
         encoder_decoder=bool(model.config.is_encoder_decoder),
+        every_token="embeds" in config.method.needs,
         probed=twin,
     )
 

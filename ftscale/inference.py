@@ -32,11 +32,13 @@ from ftscale.errors import UserError, counted
 from ftscale.inputs import evaluation_rows
 from ftscale.launched import launched_rank
 from ftscale.logs import log, setup_logging
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
+from ftscale.methods.extra import load_extra
 from ftscale.modalities.collate import Layout
 from ftscale.models.save import export_model, load_saved
 from ftscale.models.trust import NO_TRUST, NeedsCodeError, Trust, needed_code
 from ftscale.processes import begin_work
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
 from ftscale.train.evaluate import evaluation_of
@@ -73,7 +75,7 @@ def evaluate_run(
     try:
         check_agreement({"data.eval": rows_text(rows)}, distributed.gather_objects)
         model = _load(run_folder, config, task).to(distributed.device)
-        distributed.module = TaskModule(model, task)
+        distributed.module = _module(run_folder, model, task)
         layout = batch_layout(model, config, task, distributed)
         return evaluation_of(config, task, rows, distributed, layout=layout)()
     finally:
@@ -146,7 +148,7 @@ def open_predictor(run_folder: Path, *, batch_size: int = 32, trust: Trust = NO_
     try:
         model = _load(run_folder, config, task).to(distributed.device).eval()
         layout = batch_layout(model, config, task, distributed)
-        module = TaskModule(model, task).eval()
+        module = _module(run_folder, model, task).eval()
         yield Predictor(task, module, layout, distributed.device, batch_size)
     finally:
         distributed.close()
@@ -238,7 +240,7 @@ def export_run(
     return lines
 
 
-def _bound(run_folder: Path, config: Config, task: Task) -> Task:
+def _bound(run_folder: Path, config: Config, task: Method) -> Method:
     """The task with the processor that was saved with the model."""
     folder = run_folder / "model"
     saved = config.model.model_copy(update={"name": str(folder), "processor": None, "revision": None})
@@ -246,10 +248,10 @@ def _bound(run_folder: Path, config: Config, task: Task) -> Task:
         processor = task.modality.load_processor(saved)
     except NeedsCodeError as error:
         raise needed_code(folder) from error
-    return build_task(config.task, processor)
+    return build_method(config.method, config.task, processor)
 
 
-def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
+def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Method]:
     """The run's configuration and task; what its folder says of trust gives way to what the user does."""
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
@@ -258,7 +260,7 @@ def _read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
     with nullcontext() if trust.code else reading_of_strangers():
         config = load_config(run_folder / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
-    return config.model_copy(update={"model": trusted}), build_task(config.task)
+    return config.model_copy(update={"model": trusted}), build_method(config.method, config.task)
 
 
 def _load(run_folder: Path, config: Config, task: Task) -> Any:
@@ -271,6 +273,13 @@ def _load(run_folder: Path, config: Config, task: Task) -> Any:
         dtype=dtype,
         trust=Trust(code=config.model.trust_remote_code, pickle=config.model.allow_pickle),
     )
+
+
+def _module(run_folder: Path, model: torch.nn.Module, task: Method) -> TaskModule:
+    """Model and method in one, with the weights of its own that the method has learned."""
+    module = TaskModule(model, task)
+    load_extra(module.extra, run_folder / "model")
+    return module
 
 
 def _say_what_is_left_out(run_folder: Path, config: Config) -> None:

@@ -70,6 +70,7 @@ FREE_TO_CHANGE = (
     "distributed",
     "model.attention",
     "task.file",  # what the file says may not
+    "method.file",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
@@ -393,7 +394,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
     now |= {} if "model" in meant else model_fingerprints(config.model)
-    now |= _task_fingerprints(config)
+    now |= _own_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
@@ -455,14 +456,17 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model.
 
-    And of the file that describes the task, where it is the user's own.
+    And of the files that describe task and method, where they are the user's own.
     """
-    return _data_fingerprints(config) | model_fingerprints(config.model) | _task_fingerprints(config)
+    return _data_fingerprints(config) | model_fingerprints(config.model) | _own_fingerprints(config)
 
 
-def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    own = file_hash(config.task)
-    return {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
+def _own_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    sections = {"task": config.task, "method": config.method}
+    hashes = {name: file_hash(settings, section=name) for name, settings in sections.items()}
+    return {
+        f"{name}.file": {Path(sections[name].model_dump()["file"]).name: own} for name, own in hashes.items() if own
+    }
 
 
 def _data_fingerprints(config: Config) -> dict[str, dict[str, str]]:

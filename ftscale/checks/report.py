@@ -10,7 +10,7 @@ from typing import Any
 
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
-from ftscale.config.own_task import OwnTaskSettings
+from ftscale.config.own_task import OwnFile
 from ftscale.config.strategies import find_strategy
 from ftscale.errors import UserError
 from ftscale.precheck import (
@@ -33,7 +33,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Likely mistakes."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """combination, task (one of the user's own), data, tokenizer, schedule, steps: as JSON holds them."""
+    """combination, task and method (of the user's own), data, tokenizer, schedule, steps: as JSON holds them."""
     rows: list[list[tuple[str, bool]]] = field(default_factory=list)
     """Some samples in pieces of text, each with whether it is a target."""
 
@@ -120,8 +120,9 @@ def _check(config: Config, start: Start, *, full: bool, deep: bool) -> Report:
         report.warnings.append(_left_out(looked=sample is not None))
     if sample is None:
         return report
-    if isinstance(config.task, OwnTaskSettings):
-        report.facts["task"] = sample.config.task.model_dump(mode="json")
+    for name, settings in (("task", sample.config.task), ("method", sample.config.method)):
+        if isinstance(settings, OwnFile):
+            report.facts[name] = settings.model_dump(mode="json")
     report.facts["data"], warnings = describe_data(sample)
     report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample)

@@ -17,9 +17,10 @@ from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.errors import UserError
 from ftscale.inputs import Preparer, held_out, splits
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
 from ftscale.precheck.fit import in_model_order
 from ftscale.seeding import derive_seed
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import left_out
 
@@ -58,7 +59,7 @@ class DataSample:
 
     config: Config
     """With what the rows told filled in, e.g. labels."""
-    task: Task
+    task: Method
     train: Part
     evaluation: Part | None = None
     test: Part | None = None
@@ -89,7 +90,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     Of a stream, the first rows. Raises UserError as training would where the training rows cannot be read.
     """
     size = None if full else SAMPLE_ROWS
-    task, data = build_task(config.task), config.data
+    task, data = build_method(config.method, config.task), config.data
     held = held_out(config, task) if splits(config) else None
     seen: tuple[set[int], set[int]] = (set(), set())
     drawn = {name: Draw(size, seed=derive_seed(config.seed, "check", name)) for name in ("train", "eval", "test")}
@@ -109,7 +110,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     learned = in_model_order(config, task, task.fit(rows))
     counted = _exhaust(rows, most=SAMPLE_ROWS if data.streaming and not full else None)
     config = config.model_copy(update={"task": config.task.model_copy(update=learned)})
-    prepare = Preparer(build_task(config.task, processor))
+    prepare = Preparer(build_method(config.method, config.task, processor))
     sample = DataSample(
         config, prepare.task, _prepared(drawn["train"], prepare, config=config, name="train", counted=counted)
     )

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig
 
 from ftscale.checks.model import empty_model
 from ftscale.config import Config
+from ftscale.methods.base import Method
 from ftscale.modalities.collate import Layout
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
@@ -109,7 +110,7 @@ class Probe:
 
 def dry_step(
     config: Config,
-    task: Task,
+    task: Method,
     batch: Any,
     *,
     probe: Probe | None,
@@ -245,7 +246,7 @@ class _Run:
 
 def _run(
     config: Config,
-    task: Task,
+    task: Method,
     batch: Any,
     *,
     probe: Probe | None,

@@ -53,11 +53,11 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     processor, which checking loads anyway, fitted to the model. `runs_code`: code that comes with the model is run
     where the configuration trusts it; else None is returned where model or processor cannot be had without.
     """
+    from ftscale.methods import build_method
     from ftscale.models.load import load_model_config
     from ftscale.models.trust import NeedsCodeError, without_code
-    from ftscale.tasks import build_task
 
-    task = build_task(config.task)
+    task = build_method(config.method, config.task)
     passed_over = NeedsCodeError if config.model.trust_remote_code and not runs_code else ()
     if not runs_code:
         config = config.model_copy(update={"model": without_code(config.model)})
@@ -234,10 +234,10 @@ def _is_found(config: Config) -> bool:
 
 
 def _fit_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
-    from ftscale.tasks import build_task
+    from ftscale.methods import build_method
 
     try:
-        task = build_task(config.task, processor)
+        task = build_method(config.method, config.task, processor)
     except UserError as error:
         return list(error.problems)
     return task.fit_problems(config, model_config)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ftscale.config import Config, schema
+from ftscale.config import Config, schema, tasks
+from ftscale.config.methods import METHODS
+from ftscale.config.tasks import SETTINGS
 
 PACKAGE = Path(schema.__file__).parents[1]
 
+MODULES = [schema, tasks.base, *(import_module(kind.__module__) for kind in (*SETTINGS.values(), *METHODS.values()))]
 SECTIONS = {
-    name: value
-    for name, value in vars(schema).items()
+    value.__name__: value
+    for module in MODULES
+    for value in vars(module).values()
     if isinstance(value, type) and issubclass(value, schema.Section) and value is not schema.Section
 }
 
 OWNERS = {  # what a section is called where its settings are read
+    "SupervisedSettings": {"method", "settings", "config"},
     "TextSettings": {"task", "settings", "config"},
     "ClassNames": {"task", "settings", "config"},
     "TextClassificationSettings": {"task", "settings", "config"},
@@ -93,13 +99,13 @@ def test_a_configuration_cannot_be_changed():
         config.epochs = 2.0  # type: ignore[misc]
 
 
-def test_every_task_section_can_be_named():
+def test_every_task_and_every_method_can_be_named():
     names = {
         section.model_fields["name"].default
         for section in SECTIONS.values()
         if section.__name__.endswith("Settings") and "name" in section.model_fields
     }
-    assert names == set(schema.TaskName.__args__)
+    assert names == {*schema.TaskName.__args__, *schema.MethodName.__args__}
 
 
 def _is_section(annotation: object) -> bool:
