@@ -44,14 +44,14 @@ def check_combination(config: Config, *, strategy: Strategy | None = None) -> li
 def _unmet_needs(config: Config) -> list[str]:
     """What the method needs and the task cannot give, with the tasks that can."""
     task, method = config.task, config.method
-    problems = []
-    for need in sorted(method.needs - task.can):
-        able = ", ".join(name for name, settings in SETTINGS.items() if need in settings.can) or "none of ftscale's"
-        problems.append(
-            f"method.name = {method.name} needs a task that can do {need}, and task.name = {task.name} cannot; set "
-            f"task.name to one that can ({able}), or take another method."
-        )
-    return problems
+    if method.needs <= task.can:
+        return []
+    needed, lacking = (", ".join(sorted(names)) for names in (method.needs, method.needs - task.can))
+    able = ", ".join(name for name, settings in SETTINGS.items() if method.needs <= settings.can) or "none of ftscale's"
+    return [
+        f"method.name = {method.name} needs of its task: {needed}; task.name = {task.name} lacks {lacking}; set task.name "
+        f"to one that has all ({able}), or take another method."
+    ]
 
 
 def matching_rows(config: Config, *, strategy: Strategy | None = None) -> list[Row]:

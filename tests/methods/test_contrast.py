@@ -148,5 +148,5 @@ def test_a_task_that_cannot_embed_is_refused_with_those_that_can(shared: Path, t
         outcome = tiny.command(command, file)
         assert outcome.code == 2
         said = " ".join((outcome.stdout + outcome.stderr).split())
-        assert "method.name = contrast needs a task that can do embeds, and task.name = token_classification" in said
-        assert "(causal_lm, image_classification, text_classification)" in said
+        assert "method.name = contrast needs of its task: brings_head, embeds; task.name = token_classification" in said
+        assert "lacks embeds; set task.name to one that has all (image_classification, text_classification)" in said

@@ -15,7 +15,7 @@ from ftscale.tasks.batch import Batch
 class ContrastSettings(OwnMethodSettings):
     """Samples of a class are to lie closer together than samples of two."""
 
-    needs: ClassVar = frozenset({"embeds"})
+    needs: ClassVar = frozenset({"embeds", "brings_head"})
     name: Literal["contrast"] = "contrast"
     """The method."""
     temperature: PositiveFloat = 0.5
