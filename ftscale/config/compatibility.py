@@ -49,8 +49,8 @@ def _unmet_needs(config: Config) -> list[str]:
     needed, lacking = (", ".join(sorted(names)) for names in (method.needs, method.needs - task.can))
     able = ", ".join(name for name, settings in SETTINGS.items() if method.needs <= settings.can) or "none of ftscale's"
     return [
-        f"method.name = {method.name} needs of its task: {needed}; task.name = {task.name} lacks {lacking}; set task.name "
-        f"to one that has all ({able}), or take another method."
+        f"method.name = {method.name} needs of its task: {needed}; task.name = {task.name} lacks {lacking}; set "
+        f"task.name to one that has all ({able}), or take another method."
     ]
 
 

@@ -79,7 +79,7 @@ def test_negatives_of_the_micro_batch_alone_are_another_loss(shared: Path, expec
         near = near.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf)
         alike = torch.tensor([[a == b for _, a in part] for _, b in part])
         total += float((near.logsumexp(1) - near.masked_fill(~alike, -torch.inf).logsumexp(1)).sum())
-    assert total / len(runs.ROWS) < 0.8 * expected[0]
+    assert total / len(runs.ROWS) != pytest.approx(expected[0], rel=0.1)
 
 
 def test_the_second_pass_draws_the_dropout_of_the_first_and_nothing_else_is_moved(shared: Path):
