@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ftscale.config import load_config, own_task
+from ftscale.config.methods.supervised import SupervisedSettings
 from ftscale.errors import UserError
 from ftscale.inputs import Preparer
 from ftscale.methods import build_method
@@ -89,7 +90,8 @@ def test_its_steps_are_those_of_plain_torch(shared: Path, tmp_path: Path):
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
 def test_its_own_weights_train_and_go_on_from_a_checkpoint_on_two_ranks(shared: Path, tmp_path: Path, strategy: str):
     checkpoint = {"prove": "never", "every": 2, "keep": 9}
-    changes = {"checkpoint": checkpoint, "optimizer": {"lr": 0.01}, "train": {"max_steps": 4}}
+    optimizer = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
+    changes = {"checkpoint": checkpoint, "optimizer": optimizer, "train": {"max_steps": 4}}
     whole = runs.train(run_of(shared, tmp_path / "one", **changes))
     file, settings = run_of(shared, tmp_path, **changes), [f"distributed.strategy={strategy}", "batch.micro_size=3"]
     lines = runs.train(file, *settings, processes=2)
@@ -132,17 +134,16 @@ def test_a_run_whose_file_has_changed_is_not_gone_on_with(file: Path, tmp_path: 
     assert "method.file: centres.py has changed" in again.stderr
 
 
-def test_prepared_rows_are_the_tasks_unless_the_method_prepares_them(file: Path, tmp_path: Path):
-    config = load_config(file)
-    plain = Preparer(build_method(config.method, config.task)).key()
-    (tmp_path / "centres.py").write_text(page_code() + "\n# another text\n")
-    assert Preparer(build_method(config.method, config.task)).key() == plain
+def test_prepared_rows_are_the_tasks_unless_the_method_prepares_them(shared: Path, file: Path, tmp_path: Path):
+    config, tokenizer = load_config(file), AutoTokenizer.from_pretrained(shared / "weights/stories260K")
+    plain = Preparer(build_method(config.method, config.task, tokenizer)).key()
+    assert Preparer(build_method(SupervisedSettings(), config.task, tokenizer)).key() == plain
     other = (
         page_code() + "\n    def prepare(self, rows, *, labelled=True):\n        return self.inner.prepare(rows[:1])\n"
     )
     (tmp_path / "other.py").write_text(other)
     config = load_config(file, [f"method.file={tmp_path / 'other.py'}"])
-    own = Preparer(build_method(config.method, config.task))
+    own = Preparer(build_method(config.method, config.task, tokenizer))
     before = own.key()
     assert before != plain
     (tmp_path / "other.py").write_text(other + "# another text\n")
