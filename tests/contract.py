@@ -17,6 +17,7 @@ from ftscale.modalities.collate import IGNORED, Layout
 from ftscale.models.layout import choose_layout
 from ftscale.tasks.base import Task
 from ftscale.tasks.batch import Batch, Terms
+from ftscale.tasks.capabilities import CAPABILITIES
 
 SUM = {"rtol": 2e-5, "atol": 1e-6}  # float32 sums in another order
 
@@ -248,6 +249,66 @@ def check_predictions_are_one_a_row(case: Case) -> None:
         assert case.task.merge([row]) == row
 
 
+def check_it_has_what_its_settings_say_it_can(case: Case) -> None:
+    can = case.task.settings.can
+    for name, kind in CAPABILITIES.items():
+        [method] = [member for member in vars(kind) if not member.startswith("_")]
+        assert (name in can) == hasattr(case.task, method), name
+
+
+def check_a_samples_embedding_is_the_same_in_any_batch(case: Case) -> None:
+    """Alone, padded beside others, and flat, where the model reads all tokens below its head."""
+    if "embeds" not in case.task.settings.can:
+        pytest.skip("it does not embed")
+    samples = case.samples()
+    alone = torch.cat([case.task.embed(case.model, case.collate([sample])) for sample in samples])
+    together = case.task.embed(case.model, case.collate(samples))
+    assert together.shape == (len(samples), alone.shape[1])
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, **SUM)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+    together.sum().backward()
+    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in case.model.parameters())
+    case.model.zero_grad(set_to_none=True)
+    if case.flat:
+        flat, pooled = copy.deepcopy(case), case.task.pools
+        choose_layout(
+            flat.model, wanted="flat", attention="auto", pooled=pooled, encoder_decoder=False, every_token=True
+        )
+        torch.testing.assert_close(flat.task.embed(flat.model, flat.collate(samples, layout="flat")), alone, **SUM)
+
+
+def check_scores_of_sequences_are_those_of_the_models_own_logits(case: Case) -> None:
+    """Padded and flat: sums of log-probabilities, logits chunk by chunk, and a gradient of each sample's sum."""
+    if "scores_sequences" not in case.task.settings.can:
+        pytest.skip("it writes nothing")
+    samples = case.samples()
+    batch = case.collate(samples)
+    logits = case.model(**_forward_inputs(case, batch)).logits.float()
+    chosen = batch.labels != IGNORED
+    targets = batch.labels[chosen]
+    each = torch.zeros(batch.labels.shape).masked_scatter(
+        chosen, logits.log_softmax(dim=-1)[chosen].gather(1, targets[:, None])
+    )
+    factors = torch.arange(1.0, len(samples) + 1)
+    expected = _gradients_of(case, (each.sum(dim=1) * factors).sum())
+    layouts = [(case, batch)]
+    if case.flat:
+        flat = case.in_layout("flat")
+        layouts.append((flat, flat.collate(samples, layout="flat")))
+    for one, its in layouts:
+        sums, counts = one.task.log_probs(one.model, its)
+        torch.testing.assert_close(sums, each.sum(dim=1), **SUM)
+        assert counts.tolist() == chosen.sum(dim=1).tolist()
+        torch.testing.assert_close(_gradients_of(one, (sums * factors).sum()), expected, rtol=1e-3, atol=1e-5)
+        chunks, seen = list(one.task.target_logits(one.model, its)), 0
+        for values, places in chunks:
+            assert places == slice(seen, seen := seen + len(values))
+            assert values.requires_grad
+        assert seen == len(targets)
+        torch.testing.assert_close(torch.cat([values for values, _ in chunks]), logits[chosen], **SUM)
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = tuple(
     value for name, value in list(globals().items()) if name.startswith("check_")
 )
@@ -272,6 +333,12 @@ def _terms_and_gradients(case: Case, batch: Batch) -> tuple[Terms, Gradients]:
         terms[name] = loss.detach()
     case.model.zero_grad(set_to_none=True)
     return terms, gradients
+
+
+def _gradients_of(case: Case, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    weights = dict(case.model.named_parameters())
+    gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+    return {name: value for name, value in zip(weights, gradients, strict=True) if value is not None}
 
 
 def _first_term(case: Case) -> str:

@@ -20,6 +20,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("distributed", "data", "models", "optim", "metrics"),
     ("modalities",),
     ("tasks",),
+    ("methods",),
     ("train",),
     ("precheck",),
     ("run",),
@@ -48,12 +49,13 @@ def test_imports_go_down_and_never_to_a_sibling():
     assert upward == []
 
 
-def test_the_training_loop_knows_no_task():
+def test_the_training_loop_knows_no_task_and_no_method():
+    known = {"ftscale.tasks.base", "ftscale.tasks.batch", "ftscale.methods.base"}
     named = {
         (path.name, module)
         for path in (PACKAGE / "train").glob("*.py")
         for module, _ in _imported_modules(path)
-        if module.startswith("ftscale.tasks") and module not in ("ftscale.tasks.base", "ftscale.tasks.batch")
+        if module.startswith(("ftscale.tasks", "ftscale.methods")) and module not in known
     }
     assert named == set()
 

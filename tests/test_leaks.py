@@ -1,4 +1,7 @@
-"""What a task is stays in its own files: nothing else names a task, an Auto class, a column or a kind of processor."""
+"""What a task or a method is stays in its own files.
+
+Nothing else names one of them, an Auto class, a column or a kind of processor.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ftscale.config.methods import METHODS
 from ftscale.config.tasks import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,6 +19,7 @@ AT_HOME = ("tasks", "config/tasks", "methods", "config/methods", "modalities")
 
 COLUMNS = {role for settings in SETTINGS.values() for alternative in settings.columns for role in alternative}
 KINDS = {"tokenizer", "image_processor", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor"}
+NAMES = {*SETTINGS, *METHODS, *COLUMNS, *KINDS}
 AUTO_CLASS = re.compile(r"AutoModelFor\w+")
 
 ALLOWED = {
@@ -62,11 +67,9 @@ def test_what_is_allowed_is_there():
 
 def test_what_is_looked_for_is_found():
     assert {"text", "label", "words", "tags", "source", "target", "image", "messages"} <= COLUMNS
-    assert list(_names_in(ast.parse('load("AutoModelForCausalLM"); task.name == "causal_lm"; row["label"]'))) == [
-        (1, "AutoModelForCausalLM"),
-        (1, "causal_lm"),
-        (1, "label"),
-    ]
+    code = 'load("AutoModelForCausalLM"); task.name == "causal_lm"; row["label"]; method.name == "supervised"'
+    found = [name for _, name in _names_in(ast.parse(code))]
+    assert found == ["AutoModelForCausalLM", "causal_lm", "label", "supervised"]
 
 
 def _named() -> Iterator[tuple[str, int, str]]:
@@ -78,12 +81,12 @@ def _named() -> Iterator[tuple[str, int, str]]:
 
 
 def _names_in(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Texts and names in the code that are a task's, a column's, an Auto class's or a processor's; no docstrings."""
+    """Texts and names in the code of a task, a method, a column, an Auto class or a processor; no docstrings."""
     for node in ast.walk(tree):
         name = None
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = node.value
         elif isinstance(node, ast.Name):
             name = node.id if node.id in KINDS and node.id.startswith("Auto") else None
-        if name is not None and (name in SETTINGS or name in COLUMNS or name in KINDS or AUTO_CLASS.fullmatch(name)):
+        if name is not None and (name in NAMES or AUTO_CLASS.fullmatch(name)):
             yield node.lineno, name

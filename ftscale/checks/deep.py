@@ -23,6 +23,7 @@ from ftscale.data.order import SourceRows
 from ftscale.data.prepare import Prepared, SourceReport
 from ftscale.data.sample import HASHES, Sample
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.base import Method
 from ftscale.models.adapt import count_parameters, weight_bytes
 from ftscale.models.load import load_model_config
 from ftscale.models.shrink import narrow, shallow
@@ -77,7 +78,7 @@ def two_steps(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
     return facts, []
 
 
-def _train(config: Config, task: Task, samples: list[Sample]) -> dict[str, Any]:
+def _train(config: Config, task: Method, samples: list[Sample]) -> dict[str, Any]:
     from datasets import Dataset
 
     report = SourceReport("the longest samples", read=len(samples), kept=len(samples))

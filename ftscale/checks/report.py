@@ -11,7 +11,7 @@ from typing import Any
 from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.compatibility import matching_rows
-from ftscale.config.own_task import OwnTaskSettings
+from ftscale.config.own_task import OwnFile
 from ftscale.config.stages import Stage, by_stage, stages_of
 from ftscale.config.strategies import find_strategy
 from ftscale.precheck import (
@@ -34,8 +34,8 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Likely mistakes."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """combination, task (one of the user's own), data, tokenizer, schedule, steps: as JSON holds them; of a run of
-    several stages, `stages` with these of each."""
+    """combination, task and method (of the user's own), data, tokenizer, schedule, steps: as JSON holds them; of a run
+    of several stages, `stages` with these of each."""
     rows: list[list[tuple[str, bool]]] = field(default_factory=list)
     """Some samples in pieces of text, each with whether it is a target."""
 
@@ -158,8 +158,9 @@ def _check(config: Config, start: Start, problems: list[str], *, full: bool, dee
         sample.config = sample.config.model_copy(
             update={"model": sample.config.model.model_copy(update={"init": init})}
         )
-    if isinstance(config.task, OwnTaskSettings):
-        report.facts["task"] = sample.config.task.model_dump(mode="json")
+    for name, settings in (("task", sample.config.task), ("method", sample.config.method)):
+        if isinstance(settings, OwnFile):
+            report.facts[name] = settings.model_dump(mode="json")
     report.facts["data"], warnings = describe_data(sample)
     report.warnings += [*warnings, *metric_warnings(sample), *head_warnings(sample.config, sample.task)]
     report.rows = marked_rows(sample)

@@ -17,9 +17,10 @@ from ftscale.data.census import content_of
 from ftscale.data.prepare import CHUNK, SourceReport, part_problems, sift
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
 from ftscale.precheck.fit import fitted
 from ftscale.run.prepared_data import Preparer, held_out, splits
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import left_out
 
@@ -58,7 +59,7 @@ class DataSample:
 
     config: Config
     """With what the rows told filled in, e.g. labels."""
-    task: Task
+    task: Method
     train: Part
     evaluation: Part | None = None
     test: Part | None = None
@@ -90,7 +91,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
     `processor`: see `check_config`.
     """
     size = None if full else SAMPLE_ROWS
-    task, data = build_task(config.task), config.data
+    task, data = build_method(config.method, config.task), config.data
     held = held_out(config, task) if splits(config) else None
     seen: tuple[set[int], set[int]] = (set(), set())
     drawn = {name: Draw(size, seed=derive_seed(config.seed, "check", name)) for name in ("train", "eval", "test")}

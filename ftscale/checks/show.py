@@ -39,8 +39,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
     found: list[str] = []
     for name, stage in facts.get("stages", {}).items():
         found += [f"stage {name}", *(f"  {line}" for line in lines(stage))]
-    if task := facts.get("task"):
-        found.append("task: " + ", ".join(f"{name} {value}" for name, value in task.items()))
+    for section in ("task", "method"):
+        if settings := facts.get(section):
+            found.append(f"{section}: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
     for part in ("train", "eval", "test"):
         if part in facts.get("data", {}):
             found += _part_lines(f"data.{part}", facts["data"][part])

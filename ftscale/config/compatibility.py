@@ -8,6 +8,7 @@ from typing import Literal
 
 from ftscale.config.schema import Config, TrainableConfig
 from ftscale.config.strategies import Strategy, find_strategy
+from ftscale.config.tasks import SETTINGS
 
 CPU_OPTIMIZERS = ("adam", "adamw")
 BY_ELEMENT = ("adam", "adamw", "sgd", "lion", "ademamix")
@@ -36,7 +37,21 @@ def check_combination(config: Config, *, strategy: Strategy | None = None) -> li
     `strategy`: as the launcher says it, where `config.distributed.strategy` leaves it open.
     """
     strategy = find_strategy(config.distributed.strategy) or strategy
-    return [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
+    refused = [row.text for row in TABLE if row.verdict == "refused" and row.when(config, strategy)]
+    return [*_unmet_needs(config), *refused]
+
+
+def _unmet_needs(config: Config) -> list[str]:
+    """What the method needs and the task cannot give, with the tasks that can."""
+    task, method = config.task, config.method
+    if method.needs <= task.can:
+        return []
+    needed, lacking = (", ".join(sorted(names)) for names in (method.needs, method.needs - task.can))
+    able = ", ".join(name for name, settings in SETTINGS.items() if method.needs <= settings.can) or "none of ftscale's"
+    return [
+        f"method.name = {method.name} needs of its task: {needed}; task.name = {task.name} lacks {lacking}; set "
+        f"task.name to one that has all ({able}), or take another method."
+    ]
 
 
 def matching_rows(config: Config, *, strategy: Strategy | None = None) -> list[Row]:
@@ -222,6 +237,32 @@ TABLE: tuple[Row, ...] = (
         "losses are those of one process: every rank moves the same ranks",
         "measured with peft 0.21.2 on 2 processes",
         ("tests/strategies/test_adapters.py::test_adalora_under_ddp_goes_the_way_of_one_process",),
+    ),
+    Row(
+        "gradient rule of a method under ZeRO",
+        lambda config, strategy: config.method.has_rule and _zero(strategy),
+        "refused",
+        "method.name is of one with a gradient rule, which does not go with ZeRO: DeepSpeed does not leave gradients "
+        "on the weights; use distributed.strategy: ddp.",
+        "DeepSpeed documentation, page ZeRO: gradients are reduced into buffers of its own, and partitioned",
+        ("tests/methods/test_gradient_rules.py::test_zero_takes_the_gradients_that_a_rule_needs",),
+    ),
+    Row(
+        "gradient rule of a method under DDP",
+        lambda config, strategy: config.method.has_rule and _on_devices(strategy, stages=(0,)),
+        "works",
+        "losses are those of one process: every rank has the whole gradient",
+        "torch documentation, page DistributedDataParallel",
+        ("tests/methods/test_gradient_rules.py::test_a_rule_sees_the_whole_gradient_on_every_rank",),
+    ),
+    Row(
+        "gradient rule of a method, adalora",
+        lambda config, _: config.method.has_rule and config.adapter.method == "adalora",
+        "refused",
+        "adapter.method = adalora does not go with a method that has a gradient rule, of which a run has one, and "
+        "AdaLoRA's would be another; use adapter.method: lora, or another method.",
+        "ftscale/models/gradient_rule.py: a run has one",
+        ("tests/methods/test_gradient_rules.py::test_adalora_has_a_gradient_rule_of_its_own",),
     ),
     Row(
         "random base with an adapter, ZeRO-3",

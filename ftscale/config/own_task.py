@@ -1,7 +1,11 @@
-"""A user's own task: one Python file that `task.file` names, with its settings and its class."""
+"""A user's own task: one Python file that `task.file` names, with its settings and its class.
+
+How such a file is found, run and hashed is the same for every section that may name one (config/own_method.py).
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -9,12 +13,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import xxhash
 from pydantic import ConfigDict, field_validator
 
 from ftscale.base.errors import UserError
+from ftscale.config.section import Section
 from ftscale.config.tasks.base import TaskSettings
 
 _strangers: ContextVar[bool] = ContextVar("strangers", default=False)
@@ -22,14 +27,13 @@ _loaded: dict[Path, ModuleType] = {}
 """Modules by the real path of their file."""
 
 
-class OwnTaskSettings(TaskSettings):
-    """Settings of a task that a file of the user's describes; its class there is the one that `task` means.
+class OwnFile(Section):
+    """A section of the configuration that a Python file of the user's describes."""
 
-    The file also holds one subclass of `ftscale.tasks.base.Task`, which is made of these settings.
-    """
-
+    is_run: ClassVar[bool] = True
+    """Whether these are the file's own settings: the file has been run."""
     file: str
-    """The Python file that describes the task."""
+    """The Python file that describes it."""
 
     @field_validator("file")
     @classmethod
@@ -37,32 +41,61 @@ class OwnTaskSettings(TaskSettings):
         return str(Path(value).expanduser().resolve())
 
 
+class OwnTaskSettings(OwnFile, TaskSettings):
+    """Settings of a task that a file of the user's describes; its class there is the one that `task` means.
+
+    The file also holds one subclass of `ftscale.tasks.base.Task`, which is made of these settings.
+    """
+
+
 class UnreadTaskSettings(OwnTaskSettings):
     """What a run folder says of a task whose file is not run: its settings as they stand there."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    is_run = False
     columns = ()
     label_columns = frozenset()
     name: str = ""
 
 
-def own_settings(data: dict[str, Any]) -> OwnTaskSettings:
-    """The settings that a `task` section with a `file` means. Raises ValueError where it cannot."""
-    file = data["file"]
+def own_class(file: Any, *, section: str, own: type[OwnFile], unread: type[OwnFile]) -> type[OwnFile]:
+    """The settings' class of a section that names a file, among those of kind `own`; `unread` where it is not run.
+
+    Raises ValueError where there is no such class.
+    """
     if not isinstance(file, str):
         raise ValueError("file must be the path of a Python file")
     if _strangers.get() and Path(file).expanduser().resolve() not in _loaded:
-        return UnreadTaskSettings.model_validate(data)
-    return the_one(load_file(file), OwnTaskSettings).model_validate(data)
+        return unread
+    return the_one(load_file(file, section=section), own)
 
 
-def load_file(file: str) -> ModuleType:
+def class_of(settings: Any, *, section: str, base: type) -> Any:
+    """The class that settings are for: of this `base` in the user's file, or in the package's file of their name.
+
+    There it has the name of the settings' class without "Settings". `section`: task or method. Raises UserError.
+    """
+    if not isinstance(settings, OwnFile):
+        module = importlib.import_module(f"ftscale.{section}s.{settings.name}")
+        return getattr(module, type(settings).__name__.removesuffix("Settings"))
+    if not settings.is_run:
+        raise UserError(
+            f"{section}.file = {settings.file!r} is a Python file that the run folder names, whose code is run only "
+            "where you say so; read it, then add --trust-remote-code."
+        )
+    try:
+        return the_one(load_file(settings.file, section=section), base)
+    except ValueError as error:
+        raise UserError(f"{section}.{error}.") from error
+
+
+def load_file(file: str, *, section: str) -> ModuleType:
     """The module that a file makes, run once in a process. Raises ValueError where that is not possible."""
     path = Path(file).expanduser().resolve()
     if path in _loaded:
         return _loaded[path]
     if not path.is_file():
-        raise ValueError(f"file = {file!r} is not a file; name the Python file that describes the task")
+        raise ValueError(f"file = {file!r} is not a file; name the Python file that describes the {section}")
     name = f"ftscale_own_{path.stem}_{xxhash.xxh3_64_hexdigest(str(path).encode())}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -91,14 +124,14 @@ def the_one(module: ModuleType, kind: type) -> Any:
     return found[0]
 
 
-def file_hash(settings: TaskSettings) -> str:
-    """A hash of the file's text, by which prepared rows and resumed runs know a task; "" for a task of ftscale's."""
-    if not isinstance(settings, OwnTaskSettings):
+def file_hash(settings: Section, *, section: str) -> str:
+    """A hash of the file's text, by which prepared rows and resumed runs know it; "" for what is ftscale's own."""
+    if not isinstance(settings, OwnFile):
         return ""
     try:
         return xxhash.xxh3_128_hexdigest(Path(settings.file).read_bytes())
     except OSError as error:
-        raise UserError(f"task.file = {settings.file!r} cannot be read: {error.strerror}; put it back.") from error
+        raise UserError(f"{section}.file = {settings.file!r} cannot be read: {error.strerror}; put it back.") from error
 
 
 @contextmanager

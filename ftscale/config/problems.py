@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from ftscale.base.errors import nearest, unknown_name
-from ftscale.config.own_task import OwnTaskSettings, load_file, the_one
+from ftscale.config.own_method import OWN
+from ftscale.config.own_task import own_class
 
 Path = tuple[str | int, ...]
 
@@ -184,9 +185,10 @@ def _section_at(path: Path, *, model: type[BaseModel], data: Any) -> type[BaseMo
             continue
         field = _settings(model).get(part)
         choices = list(_sections_in(field.annotation)) if field else []
+        if part in OWN and isinstance(data, dict) and "file" in data:  # it is there: what is wrong stands in it
+            own, unread = OWN[part]
+            return own_class(data["file"], section=part, own=own, unread=unread)
         if len(choices) > 1:
-            if isinstance(data, dict) and "file" in data:  # it is there: what is wrong stands in it
-                return the_one(load_file(data["file"]), OwnTaskSettings)
             name = data.get("name") if isinstance(data, dict) else data
             choices = [choice for choice in choices if choice.model_fields["name"].default == name]
         if not choices:

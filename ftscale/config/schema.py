@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +20,11 @@ from pydantic import (
     WrapValidator,
 )
 
-from ftscale.config.own_task import OwnTaskSettings, own_settings
+from ftscale.config.methods import METHODS
+from ftscale.config.methods.base import MethodSettings
+from ftscale.config.methods.supervised import SupervisedSettings
+from ftscale.config.own_method import OWN
+from ftscale.config.own_task import own_class
 from ftscale.config.section import Fraction, OneLine, Section
 from ftscale.config.tasks import SETTINGS
 from ftscale.config.tasks.base import TaskSettings
@@ -27,9 +32,17 @@ from ftscale.config.tasks.base import TaskSettings
 if TYPE_CHECKING:
     TaskConfig = TaskSettings
     TaskName = str
+    MethodConfig = MethodSettings
+    MethodName = str
 else:
-    TaskConfig = Annotated[reduce(or_, SETTINGS.values()), Field(discriminator="name")]
-    TaskName = Literal[tuple(SETTINGS)]
+
+    def _one_of(kinds: dict[str, type[Section]]) -> Any:
+        """A section of one of these kinds, by its name; pydantic chooses between two or more."""
+        union = reduce(or_, kinds.values())
+        return union if len(kinds) == 1 else Annotated[union, Field(discriminator="name")]
+
+    TaskConfig, TaskName = _one_of(SETTINGS), Literal[tuple(SETTINGS)]
+    MethodConfig, MethodName = _one_of(METHODS), Literal[tuple(METHODS)]
 
 
 # ---------------------------------------------------------------- model
@@ -323,22 +336,33 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _task(value: Any, known: ValidatorFunctionWrapHandler) -> TaskSettings:
-    """A task of ftscale's by its name, or the one that a file of the user's describes."""
-    if isinstance(value, OwnTaskSettings):
-        return value
-    if isinstance(value, dict) and "file" in value:
-        return own_settings(value)
-    return known(_by_name(value))
+def _own_or_known(section: str) -> Callable[[Any, ValidatorFunctionWrapHandler], Any]:
+    """What a `section` says: one of ftscale's by its name, or the one that a file of the user's describes."""
+    own, unread = OWN[section]
+
+    def read(value: Any, known: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, own):
+            return value
+        if isinstance(value, dict) and "file" in value:
+            return own_class(value["file"], section=section, own=own, unread=unread).model_validate(value)
+        return known(_by_name(value))
+
+    return read
 
 
 if TYPE_CHECKING:
     TaskField = TaskSettings
+    MethodField = MethodSettings
 else:
     TaskField = Annotated[
-        SerializeAsAny[TaskConfig], WrapValidator(_task, json_schema_input_type=TaskName | TaskConfig)
+        SerializeAsAny[TaskConfig], WrapValidator(_own_or_known("task"), json_schema_input_type=TaskName | TaskConfig)
     ]
     """What a `task` section may be."""
+    MethodField = Annotated[
+        SerializeAsAny[MethodConfig],
+        WrapValidator(_own_or_known("method"), json_schema_input_type=MethodName | MethodConfig),
+    ]
+    """What a `method` section may be."""
 
 
 class Config(Section):
@@ -346,6 +370,8 @@ class Config(Section):
 
     task: TaskField
     """The task: its name, or a section with its name and settings."""
+    method: MethodField = SupervisedSettings()
+    """What is learned of the task: the method's name, or a section with its name and settings."""
     run_folder: OneLine
     """Folder that the run writes; must not exist yet unless resumed or overwritten."""
     seed: NonNegativeInt = 0

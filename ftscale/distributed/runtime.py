@@ -184,16 +184,21 @@ class Distributed:
             with self.accelerator.no_sync(self.module):
                 yield
 
-    def step(self, *, after_update: Callable[[], None] = lambda: None) -> float:
+    def step(
+        self, *, after_backward: Callable[[], None] = lambda: None, after_update: Callable[[], None] = lambda: None
+    ) -> float:
         """Clip the gradients, update the weights, clear the gradients; returns the norm before clipping.
 
-        Gradients that are not finite are dropped and change nothing; the norm is then not finite. `after_update` is
-        called when the weights are new, before the gradients are cleared (not under DeepSpeed, which clears them).
+        Gradients that are not finite are dropped and change nothing; the norm is then not finite. `after_backward` is
+        called before they are clipped, `after_update` when the weights are new and the gradients not yet cleared (both
+        not under DeepSpeed, which takes the gradients into its own hands).
         """
         if self.strategy.is_zero:
             self.module.step()  # type: ignore[operator]
             norm = float(self.module.get_global_grad_norm())  # type: ignore[operator]
             return norm if norm >= 0 else math.nan  # -1 is how DeepSpeed says that a norm is not finite
+        self.accelerator.unscale_gradients()
+        after_backward()
         norm = self._clip([weight for weight in self.module.parameters() if weight.grad is not None])
         if math.isfinite(norm) or self.precision == "fp16":  # loss scaling has its own way with overflows
             self.optimizer.step()
@@ -207,7 +212,6 @@ class Distributed:
         bfloat16 rounds a weight's norm to three digits. Over the 100 weights of MiniLM the sum is off by 3e-5 and takes
         2 ms on a CPU; with converted gradients, 20 ms.
         """
-        self.accelerator.unscale_gradients()
         norms = [torch.linalg.vector_norm(weight.grad).float() for weight in weights]
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         if self.max_grad_norm:
@@ -239,6 +243,17 @@ class Distributed:
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def gather_rows(self, rows: Tensor) -> list[Tensor]:
+        """Every rank's rows (own, ...), on every rank; all but their number are alike. Collective."""
+        if self.world_size == 1:
+            return [rows]
+        numbers = self.gather_objects(len(rows))
+        filled = rows.new_zeros(max(numbers), *rows.shape[1:])
+        filled[: len(rows)] = rows
+        parts = [torch.empty_like(filled) for _ in numbers]
+        torch.distributed.all_gather(parts, filled)
+        return [part[:number] for part, number in zip(parts, numbers, strict=True)]
 
     def barrier(self) -> None:
         """Wait until every rank has come here. Collective."""

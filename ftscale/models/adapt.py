@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ftscale.base.errors import UserError, nearest, unknown_name
 from ftscale.base.startup import unchanged_environment
 from ftscale.config.schema import AdapterConfig
+from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.sizes import size_problems, told_as_too_large
 
@@ -96,20 +97,6 @@ def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps
         raise UserError(f"adapter = {{method: {config.method}, ...}} is refused by peft: {error}") from error
 
 
-class GradientRule:
-    """What a method does between steps besides training its weights; nothing, unless a subclass says otherwise."""
-
-    def after_update(self, *, step: int) -> None:
-        """Called after optimizer step `step` (from 1), while the gradients are still there."""
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """What it has learned, for a checkpoint; None = nothing."""
-        return None
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Bring back what `state_dict` gave."""
-
-
 class AdaLora(GradientRule):
     """Moves ranks between layers by the importance of each weight (arXiv:2303.10512)."""
 
@@ -137,7 +124,7 @@ class AdaLora(GradientRule):
 
 
 def gradient_rule(model: nn.Module) -> GradientRule:
-    """What the model's adapter, if it has one, does between steps."""
+    """What the model's adapter, if it has one, does between backward and update."""
     if isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA:
         return AdaLora(model)
     return GradientRule()

@@ -31,12 +31,14 @@ def choose_layout(
     attention: str,
     pooled: bool,
     encoder_decoder: bool,
+    every_token: bool = False,
     probed: nn.Module | None = None,
 ) -> Literal["flat", "padded"]:
     """Settle the layout of batches, and prepare the model for flat ones.
 
     Call it on the bare or PEFT-wrapped model, before it is distributed. `wanted` is `batch.layout`, `attention` is
     `model.attention`; `pooled`: the head makes one vector a sample out of the hidden states (see `attach_unflatten`).
+    `every_token`: the states of all tokens are read below the head, so that none may be left out.
     `probed`: a model of the same architecture to try out instead, where this one's weights are sharded.
 
     Raises UserError where flat rows are asked for and impossible.
@@ -50,7 +52,7 @@ def choose_layout(
         raise UserError(f"batch.layout = flat cannot be used: {problem}; set batch.layout: auto or padded.")
     if problem:
         return "padded"
-    first_only = pooled and first_tokens_suffice(model if probed is None else probed)
+    first_only = pooled and not every_token and first_tokens_suffice(model if probed is None else probed)
     if not attention.startswith("flash_attention"):  # which takes the same batches by itself
         use_flat(model)
     _attach(model, pooled=pooled, first_only=first_only)

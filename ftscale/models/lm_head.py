@@ -81,6 +81,55 @@ def lm_target_losses(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -
     return torch.cat(losses), torch.cat(correct)
 
 
+def lm_log_probs(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+    """The log-probability of each label: (n,) float32 with its graph, in row-major order. Arguments as for `lm_loss`.
+
+    Logits are made in chunks, and again in the backward pass.
+    """
+    head, finish = _known_head(model, inputs)
+    if head is None or finish is None:
+        logits, targets = _selected_logits(model, inputs, labels)
+        return -F.cross_entropy(logits.float(), targets, reduction="none")
+    seen = _states_at_head(model, head, inputs)
+    index, targets = _supervised(labels)
+    states, run = seen.aligned(labels), seen.run(head)
+
+    def of_rows(rows: Tensor, of_chunk: Tensor) -> Tensor:
+        return -F.cross_entropy(finish(run(rows)), of_chunk, reduction="none")
+
+    chunks = _chunks(index, targets, _rows_of_chunk(head, states)) or [(index, targets)]
+    return torch.cat([checkpoint(of_rows, states[chunk], of, use_reentrant=False) for chunk, of in chunks])
+
+
+def lm_target_logits(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Logits where a label stands, chunk by chunk: (rows, vocabulary) float32 with their graph, and for which labels.
+
+    Labels are numbered in row-major order. Arguments as for `lm_loss`.
+    """
+    head, finish = _known_head(model, inputs)
+    if head is None or finish is None:
+        logits, _ = _selected_logits(model, inputs, labels)
+        yield logits.float(), slice(0, len(logits))
+        return
+    seen = _states_at_head(model, head, inputs)
+    index, _ = _supervised(labels)
+    states, run, start = seen.aligned(labels), seen.run(head), 0
+    for chunk in index.split(_rows_of_chunk(head, states)):
+        yield finish(run(states[chunk])), slice(start, start + len(chunk))
+        start += len(chunk)
+
+
+def lm_states(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """What the head reads: (batch, time, hidden) with its graph; the head itself has next to nothing to do.
+
+    inputs: as for `lm_loss`; positions of tokens that an adapter puts in front are left out.
+    """
+    head = transformers_model(model).get_output_embeddings()
+    assert head is not None, "a language model has a head"
+    states = _states_at_head(model, head, inputs).aligned(inputs["input_ids"])
+    return states.unflatten(0, tuple(inputs["input_ids"].shape))
+
+
 def head_is_known(model: nn.Module, inputs: dict[str, Any]) -> bool:
     """Whether this module knows what the model does with the output of its head, so that it can do it in chunks.
 

@@ -29,6 +29,7 @@ from transformers import PreTrainedConfig
 
 from ftscale.checks.model import empty_model, quiet
 from ftscale.config import Config
+from ftscale.methods.base import Method
 from ftscale.modalities.collate import Layout
 from ftscale.models.companion import Companion, load_companion
 from ftscale.models.freeze import set_training_mode
@@ -154,7 +155,7 @@ def _empty(companion: Companion, dtype: torch.dtype) -> nn.Module:
 
 def dry_step(
     config: Config,
-    task: Task,
+    task: Method,
     batch: Any,
     *,
     probe: Probe | None,
@@ -290,7 +291,7 @@ class _Run:
 
 def _run(
     config: Config,
-    task: Task,
+    task: Method,
     batch: Any,
     *,
     probe: Probe | None,

@@ -15,9 +15,11 @@ from ftscale.checks.sample import read_sample
 from ftscale.checks.schedule import steps_per_epoch
 from ftscale.config import Config
 from ftscale.config.compatibility import check_combination
+from ftscale.config.methods.supervised import SupervisedSettings
 from ftscale.config.schema import TrainableConfig
 from ftscale.config.stages import stages_of
 from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy, find_strategy
+from ftscale.methods.supervised import Supervised
 from ftscale.models.trust import NeedsCodeError, without_code
 from ftscale.plan.batches import MicroBatches
 from ftscale.plan.devices import Device, load_device
@@ -137,6 +139,11 @@ def plan_run(
         log.warning("model.trust_remote_code = true: a plan runs no code of a model; this is the plan without it")
         config = config.model_copy(update={"model": without_code(config.model)})
     sample = read_sample(config, processor, full=full)
+    if sample.task.acts_before_step:
+        log.warning(
+            "method.name = %s acts before each step: this is the plan of the task without it", config.method.name
+        )
+        sample = replace(sample, task=Supervised(SupervisedSettings(), sample.task.inner))
     config, world_size = sample.config, nodes * gpus_per_node
     if sample.problems:
         raise UserError(*sample.problems)

@@ -8,15 +8,16 @@ from typing import Any
 from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.base import GenerationSettings
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
 from ftscale.models.classes import judge_head, labels_of_model
 from ftscale.models.generate import obeyed
 from ftscale.models.load import load_generation_config, load_model_config
 from ftscale.precheck.settings import fit_problems
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Row, Task
 
 
-def fitted(config: Config, task: Task, processor: Any, rows: Iterable[Row]) -> tuple[Config, Task, dict[str, Any]]:
+def fitted(config: Config, task: Method, processor: Any, rows: Iterable[Row]) -> tuple[Config, Method, dict[str, Any]]:
     """The configuration with what the training rows told filled in, its task bound to a processor, and those settings.
 
     `processor`: what `check_config` returned; where that is None, it is built of what the rows told. Raises UserError
@@ -30,7 +31,7 @@ def fitted(config: Config, task: Task, processor: Any, rows: Iterable[Row]) -> t
         processor = task.modality.load_processor(config.model, learned=learned)
         if problems := fit_problems(config, load_model_config(config.model, settings={}), processor):
             raise UserError(*problems)
-    return config, build_task(config.task, processor), settings
+    return config, build_method(config.method, config.task, processor), settings
 
 
 def in_model_order(config: Config, task: Task, learned: dict[str, Any]) -> dict[str, Any]:

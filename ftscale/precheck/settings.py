@@ -56,11 +56,11 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     tell. `runs_code`: code that comes with the model is run where the configuration trusts it; else None is returned
     where model or processor cannot be had without.
     """
+    from ftscale.methods import build_method
     from ftscale.models.load import load_model_config
     from ftscale.models.trust import NeedsCodeError, without_code
-    from ftscale.tasks import build_task
 
-    task = build_task(config.task)
+    task = build_method(config.method, config.task)
     passed_over = NeedsCodeError if config.model.trust_remote_code and not runs_code else ()
     if not runs_code:
         config = config.model_copy(update={"model": without_code(config.model)})
@@ -278,10 +278,10 @@ def _processor_at_hand(config: ModelConfig, modality: Modality) -> Any:
 
 def fit_problems(config: Config, model_config: Any, processor: Any) -> list[str]:
     """What settings ask of model and processor that these cannot do together."""
-    from ftscale.tasks import build_task
+    from ftscale.methods import build_method
 
     try:
-        task = build_task(config.task, processor)
+        task = build_method(config.method, config.task, processor)
     except UserError as error:
         return list(error.problems)
     return task.fit_problems(config, model_config)

@@ -33,11 +33,15 @@ def check_agreement(own: Mapping[str, str], gather: Callable[[Any], list[Any]]) 
 
 
 def derived(inputs: Inputs) -> dict[str, str]:
-    """Return, by name, what the rows told of the task, the prepared rows and how many steps they make, each as text."""
-    settings = inputs.config.task.model_dump(mode="json")
+    """Return, by name and each as text, what task and method are made of, the prepared rows and how many steps."""
+    sections = {"task": inputs.config.task, "method": inputs.config.method}
     train = inputs.train
     return {
-        **{f"task.{name}": json.dumps(value) for name, value in settings.items()},
+        **{
+            f"{section}.{name}": json.dumps(value)
+            for section, settings in sections.items()
+            for name, value in settings.model_dump(mode="json").items()
+        },
         "the tokenizer or image processor": processor_key(inputs.task.processor),
         "data.train": json.dumps(list(map(_files, inputs.config.data.train))) if train is None else rows_text(train),
         "data.eval": rows_text(inputs.evaluation),

@@ -54,6 +54,7 @@ def batch_layout(model: Any, config: Config, task: Task, distributed: Distribute
         auto_class=task.auto_class,
         settings=task.model_settings(),
         pooled=task.pools,
+        every_token="embeds" in config.method.needs,
         distributed=distributed,
     )
 
@@ -66,6 +67,7 @@ def model_layout(
     auto_class: str,
     settings: dict[str, Any],
     pooled: bool,
+    every_token: bool = False,
     distributed: Distributed,
 ) -> Layout:
     """The layout of batches that a model takes, which is prepared for flat rows. `source`: what it was loaded from."""
@@ -79,6 +81,7 @@ def model_layout(
         attention=source.attention,
         pooled=pooled,
         encoder_decoder=bool(model.config.is_encoder_decoder),
+        every_token=every_token,
         probed=twin,
     )
 

@@ -16,12 +16,11 @@ from ftscale.distributed.runtime import Distributed
 from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.agreement import check_agreement, rows_text
 from ftscale.run.build_model import batch_layout
-from ftscale.run.finished import bound_task, load_model, read_run
+from ftscale.run.finished import bound_task, load_model, module_of, read_run
 from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.new_source import source_like
 from ftscale.run.prepared_data import evaluation_rows
 from ftscale.train.evaluate import evaluation_of
-from ftscale.train.loop import TaskModule
 
 
 def evaluate_run(
@@ -49,7 +48,7 @@ def evaluate_run(
         compute_columns(config, task, {"data.eval": rows}, distributed, trust=trust)
         config = place_companions(config, task, distributed, trust=trust)
         model = load_model(run_folder, config, task).to(distributed.device)
-        distributed.module = TaskModule(model, task)
+        distributed.module = module_of(run_folder, model, task)
         layout = batch_layout(model, config, task, distributed)
         return evaluation_of(config, task, rows, distributed, layout=layout)()
     finally:

@@ -13,6 +13,7 @@ from ftscale.base.logs import log
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.extra import save_extra
 from ftscale.modalities.collate import Layout
 from ftscale.run.folder import Result, write_result
 from ftscale.run.prepared_data import Inputs, Preparer
@@ -83,9 +84,10 @@ def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metri
     state = distributed.full_state_dict()
     if state is not None:
         module = distributed.unwrapped
-        own = {name.removeprefix("model."): weight for name, weight in state.items()}
+        own = {name.removeprefix("model."): weight for name, weight in state.items() if name.startswith("model.")}
         task = inputs.task
         save_model(module.model, task.processor, folder, state_dict=own, end_ids=task.end_ids())
+        save_extra(state, folder)
         task.save_extras(folder)
     distributed.barrier()
     if inputs.config.checkpoint.prove != "never":

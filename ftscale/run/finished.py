@@ -13,14 +13,17 @@ from ftscale.base.logs import log
 from ftscale.base.startup import begin_work
 from ftscale.config import Config, load_config
 from ftscale.config.own_task import reading_of_strangers
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
+from ftscale.methods.extra import load_extra
 from ftscale.models.save import load_saved
 from ftscale.models.trust import NeedsCodeError, Trust, needed_code
 from ftscale.run.folder import final_folder
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
+from ftscale.train.loop import TaskModule
 
 
-def read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
+def read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Method]:
     """The run's configuration and task; what its folder says of trust gives way to what the user does."""
     if not (run_folder / "config.yaml").is_file():
         raise UserError(f"RUN_FOLDER = {run_folder} holds no run (no config.yaml in it); name the run_folder of one.")
@@ -29,10 +32,10 @@ def read_run(run_folder: Path, *, trust: Trust) -> tuple[Config, Task]:
     with nullcontext() if trust.code else reading_of_strangers():
         config = load_config(final_folder(run_folder) / "config.yaml")
     trusted = config.model.model_copy(update={"trust_remote_code": trust.code, "allow_pickle": trust.pickle})
-    return config.model_copy(update={"model": trusted}), build_task(config.task)
+    return config.model_copy(update={"model": trusted}), build_method(config.method, config.task)
 
 
-def bound_task(run_folder: Path, config: Config, task: Task) -> Task:
+def bound_task(run_folder: Path, config: Config, task: Method) -> Method:
     """The task with the processor that was saved with the model."""
     folder = run_folder / "model"
     saved = config.model.model_copy(update={"name": str(folder), "processor": None, "revision": None})
@@ -40,7 +43,7 @@ def bound_task(run_folder: Path, config: Config, task: Task) -> Task:
         processor = task.modality.load_processor(saved)
     except NeedsCodeError as error:
         raise needed_code(folder) from error
-    return build_task(config.task, processor)
+    return build_method(config.method, config.task, processor)
 
 
 def load_model(run_folder: Path, config: Config, task: Task) -> Any:
@@ -54,6 +57,13 @@ def load_model(run_folder: Path, config: Config, task: Task) -> Any:
         dtype=dtype,
         trust=Trust(code=config.model.trust_remote_code, pickle=config.model.allow_pickle),
     )
+
+
+def module_of(run_folder: Path, model: Any, task: Method) -> TaskModule:
+    """Model and method in one, with the weights of its own that the method has learned."""
+    module = TaskModule(model, task)
+    load_extra(module.extra, run_folder / "model")
+    return module
 
 
 def say_what_is_left_out(run_folder: Path, config: Config) -> None:

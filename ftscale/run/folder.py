@@ -73,6 +73,7 @@ FREE_TO_CHANGE = (
     "distributed",
     "model.attention",
     "task.file",  # what the file says may not
+    "method.file",
 )
 """Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
@@ -444,7 +445,7 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
         return []
     now = {} if "data" in meant else _data_fingerprints(config)
     now |= {} if "model" in meant else _model_fingerprints(config)
-    now |= _task_fingerprints(config)
+    now |= _own_fingerprints(config)
     try:
         recorded = TypeAdapter(dict[str, dict[str, str]]).validate_python(_read_own(path), strict=True)
     except (DamagedError, ValidationError) as error:
@@ -506,9 +507,9 @@ def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
     """A hash of each file that training and evaluation read, by setting and path: rows, images, the base model.
 
-    And of the file that describes the task, where it is the user's own, and of the frozen models that it names.
+    And of the files that describe task and method, where they are the user's own, and of the frozen models they name.
     """
-    return _data_fingerprints(config) | _model_fingerprints(config) | _task_fingerprints(config)
+    return _data_fingerprints(config) | _model_fingerprints(config) | _own_fingerprints(config)
 
 
 def _model_fingerprints(config: Config) -> dict[str, dict[str, str]]:
@@ -519,13 +520,16 @@ def _model_fingerprints(config: Config) -> dict[str, dict[str, str]]:
     }
 
 
-def _task_fingerprints(config: Config) -> dict[str, dict[str, str]]:
-    from ftscale.tasks import build_task
+def _own_fingerprints(config: Config) -> dict[str, dict[str, str]]:
+    from ftscale.methods import build_method
     from ftscale.tasks.base import frozen_models
 
-    own = file_hash(config.task)
-    found = {"task.file": {Path(config.task.model_dump()["file"]).name: own}} if own else {}
-    for companion in frozen_models(build_task(config.task)):
+    sections = {"task": config.task, "method": config.method}
+    hashes = {name: file_hash(settings, section=name) for name, settings in sections.items()}
+    found = {
+        f"{name}.file": {Path(sections[name].model_dump()["file"]).name: own} for name, own in hashes.items() if own
+    }
+    for companion in frozen_models(build_method(config.method, config.task)):
         files = model_fingerprints(companion.model)["model.name"]
         found[f"task.{companion.name}"] = {Path(path).name: content for path, content in files.items()}
     return found

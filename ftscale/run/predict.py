@@ -30,11 +30,10 @@ from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
 from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.build_model import batch_layout
-from ftscale.run.train.finished import bound_task, load_model, read_run
-from ftscale.run.train.new_source import kind_of, source_like
+from ftscale.run.finished import bound_task, load_model, module_of, read_run
+from ftscale.run.new_source import kind_of, source_like
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
-from ftscale.train.loop import TaskModule
 
 STDIN_SUFFIX = ".stdin.txt"
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
@@ -94,7 +93,7 @@ def open_predictor(run_folder: Path, *, batch_size: int = 32, trust: Trust = NO_
     try:
         model = load_model(run_folder, config, task).to(distributed.device).eval()
         layout = batch_layout(model, config, task, distributed)
-        module = TaskModule(model, task).eval()
+        module = module_of(run_folder, model, task).eval()
         yield Predictor(task, module, layout, distributed.device, batch_size)
     finally:
         distributed.close()

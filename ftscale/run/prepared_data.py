@@ -14,16 +14,17 @@ from ftscale.base.errors import UserError
 from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.config.own_task import file_hash
-from ftscale.config.schema import TaskField
+from ftscale.config.schema import MethodField, TaskField
 from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
+from ftscale.methods import build_method
+from ftscale.methods.base import Method
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import fitted
 from ftscale.precheck.vocabulary import vocabulary_warnings
-from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
 from ftscale.tasks.rows import left_out, prepare_rows
 from ftscale.version import __version__
@@ -35,8 +36,8 @@ class Inputs:
 
     config: Config
     """With what the training rows told filled in, e.g. labels."""
-    task: Task
-    """Bound to its processor."""
+    task: Method
+    """The method and the task in it, bound to its processor."""
     train: Prepared | None
     """None where training rows are streamed."""
     evaluation: Prepared | None
@@ -48,7 +49,7 @@ def prepare_inputs(config: Config) -> Inputs:
     if problems := machine_problems(config):
         raise UserError(*problems)
     processor = check_config(config)
-    task, data = build_task(config.task), config.data
+    task, data = build_method(config.method, config.task), config.data
     held = held_out(config, task) if splits(config) else None
     config, task, learned = fitted(config, task, processor, _training_rows(config, task))
     if problems := metric_problems(config, task):
@@ -76,7 +77,7 @@ def prepare_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def evaluation_rows(config: Config, task: Task) -> Prepared:
+def evaluation_rows(config: Config, task: Method) -> Prepared:
     """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
     prepare = Preparer(task)
     if config.data.eval:
@@ -109,7 +110,7 @@ def _prepare(
 class Preparer:
     """`task.prepare`, as worker processes can take it along."""
 
-    task: Task
+    task: Method
     labelled: bool = True
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[Sample]:
@@ -118,16 +119,21 @@ class Preparer:
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
-        settings, processor = self.task.settings.model_dump_json(), processor_key(self.task.processor)
-        return f"{__version__}/{settings}/{processor}/{file_hash(self.task.settings)}"
+        settings, own, processor = self.task.settings, self.task.own, processor_key(self.task.processor)
+        key = f"{__version__}/{settings.model_dump_json()}/{processor}/{file_hash(settings, section='task')}"
+        if self.task.says("prepare"):
+            key += f"/{own.model_dump_json()}/{file_hash(own, section='method')}"
+        return key
 
     def __reduce__(self) -> tuple[Any, ...]:
         """By the settings, since a worker process finds no class of a file that it has not run."""
-        return _preparer, (self.task.settings.model_dump(), self.task.processor, self.labelled)
+        own, settings = self.task.own.model_dump(), self.task.settings.model_dump()
+        return _preparer, (own, settings, self.task.processor, self.labelled)
 
 
-def _preparer(settings: dict[str, Any], processor: Any, labelled: bool) -> Preparer:
-    return Preparer(build_task(TypeAdapter(TaskField).validate_python(settings), processor), labelled)
+def _preparer(own: dict[str, Any], settings: dict[str, Any], processor: Any, labelled: bool) -> Preparer:
+    method, task = TypeAdapter(MethodField).validate_python(own), TypeAdapter(TaskField).validate_python(settings)
+    return Preparer(build_method(method, task, processor), labelled)
 
 
 def held_out(config: Config, task: Task) -> list[set[int]]:

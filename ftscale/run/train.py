@@ -27,7 +27,11 @@ from ftscale.data.prepare import cache_folder
 from ftscale.data.stream import StreamSteps
 from ftscale.distributed.process_state import leaving_no_trace
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.base import Context, undisturbed
+from ftscale.methods.extra import load_extra
 from ftscale.modalities.collate import Layout
+from ftscale.models.gradient_rule import GradientRule
+from ftscale.models.initialize import seeded_weights
 from ftscale.run.agreement import check_agreement, derived
 from ftscale.run.build_model import build_model
 from ftscale.run.disk import check_disk
@@ -249,7 +253,6 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> 
 
 def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float) -> Loop:
     """Everything that training touches. Nothing is written. Collective."""
-    from ftscale.models.adapt import gradient_rule
     from ftscale.optim.schedules import build_schedule
 
     config, task = inputs.config, inputs.task
@@ -259,11 +262,15 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
     laid_out = place_companions(config, task, distributed)
     model, head_names, layout = build_model(laid_out, task, distributed, num_steps=num_steps)
     check_agreement({"the layout of batches": layout}, distributed.gather_objects)
-    optimizer = _build_optimizer(config, model, head_names, distributed)
+    with seeded_weights(config.seed, "extra"):
+        module = TaskModule(model, task)
+    if load_extra(module.extra, Path(config.model.name)):
+        log.info("the method's own weights are those beside the model in %s", config.model.name)
+    optimizer = _build_optimizer(config, module, head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     schedule = build_schedule(optimizer, config.schedule, num_steps=num_steps)
-    state = RunState(schedule, gradient_rule(model), stream=steps if isinstance(steps, StreamSteps) else None)
-    module = TaskModule(model, task)
+    rule = _build_rule(config, module)
+    state = RunState(schedule, rule, stream=steps if isinstance(steps, StreamSteps) else None)
     distributed.prepare(module, optimizer, unused_weights=_leaves_weights_unused(module, steps, distributed))
     # every rank draws its own dropout from here on
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
@@ -289,14 +296,21 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
     return loop
 
 
-def _build_optimizer(config: Config, model: Any, head_names: list[str], distributed: Distributed) -> Any:
+def _build_rule(config: Config, module: TaskModule) -> GradientRule:
+    """The method's, or the adapter's: the table of combinations lets only one of them have one."""
+    from ftscale.models.adapt import gradient_rule
+
+    return module.task.gradient_rule(module) if config.method.has_rule else gradient_rule(module.model)
+
+
+def _build_optimizer(config: Config, module: TaskModule, head_names: list[str], distributed: Distributed) -> Any:
     from ftscale.optim.optimizers import build_cpu_adam, build_optimizer
 
     if distributed.strategy.offloads_optimizer:
-        return build_cpu_adam(model, config.optimizer, head_names=head_names)
+        return build_cpu_adam(module, config.optimizer, head_names=head_names)
     # DeepSpeed keeps float32 masters of its own
     masters = config.train.precision == "bf16" and not distributed.strategy.is_zero
-    return build_optimizer(model, config.optimizer, head_names=head_names, master_weights=masters)
+    return build_optimizer(module, config.optimizer, head_names=head_names, master_weights=masters)
 
 
 def _build_steps(
@@ -346,7 +360,8 @@ def _leaves_weights_unused(module: TaskModule, steps: TrainingSteps | StreamStep
         return False
     module.train()
     module.model.eval()  # no dropout drawn, no statistics moved
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), undisturbed(module):
+        step = module.task.before_step(step, Context(module, distributed, step=1))
         batch = step.micro_batches[-1][0].to(distributed.device)
         total_of(module(batch=batch), module.task.terms).backward()
     unused = [name for name, weight in module.named_parameters() if weight.requires_grad and weight.grad is None]

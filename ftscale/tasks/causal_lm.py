@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
 from ftscale.base.errors import UserError
@@ -25,14 +25,15 @@ from ftscale.modalities.encode import length_limit
 from ftscale.modalities.text import Text
 from ftscale.models.attention import padded_attention
 from ftscale.models.generate import check_options, generate, mean_until_end
-from ftscale.models.lm_head import lm_loss, lm_target_losses
+from ftscale.models.lm_head import lm_log_probs, lm_loss, lm_states, lm_target_logits, lm_target_losses
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.causal_rows import EncodedRow, encode_row, encode_row_prompt, encode_text, is_completion, row_column
+from ftscale.tasks.embedding import mean_of_tokens
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
 from ftscale.tasks.text_fit import text_problems
-from ftscale.tasks.token_sums import sums_of_samples
+from ftscale.tasks.token_sums import sums_of_samples, sums_of_targets
 
 
 class CausalLM(Task):
@@ -100,6 +101,16 @@ class CausalLM(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
         weights = None if batch.weights is None else batch.weights[batch.owners(batch.labels != IGNORED)]
         return {"loss": lm_loss(model, batch.inputs, batch.labels, weights=weights)}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the last hidden states at the sample's tokens."""
+        return mean_of_tokens(lm_states(model, batch.inputs), batch)
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, slice]]:
+        return lm_target_logits(model, batch.inputs, batch.labels)
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return sums_of_targets(batch, lm_log_probs(model, batch.inputs, batch.labels))
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ftscale.base.errors import UserError
@@ -26,6 +26,7 @@ from ftscale.modalities.image_files import opened_image
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.embedding import mean_of_places, states_below_head
 from ftscale.tasks.image_fit import image_problems
 from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
@@ -112,6 +113,10 @@ class ImageClassification(Task):
         reduction = "sum" if batch.weights is None else "none"
         losses = functional.cross_entropy(logits.float(), batch.labels, reduction=reduction)
         return {"loss": losses if batch.weights is None else weighted(losses, batch)}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the last hidden states over the places of the image."""
+        return mean_of_places(states_below_head(model, _inputs(model, batch)))
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:

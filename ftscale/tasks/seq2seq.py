@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ from ftscale.modalities.text import Text
 from ftscale.models.agree import agree_on_start
 from ftscale.models.generate import check_options, end_ids, generate, mean_until_end
 from ftscale.models.languages import set_languages
-from ftscale.models.lm_head import lm_loss, lm_target_losses
+from ftscale.models.lm_head import lm_log_probs, lm_loss, lm_target_logits, lm_target_losses
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of
 from ftscale.tasks.text_fit import text_problems
-from ftscale.tasks.token_sums import sums_of_samples
+from ftscale.tasks.token_sums import sums_of_samples, sums_of_targets
 
 
 class Seq2Seq(Task):
@@ -90,6 +90,12 @@ class Seq2Seq(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
         weights = None if batch.weights is None else batch.weights[batch.owners(batch.labels != IGNORED)]
         return {"loss": lm_loss(model, _inputs(model, batch), batch.labels, weights=weights)}
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Iterator[tuple[Tensor, slice]]:
+        return lm_target_logits(model, _inputs(model, batch), batch.labels)
+
+    def log_probs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return sums_of_targets(batch, lm_log_probs(model, _inputs(model, batch), batch.labels))
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:

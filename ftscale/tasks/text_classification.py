@@ -20,6 +20,7 @@ from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.embedding import mean_of_tokens, states_below_head
 from ftscale.tasks.labels import (
     best_classes,
     bit_of,
@@ -106,6 +107,10 @@ class TextClassification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
         logits = model(**batch.inputs).logits
         return {"loss": weighted(self._losses(logits.float(), batch.labels), batch)}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the last hidden states at the sample's tokens."""
+        return mean_of_tokens(states_below_head(model, batch.inputs), batch)
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:

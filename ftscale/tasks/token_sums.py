@@ -19,3 +19,13 @@ def sums_of_samples(batch: Batch, losses: Tensor, correct: Tensor) -> Outputs:
     ones = torch.ones_like(losses, dtype=torch.float32)
     sums.index_add_(1, owners, torch.stack([losses.float(), ones, correct.float()]))
     return {"losses": sums[0], "counts": sums[1].long(), "correct": sums[2].long()}
+
+
+def sums_of_targets(batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum over each sample's targets, with its graph, and their number: (samples,) float32 each.
+
+    values: (targets,) float32, in row-major order of the batch's labels.
+    """
+    owners = batch.owners(batch.labels != IGNORED)
+    nothing = values.new_zeros(len(batch))
+    return nothing.index_add(0, owners, values), nothing.index_add(0, owners, torch.ones_like(values))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ftscale.base.errors import counted
 from ftscale.base.logs import log
 from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
+from ftscale.data.loader import Step
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.base import Context, Method, undisturbed
 from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
-from ftscale.tasks.base import Task
 from ftscale.tasks.batch import Batch, Counts, Terms, total_of
 from ftscale.train.checkpoint import Saver
 from ftscale.train.evaluations import Evaluations
@@ -34,21 +35,31 @@ from ftscale.train.stop_request import Interrupted, StopRequest
 class TaskModule(nn.Module):
     """Model and task as the one module that DDP and DeepSpeed wrap: its forward is the loss, or the outputs."""
 
-    def __init__(self, model: nn.Module, task: Task) -> None:
+    def __init__(self, model: nn.Module, task: Method) -> None:
         super().__init__()
         self.model = model
         self.task = task
+        self.extra = task.attach(model)
 
     @property
     def config(self) -> Any:
         """The model's own config: DeepSpeed sizes its buckets by it."""
         return self.model.config
 
-    def forward(self, *, batch: Batch | None = None, inputs: dict[str, Tensor] | None = None) -> Any:
+    def forward(
+        self,
+        *,
+        batch: Batch | None = None,
+        inputs: dict[str, Tensor] | None = None,
+        run: Callable[[nn.Module], Any] | None = None,
+    ) -> Any:
         """The terms of the loss; in eval mode, the task's outputs; for plain `inputs` the model's, by name.
 
-        By keywords, since DeepSpeed looks for tensors in the others and knows no dataclass.
+        `run`: what this function of the model gives. By keywords, since DeepSpeed looks for tensors in the others and
+        knows no dataclass.
         """
+        if run is not None:
+            return run(self.model)
         if batch is None:
             assert inputs is not None
             with padded_attention(self.model):
@@ -56,14 +67,6 @@ class TaskModule(nn.Module):
             tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
             return {name: value for name, value in tensors.items() if value.is_floating_point()}
         return self.task.loss(self.model, batch) if self.training else self.task.outputs(self.model, batch)
-
-
-class Step(Protocol):
-    """This rank's part of an optimizer step: micro-batches with whether they count, and the global counts."""
-
-    micro_batches: list[tuple[Batch, bool]]
-    counts: Mapping[str, float] | None
-    tokens: int
 
 
 class StepSource(Protocol):
@@ -80,7 +83,7 @@ class StepSource(Protocol):
 class Loop:
     """Everything that training touches, handed in by the composition root."""
 
-    task: Task
+    task: Method
     distributed: Distributed
     state: RunState
     steps: StepSource
@@ -216,6 +219,8 @@ def _save(loop: Loop, *, at_once: bool = False) -> None:
 def _train_step(loop: Loop, data: Step) -> StepResult:
     """One optimizer step over this rank's micro-batches."""
     distributed, progress, coefficients = loop.distributed, loop.state.progress, loop.task.terms
+    rule, number = loop.state.rule, loop.state.progress.step + 1
+    data = _before_step(loop, data)
     counts: Mapping[str, float] = data.counts or _count_beforehand(loop, data)
     # times world size: DDP and DeepSpeed average gradients over ranks, the global count already covers all of them
     scales = {name: factor * (distributed.world_size / (counts[name] or 1)) for name, factor in coefficients.items()}
@@ -246,7 +251,10 @@ def _train_step(loop: Loop, data: Step) -> StepResult:
     assert agreed.counts == counts, f"step {progress.step}: {agreed.counts} targets in batches, {counts} announced"
     targets = int(next(iter(counts.values())))
     lr = loop.state.schedule.get_last_lr()[0]
-    grad_norm = distributed.step(after_update=partial(loop.state.rule.after_update, step=progress.step + 1))
+    grad_norm = distributed.step(
+        after_backward=partial(rule.after_backward, step=number),
+        after_update=partial(rule.after_update, step=number),
+    )
     # fp16 skips a step whose gradients overflow and lowers its scale
     if not bad and not math.isfinite(grad_norm) and distributed.precision != "fp16":
         bad = "the gradient is not finite"
@@ -260,6 +268,18 @@ def _train_step(loop: Loop, data: Step) -> StepResult:
         progress.bad_in_row = 0
         progress.losses = [*progress.losses, mean][-loop.guard.window :] if loop.guard.spike_z else []
     return StepResult(mean, grad_norm, lr, data.tokens, targets, means, agreed)
+
+
+def _before_step(loop: Loop, data: Step) -> Step:
+    """The step as the method makes it; counts that the method takes for itself are not those of prepared rows."""
+    number, module = loop.state.progress.step + 1, loop.distributed.module
+    loop.state.rule.before_step(step=number)
+    if loop.task.says("count"):
+        data = replace(data, counts=None)
+    if loop.task.acts_before_step:
+        with undisturbed(module):
+            data = loop.task.before_step(data, Context(module, loop.distributed, number))
+    return data
 
 
 def _count_beforehand(loop: Loop, data: Step) -> Counts:

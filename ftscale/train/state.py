@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.data.stream import StreamPosition, StreamSteps
-
-if TYPE_CHECKING:  # peft takes a second to import, which commands that train nothing do without
-    from ftscale.models.adapt import GradientRule
+from ftscale.models.gradient_rule import GradientRule
 
 
 @dataclass
@@ -79,7 +77,7 @@ class RunState:
             self.stream.position = StreamPosition(**state["stream"])
 
     def tensors(self) -> dict[str, Any] | None:
-        """The tensors: what AdaLoRA has learned of each weight's importance; None = there are none."""
+        """The tensors: what the gradient rule has learned, e.g. AdaLoRA of each weight; None = there are none."""
         return self.rule.state_dict()
 
     def load_tensors(self, tensors: dict[str, Any] | None) -> None:

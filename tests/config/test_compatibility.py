@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from ftscale.config.compatibility import TABLE, check_combination
 from ftscale.config.schema import Config
 from ftscale.config.strategies import STRATEGIES
 
+RULE = {"method": {"file": str(Path(__file__).parents[1] / "methods/toys/pulled.py"), "name": "pulled"}}
 LORA = {"adapter": {"method": "lora", "r": 8}}
 STREAM = {"data": {"train": "rows.jsonl", "streaming": True}, "train": {"max_steps": 9}}
 NF4 = {"model": {"name": "m", "quantization": "nf4"}}
@@ -34,6 +36,11 @@ REFUSED = {
         {"adapter": {"method": "adalora"}, "distributed": {"strategy": "zero2"}},
         {"distributed": {"strategy": "ddp"}},
     ),
+    "gradient rule of a method under ZeRO": (
+        {**RULE, "distributed": {"strategy": "zero2"}},
+        {"distributed": {"strategy": "ddp"}},
+    ),
+    "gradient rule of a method, adalora": ({**RULE, "adapter": {"method": "adalora"}}, LORA),
     "random base with an adapter, ZeRO-3": (
         {**LORA, "model": {"name": "m", "init": "random"}, "distributed": {"strategy": "zero3_offload"}},
         {"distributed": {"strategy": "zero2"}},

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ftscale.config import Config, schema
-from ftscale.config.own_task import OwnTaskSettings
-from ftscale.config.section import Section
+from ftscale.config import Config, schema, tasks
+from ftscale.config.methods import METHODS
 from ftscale.config.tasks import SETTINGS
-from ftscale.config.tasks.base import TaskSettings
 
 PACKAGE = Path(schema.__file__).parents[1]
 
-TASKS = {settings.__name__: settings for settings in SETTINGS.values()}
-
+MODULES = [schema, tasks.base, *(import_module(kind.__module__) for kind in (*SETTINGS.values(), *METHODS.values()))]
 SECTIONS = {
-    name: value
-    for name, value in {**vars(schema), **TASKS}.items()
-    if isinstance(value, type)
-    and issubclass(value, Section)
-    and value not in (Section, TaskSettings, OwnTaskSettings)  # what others are made from
+    value.__name__: value
+    for module in MODULES
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, schema.Section) and value is not schema.Section
 }
 
 OWNERS = {  # what a section is called where its settings are read
-    **{name: {"task", "settings", "config"} for name in TASKS},
+    "SupervisedSettings": {"method", "settings", "config"},
+    "TextSettings": {"task", "settings", "config"},
+    "ClassNames": {"task", "settings", "config"},
+    "TextClassificationSettings": {"task", "settings", "config"},
+    "TokenClassificationSettings": {"task", "settings", "config"},
+    "CausalLMSettings": {"task", "settings", "config"},
+    "Seq2SeqSettings": {"task", "settings", "config"},
+    "ImageClassificationSettings": {"task", "settings", "config"},
     "GenerationSettings": {"generate", "settings", "config"},
     "AugmentationSettings": {"augment", "settings", "config"},
     "ModelConfig": {"model", "config"},
@@ -93,6 +97,15 @@ def test_a_configuration_cannot_be_changed():
     config = schema.TrainConfig()
     with pytest.raises(ValidationError):
         config.epochs = 2.0  # type: ignore[misc]
+
+
+def test_every_task_and_every_method_can_be_named():
+    names = {
+        section.model_fields["name"].default
+        for section in SECTIONS.values()
+        if section.__name__.endswith("Settings") and "name" in section.model_fields
+    }
+    assert names == {*schema.TaskName.__args__, *schema.MethodName.__args__}
 
 
 def test_a_task_is_named_as_its_file_is():

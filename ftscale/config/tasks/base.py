@@ -17,13 +17,17 @@ Labels = Annotated[
 Columns = tuple[tuple[str, ...], ...]
 """Alternatives of column names, one of which a row must have whole, e.g. (("text", "label"),)."""
 
-Capability = Literal["flat_rows", "brings_head", "writes_text", "tags_words"]
+Capability = Literal[
+    "flat_rows", "brings_head", "writes_text", "tags_words", "embeds", "gives_logits", "scores_sequences"
+]
 """What a task can, for combinations that are judged before torch is imported:
 
 - `flat_rows`: its samples may lie end to end in one row;
 - `brings_head`: its head is new and its own, with rows for the task's classes;
 - `writes_text`: the model writes tokens, so that its targets are text and it can be asked to generate;
-- `tags_words`: it gives each word of a row a tag.
+- `tags_words`: it gives each word of a row a tag;
+- `embeds`, `gives_logits`, `scores_sequences`: it has the methods of `ftscale/tasks/capabilities.py`, of which a method
+  of learning may need some.
 """
 
 

@@ -26,7 +26,9 @@ class CausalLMSettings(TextSettings):
     )
     label_columns: ClassVar[frozenset[str]] = frozenset({"completion", "output"})
     optional_columns: ClassVar[frozenset[str]] = frozenset({"input", "tools"})
-    can: ClassVar[frozenset[Capability]] = frozenset({"flat_rows", "writes_text"})
+    can: ClassVar[frozenset[Capability]] = frozenset(
+        {"flat_rows", "writes_text", "embeds", "gives_logits", "scores_sequences"}
+    )
     name: Literal["causal_lm"] = "causal_lm"
     """The task."""
     targets: Literal["assistant", "last", "all"] = "assistant"

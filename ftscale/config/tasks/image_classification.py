@@ -31,7 +31,7 @@ class ImageClassificationSettings(ClassNames):
     columns: ClassVar[Columns] = (("image", "label"),)
     label_columns: ClassVar[frozenset[str]] = frozenset({"label"})
     text_column: ClassVar[str | None] = None
-    can: ClassVar[frozenset[Capability]] = frozenset({"brings_head"})
+    can: ClassVar[frozenset[Capability]] = frozenset({"brings_head", "embeds"})
     name: Literal["image_classification"] = "image_classification"
     """The task."""
     image_size: PositiveInt | None = None

@@ -15,7 +15,7 @@ class Seq2SeqSettings(TextSettings):
     columns: ClassVar[Columns] = (("source", "target"),)
     label_columns: ClassVar[frozenset[str]] = frozenset({"target"})
     text_column: ClassVar[str | None] = "source"
-    can: ClassVar[frozenset[Capability]] = frozenset({"writes_text"})
+    can: ClassVar[frozenset[Capability]] = frozenset({"writes_text", "gives_logits", "scores_sequences"})
     name: Literal["seq2seq"] = "seq2seq"
     """The task."""
     max_target_length: PositiveInt | None = None

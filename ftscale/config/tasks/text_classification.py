@@ -12,7 +12,7 @@ class TextClassificationSettings(TextSettings, ClassNames):
 
     columns: ClassVar[Columns] = (("text", "text_pair", "label"), ("text", "label"))
     label_columns: ClassVar[frozenset[str]] = frozenset({"label"})
-    can: ClassVar[frozenset[Capability]] = frozenset({"flat_rows", "brings_head"})
+    can: ClassVar[frozenset[Capability]] = frozenset({"flat_rows", "brings_head", "embeds"})
     name: Literal["text_classification"] = "text_classification"
     """The task."""
     problem: Literal["single_label", "multi_label", "regression"] = "single_label"

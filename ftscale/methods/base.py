@@ -1,0 +1,147 @@
+"""What a method is: a task made of a task. It says what is learned; the inner task says from what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ftscale.config.methods.base import MethodSettings
+from ftscale.data.loader import Step
+from ftscale.distributed.process_state import random_state, set_random_state
+from ftscale.distributed.runtime import Distributed
+from ftscale.models.gradient_rule import GradientRule
+from ftscale.tasks.base import Task
+
+if TYPE_CHECKING:
+    TaskLike = Task
+else:
+    TaskLike = object  # the members of a task are found in the inner one, see `Method.__getattr__`
+
+T = TypeVar("T")
+
+
+class Method(TaskLike):
+    """A task (ftscale/tasks/base.py) whose members are the inner task's, but for those that a subclass has itself.
+
+    A subclass that has `prepare`, `count`, `loss`, `outputs` or others is asked for these instead of the inner task,
+    which it may call as `self.inner`. Besides, it may have what stands here.
+    """
+
+    def __init__(self, own: MethodSettings, inner: Task) -> None:
+        """Raises UserError for settings that method and task cannot meet together."""
+        self.own = own
+        """The method's settings; `settings` are the task's."""
+        self.inner = inner
+        self.extra = nn.ModuleDict()
+        """What `extra_modules` gave, as it trains."""
+
+    def __getattr__(self, name: str) -> Any:
+        """What the method does not say itself, the inner task says."""
+        if name == "inner" or name.startswith("__"):  # of an object that is being copied, which has none yet
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def says(self, member: str) -> bool:
+        """Whether a member of the task is the method's own."""
+        return hasattr(type(self), member)
+
+    # ------------------------------------------------------------ what a method adds to a task
+
+    def extra_modules(self, model: nn.Module) -> nn.ModuleDict:
+        """Modules that train beside the model, e.g. class centres; made from a seed, the same on every rank.
+
+        The loss finds them in `self.extra`. Call them, rather than reading their weights: under ZeRO-3 a weight is
+        whole inside its module's forward only.
+        """
+        return nn.ModuleDict()
+
+    def before_step(self, step: Step, context: Context) -> Step:
+        """The step to train on, before anything of it is counted. Collective.
+
+        It may run the model, gather what other ranks have, and give the micro-batches another content, e.g. `extra`.
+        As many micro-batches must come back as came; a step with other targets has `counts=None`. Modes of modules,
+        random generators and statistics of batch norms are put back behind it.
+        """
+        return step
+
+    def gradient_rule(self, module: nn.Module) -> GradientRule:
+        """What looks at gradients between backward and update, where the settings say `has_rule`.
+
+        module: model and extra modules, named `model.` and `extra.`; not yet wrapped by a strategy.
+        """
+        return GradientRule()
+
+    # ------------------------------------------------------------ for those who train
+
+    @property
+    def acts_before_step(self) -> bool:
+        """Whether there is anything to do before a step."""
+        return type(self).before_step is not Method.before_step
+
+    def attach(self, model: nn.Module) -> nn.ModuleDict:
+        """Make the extra modules, on the device and in the type of the weights that train, and keep them."""
+        self.extra = self.extra_modules(model)
+        if len(self.extra):
+            weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+            like = next((weight for weight in weights if weight.requires_grad), weights[0])
+            self.extra.to(like.device, like.dtype)
+        return self.extra
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may do before a step. All of it is collective: ranks call the same, equally often."""
+
+    module: nn.Module
+    """Model, method and extra modules in one, as the strategy has wrapped them."""
+    distributed: Distributed
+    step: int
+    """The optimizer step that is to come, from 1."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where batches must be (`batch.to(context.device)`)."""
+        return self.distributed.device
+
+    def run(self, work: Callable[[nn.Module], T], *, training: bool = True) -> T:
+        """`work(model)` without gradients. `training`: with dropout, and it is the dropout of the step itself.
+
+        That is so where micro-batches are run in their order, once each: the step then draws the same numbers again.
+        """
+        modes = [(module, module.training) for module in self.module.modules()]
+        if not training:
+            self.module.eval()
+        try:
+            with torch.no_grad():
+                return self.module(run=work)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
+        """The rows (own, ...) of all ranks as one tensor (all, ...), rank by rank, and where one's own stand in it."""
+        parts = self.distributed.gather_rows(rows)
+        start = sum(len(part) for part in parts[: self.distributed.rank])
+        return torch.cat(parts), slice(start, start + len(rows))
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Behind it, random generators and the modes of modules are as they were, and batch norms have their statistics."""
+    modes = [(inner, inner.training) for inner in module.modules()]
+    norms = [inner for inner in module.modules() if isinstance(inner, nn.modules.batchnorm._NormBase)]
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    generators = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(generators)
+        for inner, mode in modes:
+            inner.training = mode
+        for buffer, value in kept:
+            buffer.copy_(value)
