@@ -123,7 +123,7 @@ def frozen_engine(module: nn.Module, zero: dict[str, Any], *, offloads_weights: 
     """
     import deepspeed
 
-    kept = {name: value for name, value in zero.items() if not name.startswith("offload_")}
+    kept = {name: value for name, value in zero.items() if name not in ("offload_optimizer", "offload_param")}
     if offloads_weights:
         kept["offload_param"] = {"device": "cpu", "pin_memory": True}
     dtype = next(module.parameters()).dtype

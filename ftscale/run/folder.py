@@ -463,7 +463,10 @@ def _data_problems(folder: Path, config: Config, manifest: dict[str, Any], *, me
         section = setting.partition(".")[0]
         if section in meant:
             continue
-        changed = list(_changed_files(files, now.get(setting, {})))
+        differing = _changed_files(files, now.get(setting, {}))
+        changed = [f"{path} {how}" for path, how in differing.items() if not _is_code(path, section)]
+        if code := [f"{path} {how}" for path, how in differing.items() if _is_code(path, section)]:
+            log.warning("the model's code is not what it was: %s; the run goes on with it as it is", ", ".join(code))
         more = f", and {len(changed) - NAMED_FILES} more" if len(changed) > NAMED_FILES else ""
         name = f"{setting}.path" if section == "data" else setting
         if changed:
@@ -494,14 +497,16 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, DamagedError) else "its fields are others"
 
 
-def _changed_files(before: dict[str, str], now: dict[str, str]) -> Iterator[str]:
-    for path in {**before, **now}:
-        if path not in now:
-            yield f"{path} is gone"
-        elif path not in before:
-            yield f"{path} is new"
-        elif before[path] != now[path]:
-            yield f"{path} has changed"
+def _is_code(path: str, section: str) -> bool:
+    """Whether it is the model's own code, which somebody mends whose run an error in it has ended."""
+    return section == "model" and path.endswith(".py")
+
+
+def _changed_files(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """What happened to each file that is not as it was, by its path."""
+    happened = {path: "is gone" for path in before if path not in now}
+    happened |= {path: "has changed" for path in before if path in now and before[path] != now[path]}
+    return happened | {path: "is new" for path in now if path not in before}
 
 
 def _fingerprints(config: Config) -> dict[str, dict[str, str]]:
