@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ftscale
-from ftscale.run.train import folder as run_folder
+from ftscale.run import folder as run_folder
 from ftscale.version import __version__
 
 if sys.version_info >= (3, 11):
