@@ -50,6 +50,7 @@ START_LIMIT_S = 1200.0  # a start that has not ended by then hangs: longer than 
 PATIENCE_S = 300.0  # distributed.timeout_s: ranks may be that far apart on a busy machine
 IMPATIENCE_S = 60.0  # the same where a rank will be stopped, which costs that long
 DISK_BYTES = 64 * 2**20  # of the small file system that the run folder lies on
+LATER_S = 2.5  # how long after its first new step a start of a run of STEPS may be struck between steps
 LATE_S = 0.3  # how long after a phase has begun a fault may strike
 FROZEN_S = (2.0, 10.0)  # how long a slow disk lets its writers wait
 
@@ -270,7 +271,7 @@ class Play:
             return unmet
         late = self.draw.uniform(0.0, LATE_S) if self.draw.random() < 0.5 else 0.0
         if not wish:  # anywhere in the steps that are left, evaluations and saves included
-            time.sleep(self.draw.uniform(0.0, 2.5))
+            time.sleep(self.draw.uniform(0.0, LATER_S * self.config["train"]["max_steps"] / STEPS))
         at = newest_step(self.folder)
         code = self.let_strike(fault, mark, late=late)
         MENDS.get(fault, lambda _: None)(self)

@@ -39,7 +39,11 @@ def main(folder: Path) -> None:
     _import_libraries()
     if not os.fork():
         _end_with_parent()
-        _import_ftscale()
+        try:
+            _import_ftscale()
+        except BaseException:
+            os.kill(os.getppid(), signal.SIGTERM)  # whoever waits for the servers is told
+            raise
         _serve(folder / "runs")
     _serve(folder / "clean")
 
@@ -66,7 +70,6 @@ def _import_ftscale() -> None:
     gc.disable()
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401
-    import ftscale.run.inference
     import torch
     import transformers.optimization  # noqa: F401
 
@@ -75,7 +78,10 @@ def _import_ftscale() -> None:
     import ftscale.models.save
     import ftscale.optim.optimizers
     import ftscale.optim.schedules
+    import ftscale.run.evaluate
+    import ftscale.run.export
     import ftscale.run.final_model
+    import ftscale.run.predict
     import ftscale.run.prepared_data
     import ftscale.run.train  # noqa: F401
 
