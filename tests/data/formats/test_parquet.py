@@ -53,7 +53,7 @@ def test_pages_that_unpack_to_very_much_are_refused_before_they_are_read(tmp_pat
     table = pyarrow.table({"text": ["x" * 9_000_000] * 30})
     pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
     assert path.stat().st_size < 20_000
-    assert "bytes of column 'text', more than 200 times its size; if that is right, write it as JSON" in refused(
+    assert "bytes in a row group, more than 200 times its size; if that is right, write it as JSON" in refused(
         path, ("text",)
     )
 
