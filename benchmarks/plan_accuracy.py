@@ -248,7 +248,7 @@ def measure_here(case: Case) -> None:
     torch.set_num_threads(1)
     from ftscale.config import parse_config
     from ftscale.distributed.runtime import Distributed
-    from ftscale.run.train import train as run
+    from ftscale.run import train as run
 
     times: list[tuple[float, float]] = []
 

@@ -79,7 +79,7 @@ def test_a_resumed_rule_goes_on_as_the_unbroken_one(shared: Path, tmp_path: Path
 
 
 def test_a_rule_is_called_in_the_order_of_a_step(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ftscale.run.train import train as run
+    from ftscale.run import train as run
 
     built = []
     build = run._build_rule

@@ -26,9 +26,9 @@ moments: list[list[Any]] = []
 class Stopping(Distributed):
     """The last rank alone is asked to stop."""
 
-    def step(self, *, after_update: Callable[[], None] = lambda: None) -> float:
+    def step(self, **moments: Callable[[], None]) -> float:
         global steps
-        norm = super().step(after_update=after_update)
+        norm = super().step(**moments)
         steps += 1
         self.stop_at("step")
         return norm

@@ -48,9 +48,9 @@ class Noting(Distributed):
             self.steps[-1] += self.lying
         super().backward(loss, last=last)
 
-    def step(self, *, after_update: Callable[[], None] = lambda: None) -> float:
+    def step(self, **moments: Callable[[], None]) -> float:
         self.steps.append([])
-        return super().step(after_update=after_update)
+        return super().step(**moments)
 
 
 def run_job(config: dict[str, Any], *, goes_on_from: str, step: int) -> None:
