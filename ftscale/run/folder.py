@@ -417,7 +417,7 @@ def _from_stage(config: Config, path: str) -> str:
 
 
 def _shown(difference: str) -> str:
-    if "\n" in difference:  # of pages of text
+    if "\\n" in difference:  # of pages of text, which stand there as JSON writes them
         return f"the text of {difference.partition(':')[0]} is not what it was (config.yaml there has it)"
     return difference
 

@@ -84,4 +84,6 @@ def test_relative_positions_have_no_limit():
 
 def test_a_decoder_may_have_fewer_positions_than_its_encoder():
     led = {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 24, "attention_window": 8, **BART}
-    assert model_lengths(transformers.LEDConfig(**led), auto_class=SEQ2SEQ) == Lengths(64, 24, by_table=True)
+    assert model_lengths(transformers.LEDConfig(**led), auto_class=SEQ2SEQ, decodes=True) == Lengths(
+        64, 24, by_table=True
+    )

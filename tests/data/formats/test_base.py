@@ -13,7 +13,7 @@ import pytest
 
 from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
-from ftscale.data import values
+from ftscale.data import sources, values
 from ftscale.data.formats import base, lines
 from ftscale.data.sources import read_rows
 
@@ -95,7 +95,8 @@ def test_a_line_beyond_the_limit_is_refused_by_its_number(
 def test_a_text_that_no_tokenizer_takes_at_once_is_refused_by_its_row(
     tmp_path: Path, form: str, over: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(values, "MOST_TEXT", 1000)
+    for module in (values, sources):
+        monkeypatch.setattr(module, "MOST_TEXT", 1000)
     text = "x" * (1000 + over)
     path = tmp_path / f"rows.{'jsonl' if form == 'chat' else form}"
     roles = (("messages",),) if form == "chat" else TEXT
