@@ -113,8 +113,8 @@ class Probe:
         if labels is not None:
             labels = torch.where(labels >= 0, labels % vocabulary, labels)
         batch = replace(batch, inputs=inputs, labels=labels)
-        with torch.no_grad(), standing_in(task, _twin_of) as extra:
-            task.loss(self.twin, replace(batch, extra=extra(batch, batch)))
+        with torch.no_grad(), standing_in(task, _twin_of) as columns_of:
+            task.loss(self.twin, replace(batch, extra=columns_of(batch, batch)))
 
 
 @contextmanager
