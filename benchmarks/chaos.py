@@ -63,7 +63,7 @@ INSTANT = "between steps"
 PHASES: dict[str, dict[str, Any]] = {
     # in the order of a run: what benchmarks/struck.py waits for, and which of the meetings it may be
     "reading data": {"event": "open", "path": r"/train\.en\.gz$", "most": 2},
-    "preparing data": {"call": "ftscale.inputs:Preparer.__call__", "most": 3},
+    "preparing data": {"call": "ftscale.inputs:Preparer.__call__", "most": 1},  # each worker does little
     "opening the run folder": {"event": "open", "path": r"/run/\.(config\.yaml|data\.json|run\.json)\.", "most": 3},
     "first step": {"call": "ftscale.train.loop:_train_step", "most": 1},
     "saving": {"event": "open", "path": r"/checkpoints/\.step-\d+\.partial/", "most": 6},

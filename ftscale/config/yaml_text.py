@@ -131,9 +131,15 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes where a next line (U+0085) is in it: PyYAML would fold the line there, and read a blank."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
 for _tag, _pattern, _first in _SCALARS:
     _characters = ["" if character == "\0" else character for character in _first]
     _Loader.add_implicit_resolver(_tag, _pattern, _characters)
     _Dumper.add_implicit_resolver(_tag, _pattern, _characters)
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Dumper.add_representer(tuple, _Dumper.represent_list)
+_Dumper.add_representer(str, _text)

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ftscale.config.load import load_config
 from ftscale.config.overrides import apply_overrides
-from ftscale.config.yaml_text import read_yaml
+from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.errors import UserError
 
 
@@ -87,3 +88,12 @@ def test_a_pipe_as_a_configuration_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "run.yaml")
     with pytest.raises(UserError, match=r"config file '.*run\.yaml' is a pipe, which would be waited for"):
         load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\x85b", "\x85\n", "a\u2028b", "\u2029", "\ufeff", "\x7f", "\t", "\xa0", "\x00"]
+)
+def test_every_character_comes_back(text: str):
+    for value in ({text: text}, {"adapter": {text: None}}, {"a": [text, {"b": text}]}):
+        assert read_yaml(write_yaml(value), source="test") == value
+        assert yaml.safe_load(write_yaml(value)) == value  # as any reader of YAML 1.1 has it
