@@ -64,6 +64,7 @@ def compute_columns(
             for column, name in missing:
                 log.info("%s: computing %s of %s", name, column.name, counted(len(rows[name]), "sample"))
                 _compute(column, rows[name], digests[column.name], config, task, distributed)
+            distributed.barrier()  # who writes a column may be behind those that read it
             _forget(companion)
     for column in columns:
         for part in rows.values():
