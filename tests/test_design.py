@@ -13,6 +13,7 @@ import tiny
 import ftscale
 from ftscale.config import parse_config
 from ftscale.distributed.runtime import Distributed
+from ftscale.run.train import build_loop
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/design.md"
 MOST_CALLS = 5
@@ -41,6 +42,10 @@ def way(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_backward_pass_is_few_calls_away(way: list[str]):
     assert len(way) <= MOST_CALLS
+
+
+def test_what_builds_the_loop_is_read_at_a_glance():
+    assert len(inspect.getsource(build_loop).splitlines()) < 40
 
 
 def test_the_page_names_these_functions_and_their_number(way: list[str]):

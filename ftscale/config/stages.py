@@ -93,15 +93,15 @@ def by_stage(problems: Mapping[str, Sequence[str]]) -> list[str]:
 def merged(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a section with some laid over them, as nested dicts.
 
-    Sections in it are merged in the same way; every other value takes the place of the one before as a whole. A `task`
-    or an `adapter` of another name stands alone: the settings of the one before are not its own.
+    Sections in it are merged in the same way; every other value takes the place of the one before as a whole. A `task`,
+    a `method` or an `adapter` of another name stands alone: the settings of the one before are not its own.
     """
     settings = section.model_dump()
     fields = type(section).model_fields
     before = {getattr(fields.get(name), "alias", None) or name: value for name, value in section}
     for key, value in changes.items():
         own = before.get(key)
-        if key in ("task", "model") and isinstance(value, str):
+        if key in ("task", "method", "model") and isinstance(value, str):
             value = {"name": value}
         if isinstance(own, BaseModel) and isinstance(value, dict) and not _is_another(key, own, value):
             value = merged(own, value)
@@ -110,10 +110,10 @@ def merged(section: BaseModel, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_another(key: str, own: BaseModel, value: dict[str, Any]) -> bool:
-    """Whether it is another task, or another kind of adapter, than the section that it is laid over."""
-    if key == "task" and isinstance(value.get("file"), str):
+    """Whether it is another task, method or kind of adapter than the section that it is laid over."""
+    if key in ("task", "method") and isinstance(value.get("file"), str):
         return str(Path(value["file"]).expanduser().resolve()) != getattr(own, "file", None)
-    kind = {"task": "name", "adapter": "method"}.get(key)
+    kind = {"task": "name", "method": "name", "adapter": "method"}.get(key)
     return kind is not None and value.get(kind, getattr(own, kind)) != getattr(own, kind)
 
 

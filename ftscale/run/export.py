@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ftscale.base.errors import UserError
 from ftscale.base.logs import setup_logging
+from ftscale.methods.extra import copy_extra
 from ftscale.models.save import export_model
 from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.finished import read_run, say_what_is_left_out
@@ -33,6 +34,7 @@ def export_run(
         dtype=dtype,
         trust=trust,
     )
+    copy_extra(run_folder / "model", out)
     lines = [f"model in {out}"]
     if merge or dtype is not None:
         lines.append(f"largest change of a logit: {report['largest_logit_change']:.3g}")

@@ -87,7 +87,7 @@ def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metri
         own = {name.removeprefix("model."): weight for name, weight in state.items() if name.startswith("model.")}
         task = inputs.task
         save_model(module.model, task.processor, folder, state_dict=own, end_ids=task.end_ids())
-        save_extra(state, folder)
+        save_extra(state, folder, task)
         task.save_extras(folder)
     distributed.barrier()
     if inputs.config.checkpoint.prove != "never":

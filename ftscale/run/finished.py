@@ -15,7 +15,7 @@ from ftscale.config import Config, load_config
 from ftscale.config.own_task import reading_of_strangers
 from ftscale.methods import build_method
 from ftscale.methods.base import Method
-from ftscale.methods.extra import load_extra
+from ftscale.methods.extra import FILE, load_extra
 from ftscale.models.save import load_saved
 from ftscale.models.trust import NeedsCodeError, Trust, needed_code
 from ftscale.run.folder import final_folder
@@ -60,9 +60,16 @@ def load_model(run_folder: Path, config: Config, task: Task) -> Any:
 
 
 def module_of(run_folder: Path, model: Any, task: Method) -> TaskModule:
-    """Model and method in one, with the weights of its own that the method has learned."""
+    """Model and method in one, with the weights of its own that the method has learned.
+
+    Raises UserError where these are not beside the model.
+    """
     module = TaskModule(model, task)
-    load_extra(module.extra, run_folder / "model")
+    if not load_extra(task, run_folder / "model") and len(task.extra):
+        raise UserError(
+            f"RUN_FOLDER = {run_folder}: the model folder lacks the weights that method = {task.own.name} has learned "
+            f"({FILE}); copy the folder whole."
+        )
     return module
 
 

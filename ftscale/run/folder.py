@@ -124,7 +124,8 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_folder = {folder} is a file; name a folder.")
-    if strange := [folder / name for name in (*WRITTEN, "slurm") if _is_strange_link(folder / name)]:
+    places = (*(folder / name for name in (*WRITTEN, "slurm")), *stage_folders(folder))
+    if strange := [place for place in places if _is_strange_link(place)]:
         raise UserError(
             f"run_folder = {folder}: {strange[0].name} is a link that another user has made; remove it, or name "
             "another folder."

@@ -18,6 +18,7 @@ from ftscale.config import Config
 from ftscale.config.stages import MODEL, Stage, by_stage, stages_of
 from ftscale.distributed.process_state import leaving_no_trace
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.extra import copy_extra
 from ftscale.models.save import export_model
 from ftscale.models.trust import Trust
 from ftscale.run.folder import (
@@ -233,6 +234,7 @@ def _merge(stage: Stage) -> None:
             f"stage {stage.name}: the next stage goes on with the model that its adapter is merged into, and that "
             f"failed ({error}); make it the last stage, or take another adapter.method."
         ) from error
+    copy_extra(model, partial)
     os.rename(partial, merged)
     log.info("the adapter of stage %s is merged into %s", stage.name, merged)
 

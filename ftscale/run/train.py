@@ -27,7 +27,7 @@ from ftscale.data.prepare import cache_folder
 from ftscale.data.stream import StreamSteps
 from ftscale.distributed.process_state import leaving_no_trace
 from ftscale.distributed.runtime import Distributed
-from ftscale.methods.base import Context, undisturbed
+from ftscale.methods.base import Context, Method, undisturbed
 from ftscale.methods.extra import load_extra
 from ftscale.modalities.collate import Layout
 from ftscale.models.gradient_rule import GradientRule
@@ -257,15 +257,10 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
 
     config, task = inputs.config, inputs.task
     order, num_steps = global_order(inputs), num_steps_of(inputs)
-    parts = {"data.train": inputs.train, "data.eval": inputs.evaluation, "data.test": inputs.test}
-    compute_columns(config, task, parts, distributed)
-    laid_out = place_companions(config, task, distributed)
+    laid_out = _place_frozen(inputs, distributed)
     model, head_names, layout = build_model(laid_out, task, distributed, num_steps=num_steps)
     check_agreement({"the layout of batches": layout}, distributed.gather_objects)
-    with seeded_weights(config.seed, "extra"):
-        module = TaskModule(model, task)
-    if load_extra(module.extra, Path(config.model.name)):
-        log.info("the method's own weights are those beside the model in %s", config.model.name)
+    module = _build_module(config, model, task)
     optimizer = _build_optimizer(config, module, head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     schedule = build_schedule(optimizer, config.schedule, num_steps=num_steps)
@@ -294,6 +289,22 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
     )
     check_disk(loop, config)
     return loop
+
+
+def _place_frozen(inputs: Inputs, distributed: Distributed) -> Config:
+    """Frozen models at their work; returns the configuration with the layout of batches that all of them take."""
+    parts = {"data.train": inputs.train, "data.eval": inputs.evaluation, "data.test": inputs.test}
+    compute_columns(inputs.config, inputs.task, parts, distributed)
+    return place_companions(inputs.config, inputs.task, distributed)
+
+
+def _build_module(config: Config, model: Any, task: Method) -> TaskModule:
+    """Model and method in one; the method's own weights are new, or those that lie beside the model."""
+    with seeded_weights(config.seed, "extra"):
+        module = TaskModule(model, task)
+    if load_extra(task, Path(config.model.name)):
+        log.info("the method's own weights are those beside the model in %s", config.model.name)
+    return module
 
 
 def _build_rule(config: Config, module: TaskModule) -> GradientRule:

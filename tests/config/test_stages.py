@@ -83,6 +83,19 @@ def test_another_task_or_adapter_stands_alone():
     assert [stage.adapter.model_dump() for stage in (first, third)] == [lora, {"method": "none"}]
 
 
+def test_another_method_stands_alone_and_the_same_one_is_changed():
+    toys = Path(__file__).resolve().parents[1] / "methods/toys"
+    pulled = {"file": str(toys / "pulled.py"), "name": "pulled", "strength": 0.25}
+    contrast = {"file": str(toys / "contrast.py"), "name": "contrast"}
+    first, second, third, fourth = sections(
+        {"method": {"strength": 2.0}}, {"method": contrast}, {"method": "supervised"}, {}, method=pulled
+    )
+    assert first.method.model_dump() == {**pulled, "strength": 2.0}
+    assert (second.method.name, "strength" in second.method.model_dump()) == ("contrast", False)
+    assert third.method.model_dump() == {"name": "supervised"}
+    assert fourth.method.model_dump() == pulled
+
+
 def test_a_later_stage_begins_with_the_model_of_the_one_before():
     lora = {"adapter": {"method": "lora", "r": 4, "target_modules": ["query"]}}
     first, second, third = sections({}, lora, {"name": "last"})

@@ -24,6 +24,7 @@ from ftscale.run.prepared_data import Preparer
 
 PAGE = tiny.ROOT / "docs/add_a_method.md"
 PULL = 0.5
+OTHER_CLASSES = {"name": "text_classification", "max_length": 64, "labels": ["1", "0"]}
 
 
 def page_code() -> str:
@@ -59,6 +60,13 @@ def test_the_pages_method_is_checked_trained_proved_and_asked(file: Path, tmp_pa
     answered = tiny.command("predict", tmp_path / "run", tmp_path / "rows.csv", "--trust-remote-code")
     assert answered.code == 0, answered.stderr
     assert answered.stdout.count('"prediction": ') == len(runs.ROWS)
+    exported = tiny.command("export", tmp_path / "run", tmp_path / "exported", "--trust-remote-code")
+    assert exported.code == 0, exported.stderr
+    assert (tmp_path / "exported" / FILE).read_bytes() == (tmp_path / "run/model" / FILE).read_bytes()
+    (tmp_path / "run/model" / FILE).unlink()
+    lacking = tiny.command("predict", tmp_path / "run", tmp_path / "rows.csv", "--trust-remote-code")
+    assert lacking.code == 2
+    assert "lacks the weights that method = centres has learned" in lacking.stderr
 
 
 def test_its_steps_are_those_of_plain_torch(shared: Path, tmp_path: Path):
@@ -119,10 +127,22 @@ def test_a_run_begins_with_the_weights_beside_its_model(shared: Path, tmp_path: 
     still = ["train.max_steps=1", "optimizer.lr=1e-30", "optimizer.weight_decay=0"]
     runs.train(again, *still)
     assert torch.equal(load_file(tmp_path / "again/run/model" / FILE)["centres.weight"], saved)
+    other = run_of(shared, tmp_path / "other", model=str(tmp_path / "first/run/model"), task=OTHER_CLASSES)
+    runs.train(other, *still)
+    assert not torch.equal(load_file(tmp_path / "other/run/model" / FILE)["centres.weight"], saved)
     (tmp_path / "first/run/model" / FILE).write_bytes(b"")
     damaged = tiny.command("train", again, f"run_folder={tmp_path / 'other'}")
     assert damaged.code == 2
     assert "take the method that wrote it, or move the file away" in damaged.stderr
+
+
+def test_a_stage_hands_them_on_also_where_its_adapter_is_merged(shared: Path, tmp_path: Path):
+    adapter = {"method": "lora", "r": 2, "target_modules": "all-linear"}
+    stages = [{}, {"adapter": {"method": "none"}, "optimizer": {"lr": 1e-30}}]
+    done = tiny.command("train", run_of(shared, tmp_path, adapter=adapter, stages=stages))
+    assert done.code == 0, done.stderr
+    first, last = (load_file(tmp_path / f"run/stages/{number}/model" / FILE)["centres.weight"] for number in (1, 2))
+    assert torch.equal(first, last)
 
 
 def test_a_run_whose_file_has_changed_is_not_gone_on_with(file: Path, tmp_path: Path):
