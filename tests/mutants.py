@@ -91,6 +91,16 @@ def forgotten(what: str, field: str, empty: str, *tests: str) -> Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "a computed column read before it is written",
+        "ftscale/run/frozen.py",
+        "distributed.barrier()",
+        "pass",
+        (
+            "tests/tasks/test_computed.py::"
+            "test_values_are_plain_transformers_computed_once_and_read_by_any_number_of_ranks",
+        ),
+    ),
     # ------------------------------------------------------------ full disks
     Mutant(
         "a full disk is a fault of ours",

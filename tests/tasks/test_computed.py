@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import launching
 import numpy as np
 import pytest
 import tiny
@@ -14,7 +15,9 @@ from tasks.berts import TEXTS, bert_run, save_bert
 from tasks.test_toys import TOYS, train
 
 from ftscale.config import own_task
+from ftscale.config.yaml_text import read_yaml
 
+SLOW_WRITER = Path(__file__).with_name("computed_worker.py")
 WIDTH = 32
 
 
@@ -86,15 +89,14 @@ def test_values_are_plain_transformers_computed_once_and_read_by_any_number_of_r
     assert "computing" not in done.stderr
     losses = [line["loss"] for line in tiny.steps(tmp_path / "two")]
     assert losses == pytest.approx([line["loss"] for line in lines], rel=1e-5)
-    done = tiny.forked(
-        "train",
-        run,
-        "distributed.strategy=zero3",
-        f"run_folder={tmp_path / 'three'}",
-        f"data.cache_dir={tmp_path / 'c'}",
-        processes=2,
-    )
-    assert done.code == 0, done.stderr
+    changes = {
+        "distributed": {"strategy": "zero3"},
+        "run_folder": str(tmp_path / "three"),
+        "data": {**read_yaml(run.read_text(), source="test")["data"], "cache_dir": str(tmp_path / "c")},
+    }
+    job = {**read_yaml(run.read_text(), source="test"), **changes}
+    done = launching.try_to_launch(SLOW_WRITER, [job], processes=2, work=tmp_path / "jobs")
+    assert done.returncode == 0, done.stderr
     assert "computing features of 12 samples" in done.stderr
     other = columns(tmp_path / "c")
     assert other.keys() == values.keys()
