@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import launching
+import needs
 import torch
 
 WORKER = Path(__file__).with_name("worker.py")
 STEPS, HALF = 6, 3
+MICRO = 1 if needs.ALL else 2  # several micro-batches of a step on each of two ranks
 MAX_GRAD_NORM = 0.5
 # an epsilon that is not small against the gradients: Adam's first steps then magnify no rounding, and clipping shows
 ADAM = {"name": "adamw", "lr": 0.01, "eps": 1e-3}
@@ -71,7 +73,7 @@ def captions(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
             "train": {"path": str(text / "train.en.gz"), "format": "text", "limit": 60},
             "eval": {"path": str(text / "val.en.gz"), "format": "text", "limit": 21},
         },
-        "batch": {"global_size": 8, "micro_size": 1},
+        "batch": {"global_size": 8, "micro_size": MICRO},
         "optimizer": ADAM,
         "schedule": {"name": "linear", "warmup_steps": 2},
         "train": {"max_steps": STEPS, "max_grad_norm": MAX_GRAD_NORM},
@@ -175,7 +177,7 @@ def answers(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
         "name": "causal_lm",
         "chat_template": TEMPLATE,
         "max_length": 256,
-        "generate": {"max_new_tokens": 16},
+        "generate": {"max_new_tokens": 8},
     }
     config["train"] = {"max_steps": 2}
     config["optimizer"] = {"name": "adamw", "lr": 1e-4}

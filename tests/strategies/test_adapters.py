@@ -17,9 +17,9 @@ from ftscale.train.manifest import complete_checkpoints
 pytestmark = pytest.mark.slow
 
 LORA = ("ddp", "zero2", "zero2_offload", "zero3", *("zero1", "zero3_offload") * needs.ALL)
-QUANTISED = [("nf4", "ddp"), ("int8", "ddp"), ("nf4", "zero2"), ("int8", "zero2_offload")]
+QUANTISED = [("nf4", "ddp"), ("nf4", "zero2"), ("int8", "zero2_offload")]
 if needs.ALL:
-    QUANTISED += [("int8", "zero2"), ("nf4", "zero2_offload"), ("nf4", "zero1"), ("int8", "zero1")]
+    QUANTISED += [("int8", "ddp"), ("int8", "zero2"), ("nf4", "zero2_offload"), ("nf4", "zero1"), ("int8", "zero1")]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from ftscale.base.logs import launched_rank
 from ftscale.config import parse_config
 from ftscale.run.train import train
 
-HALF = 10
-
 
 def main() -> None:
     torch.set_num_threads(1)
@@ -23,7 +21,7 @@ def main() -> None:
             whole = Path(config["run_folder"])
             half = whole.with_name(whole.name + "-resumed")
             if launched_rank() == 0:
-                forget_after(whole, half, step=HALF)
+                forget_after(whole, half, step=config["checkpoint"]["every"])
             train(parse_config({**config, "run_folder": str(half)}, source="job"), resume=True)
 
 
