@@ -175,25 +175,22 @@ def run_case(
     strikes: list[tuple[str, str]],
     seed: int,
     num_steps: int = STEPS,
-    uninterrupted: Callable[[dict[str, Any], Path, Path, str], None] | None = None,
+    start_quickly: Callable[..., subprocess.Popen] | None = None,
 ) -> Case:
     """The uninterrupted run, then the same one with the strikes, and the comparison of the two.
 
-    `uninterrupted(config, folder, log, strategy)` makes the first in another way than by a launcher.
+    `start_quickly` is `start` in another way, for the starts to which it is all one (SAME_HOWEVER_STARTED).
     """
+    starting = start_quickly or start
     draw = random.Random(f"{seed}/{name}")
     work.mkdir(parents=True)
-    config = settings(name, work, num_steps=num_steps, prove=any(phase == "proving" for phase, _ in strikes))
+    config = settings(name, work, num_steps=num_steps, phases={phase for phase, _ in strikes})
     reference = work / "reference"
-    (uninterrupted or run_undisturbed)(config, reference, work / "reference.log", name.split("-")[0])
-    with small_disk(work / "disk", size_bytes=DISK_BYTES) as disk:
-        return Play(Case(name), config, reference, disk, draw, work).to_the_end(strikes)
-
-
-def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: str) -> None:
-    """To its end, by a launcher."""
-    code = wait_to_end(start(config, folder, log, strategy=strategy), Case(folder.name))
+    log = work / "reference.log"
+    code = wait_to_end(starting(config, reference, log, strategy=name.split("-")[0]), Case(name))
     assert code == 0, f"the uninterrupted run failed; see {log}"
+    with small_disk(work / "disk", size_bytes=DISK_BYTES) as disk:
+        return Play(Case(name), config, reference, disk, draw, work, starting).to_the_end(strikes)
 
 
 @dataclass
@@ -209,6 +206,7 @@ class Play:
     disk: SmallDisk
     draw: random.Random
     work: Path
+    start_quickly: Callable[..., subprocess.Popen]
     environment: dict[str, str] = field(default_factory=dict)
     """Of the next start."""
     struck: dict[str, Any] | None = None
@@ -255,7 +253,8 @@ class Play:
         before = newest_step(self.folder)
         mark = self.work / f"point-{self.starts:03d}"
         wish = {"FTSCALE_POINT": json.dumps(self.point(phase, mark))} if PHASES[phase] else {}
-        begun = self.start(waiting_s=IMPATIENCE_S if FAULTS[fault] is stop_rank else PATIENCE_S, environment=wish)
+        waiting_s = IMPATIENCE_S if FAULTS[fault] is stop_rank else PATIENCE_S
+        begun = self.start(fault, waiting_s=waiting_s, environment=wish)
         first = None
         if wish:
             wait_until(mark.exists, self.process)
@@ -322,22 +321,30 @@ class Play:
     def apply(self, fault: Fault) -> None:
         self.environment = fault(self) or {}
 
-    def start(self, *, waiting_s: float = PATIENCE_S, environment: dict[str, str] | None = None) -> float:
-        """A start of the run, which goes on where it stopped; returns when."""
+    def start(
+        self, fault: str = "", *, waiting_s: float = PATIENCE_S, environment: dict[str, str] | None = None
+    ) -> float:
+        """A start of the run, which goes on where it stopped and will be struck so; returns when."""
         variables = {**self.environment, **(environment or {})}
         self.environment = {}
         self.log = self.work / f"start-{self.starts:03d}.log"
         self.starts += 1
         begun = time.monotonic()
-        self.process = self.another(self.log, waiting_s=waiting_s, environment=variables)
+        self.process = self.another(self.log, fault, waiting_s=waiting_s, environment=variables)
         return begun
 
     def another(
-        self, log: Path, *, waiting_s: float = PATIENCE_S, environment: dict[str, str] | None = None
+        self,
+        log: Path,
+        fault: str = "",
+        *,
+        waiting_s: float = PATIENCE_S,
+        environment: dict[str, str] | None = None,
     ) -> subprocess.Popen:
         """The same, beside the one that is running."""
         count = self.draw.choice(CHANGING) if changing(self.case.name) else PROCESSES
-        return start(
+        quickly = fault in SAME_HOWEVER_STARTED and not environment
+        return (self.start_quickly if quickly else start)(
             {**self.config, "distributed": {"timeout_s": waiting_s}},
             self.folder,
             log,
@@ -550,6 +557,9 @@ FAULTS: dict[str, Fault] = {
     "slow disk": slow_down,
     "two starts at once": start_another,
 }
+SAME_HOWEVER_STARTED = ("", "kill all", "full disk", "truncated file", "flipped bit", "removed file")
+SAME_HOWEVER_STARTED += ("manifest of another run", "clock set back")
+"""What has nothing to do with a launcher or a signal; "" = no fault."""
 BEARABLE = ("slow disk", "two starts at once")
 MENDS: dict[str, Callable[[Play], None]] = {"full disk": free_disk, "read-only disk": mend_disk}
 DAMAGES: dict[str, Callable[[Play], None]] = {
@@ -563,8 +573,11 @@ DAMAGES: dict[str, Callable[[Play], None]] = {
 # ---------------------------------------------------------------- runs
 
 
-def settings(name: str, work: Path, *, num_steps: int, prove: bool) -> dict[str, Any]:
-    """A Llama of 260,032 parameters on captions, with evaluations and saves between the steps."""
+def settings(name: str, work: Path, *, num_steps: int, phases: set[str]) -> dict[str, Any]:
+    """A Llama of 260,032 parameters on captions, with evaluations and saves between the steps.
+
+    What is done in one of the phases alone, and takes long, is done where it is struck there.
+    """
     _, data, trains = name.split("-")[:3]
     captions = SHARED / "data/translation/multi30k_de-en"
     config: dict[str, Any] = {
@@ -572,20 +585,20 @@ def settings(name: str, work: Path, *, num_steps: int, prove: bool) -> dict[str,
         "model": str(SHARED / "weights/stories260K"),
         "data": {
             "train": [
-                {"path": str(captions / "train.en.gz"), "format": "text", "limit": 700},
+                {"path": str(captions / "train.en.gz"), "format": "text", "limit": 1400},
                 {"path": str(captions / "val.en.gz"), "format": "text", "weight": 2.0},
             ],
             "eval": {"path": str(captions / "val.en.gz"), "format": "text", "limit": 64},
             "cache_dir": str(work / "cache"),
             "streaming": data == "stream",
             "shuffle_buffer": 100,
-            "prepare_workers": 2,
+            "prepare_workers": 2 if "preparing data" in phases else 1,
         },
-        "batch": {"global_size": 12, "micro_size": 2},
+        "batch": {"global_size": 12, "micro_size": 3},
         "optimizer": {"name": "adamw_8bit" if trains == "adamw_8bit" else "adamw", "lr": 1e-3},
         "train": {"max_steps": num_steps, "log_every": 1},
         "evaluation": {"every": 10, "micro_size": 4},
-        "checkpoint": {"every": 4, "prove": "final" if prove else "never", "async": trains == "full"},
+        "checkpoint": {"every": 4, "prove": "final" if "proving" in phases else "never", "async": trains == "full"},
         "distributed": {"timeout_s": PATIENCE_S},
     }
     if trains == "lora":  # with dropout: random states count
@@ -603,10 +616,6 @@ def start(
     environment: dict[str, str] | None = None,
 ) -> subprocess.Popen:
     """torchrun with the run, which goes on where it stopped."""
-    from ftscale.run.folder import holds_run
-
-    file = log.with_suffix(".json")
-    file.write_text(json.dumps({**config, "run_folder": str(folder)}))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "benchmarks.struck" if "FTSCALE_POINT" in (environment or {}) else "ftscale"]
     variables = {
@@ -617,16 +626,24 @@ def start(
         "PYTHONPATH": str(ROOT),
         **(environment or {}),
     }
-    resume = ["--resume"] if holds_run(folder) else []
     with log.open("a") as output:
         return subprocess.Popen(
-            [sys.executable, *command, "train", str(file), f"distributed.strategy={strategy}", *resume],
+            [sys.executable, *command, *arguments(config, folder, log, strategy=strategy)],
             stdout=output,
             stderr=output,
             env=variables,
             cwd=ROOT,
             start_new_session=True,
         )
+
+
+def arguments(config: dict[str, Any], folder: Path, log: Path, *, strategy: str) -> list[str]:
+    """Of ftscale, for the run or for going on with it; the settings are written beside the log."""
+    from ftscale.run.folder import holds_run
+
+    file = log.with_suffix(".json")
+    file.write_text(json.dumps({**config, "run_folder": str(folder)}))
+    return ["train", str(file), f"distributed.strategy={strategy}", *["--resume"] * holds_run(folder)]
 
 
 def wait_for_step(process: subprocess.Popen, folder: Path, *, after: int) -> float | None:

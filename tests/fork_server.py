@@ -4,7 +4,8 @@
 
 Two of them, one above the other. FOLDER/clean answers with forks that have imported torch, transformers, accelerate,
 peft and datasets, and never ftscale: what the proof of a saved model is run in. FOLDER/runs is itself such a fork, and
-has imported DeepSpeed and ftscale too. Each answers on a socket of that name, a line of JSON each way (forks.py asks).
+has imported DeepSpeed and ftscale too. Each answers on a socket of that name, a line of JSON there, and back (forks.py
+asks) the process that waits for the forks, and how they ended.
 What a fork cannot show is left to tests that start real processes: launchers, signals, faults, stops, Slurm.
 """
 
@@ -114,6 +115,8 @@ def _serve(place: Path) -> None:
                 elif not os.fork():
                     _end_with_parent()
                     listening.close()
+                    lines.write(f"{os.getpid()}\n")
+                    lines.flush()
                     lines.write(json.dumps(_launch(request, connection)) + "\n")
                     lines.flush()
                     os._exit(0)

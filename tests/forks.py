@@ -9,16 +9,17 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "FTSCALE_FORK_SERVER"
@@ -46,6 +47,49 @@ def run_module(
     return _ask("runs", request, processes=processes, environment=environment, folder=folder)
 
 
+def start_ranks(
+    module: str, arguments: list[str], *, environment: Mapping[str, str], output: Path, processes: int
+) -> Launch:
+    """`python -m MODULE ARGUMENTS` in so many ranks, not waited for; what they say is added to `output`."""
+    request = {"kind": "ranks", "module": module, "arguments": [module, *arguments]}
+    whole = _whole(request, processes=processes, environment=environment, folder=ROOT, stdout=output, stderr=output)
+    return Launch("runs", whole)
+
+
+class Launch:
+    """Forks that are under way, with what a test needs of subprocess.Popen; they end with the process that waits."""
+
+    def __init__(self, server: str, request: dict[str, Any]) -> None:
+        self._connection, self._lines = _connect(server)
+        self._lines.write(json.dumps(request) + "\n")
+        self._lines.flush()
+        first = self._lines.readline()
+        assert first, f"the fork server of {server} ended"
+        self.pid = int(first)
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, 1 where one of several ranks failed, -9 where their parent was killed; None = not yet."""
+        if self._code is None and select.select([self._connection], [], [], 0)[0]:
+            self._code = self._read()
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until they have ended. Raises subprocess.TimeoutExpired."""
+        if self._code is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("forks", timeout or 0.0)
+            self._code = self._read()
+        return self._code
+
+    def _read(self) -> int:
+        answer = self._lines.readline()
+        self._lines.close()
+        self._connection.close()
+        codes = json.loads(answer) if answer else [-signal.SIGKILL]
+        return codes[0] if len(codes) == 1 else int(any(codes))
+
+
 def fresh_python(program: str, *arguments: str, environment: Mapping[str, str]) -> Completed[str]:
     """`python -c PROGRAM ARGUMENTS` in a process that has never imported ftscale."""
     request = {"kind": "command", "program": program, "arguments": ["-c", *arguments]}
@@ -58,7 +102,8 @@ def processor_seconds() -> float:
         return 0.0
     spent = 0.0
     for server in ("clean", "runs"):
-        with _connected(server) as lines:
+        connection, lines = _connect(server)
+        with connection, lines:
             lines.write(json.dumps({"kind": "usage"}) + "\n")
             lines.flush()
             spent += json.loads(lines.readline())
@@ -75,31 +120,28 @@ def _ask(
 ) -> Completed[str]:
     with tempfile.TemporaryDirectory(prefix="ftscale-fork-") as made:
         outputs = {name: Path(made) / name for name in ("stdout", "stderr")}
-        whole = {
-            **request,
-            "processes": processes,
-            "environment": dict(environment),
-            "folder": str(folder),
-            **{name: str(path) for name, path in outputs.items()},
-        }
-        with _connected(server) as lines:
-            lines.write(json.dumps(whole) + "\n")
-            lines.flush()
-            answer = lines.readline()
-        assert answer, f"the fork server of {server} ended"
-        codes = json.loads(answer)
+        whole = _whole(request, processes=processes, environment=environment, folder=folder, **outputs)
+        code = Launch(server, whole).wait()
         said = {name: path.read_text(errors="replace") if path.is_file() else "" for name, path in outputs.items()}
-    code = codes[0] if processes == 1 else int(any(codes))
     return Completed(request["arguments"], code, said["stdout"], said["stderr"])
 
 
-@contextmanager
-def _connected(server: str) -> Any:
-    place = _folder() / server
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(place))
-        with connection.makefile("rw") as lines:
-            yield lines
+def _whole(
+    request: dict[str, Any], *, processes: int, environment: Mapping[str, str], folder: Path, **outputs: Path
+) -> dict[str, Any]:
+    return {
+        **request,
+        "processes": processes,
+        "environment": dict(environment),
+        "folder": str(folder),
+        **{name: str(path) for name, path in outputs.items()},
+    }
+
+
+def _connect(server: str) -> tuple[socket.socket, TextIO]:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(_folder() / server))
+    return connection, connection.makefile("rw")
 
 
 def _folder() -> Path:

@@ -191,7 +191,7 @@ class DataConfig(Section):
     num_workers: NonNegativeInt = 0
     """Processes that collate batches; 0 = in the training process."""
     prepare_workers: PositiveInt = 1
-    """Processes that tokenise."""
+    """Processes that tokenise, where a source has more rows than one of them prepares at a time (1,000)."""
     cache_dir: str | None = None
     """Folder of prepared data; null = ~/.cache/ftscale."""
 

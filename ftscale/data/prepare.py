@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -276,16 +276,16 @@ def _build(
     partial = partial_path(folder)
     partial.mkdir(mode=0o700)
     reports, files, samples = [], {}, xxhash.xxh3_128()
-    for index, source in enumerate(sources):
-        rows: Iterable[dict[str, Any]] = read_rows(source, roles=roles, setting=f"data.{name}[{index}]")
-        if keep is not None:
-            rows = (row for number, row in enumerate(rows) if keep(index, number))
-        report = SourceReport(without_secrets(source.path), in_tokens=in_tokens)
-        chunks = _prepared_chunks(rows, prepare, workers=data.prepare_workers)
-        path = partial / f"source-{index}.arrow"
-        _write(path, (sift(chunk, report) for chunk in chunks), samples)
-        reports.append(asdict(report))
-        files[path.name] = hash_file(path)
+    with Workers(prepare, data.prepare_workers) as workers:
+        for index, source in enumerate(sources):
+            rows: Iterable[dict[str, Any]] = read_rows(source, roles=roles, setting=f"data.{name}[{index}]")
+            if keep is not None:
+                rows = (row for number, row in enumerate(rows) if keep(index, number))
+            report = SourceReport(without_secrets(source.path), in_tokens=in_tokens)
+            path = partial / f"source-{index}.arrow"
+            _write(path, (sift(chunk, report) for chunk in workers.prepare(rows)), samples)
+            reports.append(asdict(report))
+            files[path.name] = hash_file(path)
     write_json(partial / REPORT, {"sources": reports, "files": files, "samples": samples.hexdigest()})
     remove(folder)
     os.rename(partial, folder)
@@ -315,25 +315,44 @@ def check_owner(folder: Path) -> None:
         )
 
 
-def _prepared_chunks(rows: Iterable[dict[str, Any]], prepare: Prepare, *, workers: int) -> Iterator[list[Sample]]:
-    rows = iter(rows)
-    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    if workers == 1:
-        yield from map(prepare, chunks)
-        return
-    # spawn: forking after a tokenizer's threads have started can deadlock
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=leave_signals_to_parent) as pool:
+class Workers:
+    """Processes that prepare rows, started for the first source of more than one chunk; a start takes seconds."""
+
+    def __init__(self, prepare: Prepare, number: int) -> None:
+        self._prepare = prepare
+        self._number = number
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=kind is not None)
+
+    def prepare(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[Sample]]:
+        """Samples of the rows, a chunk at a time, in the rows' order."""
+        rows = iter(rows)
+        chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+        if self._number == 1:
+            return map(self._prepare, chunks)
+        first = list(islice(chunks, 2))
+        if len(first) < 2:
+            return map(self._prepare, first)
+        return self._by_processes(chain(first, chunks))
+
+    def _by_processes(self, chunks: Iterator[list[dict[str, Any]]]) -> Iterator[list[Sample]]:
+        if self._pool is None:
+            # spawn: forking after a tokenizer's threads have started can deadlock
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._number, context, initializer=leave_signals_to_parent)
         pending: deque[Future[list[Sample]]] = deque()
-        try:
-            for chunk in chunks:
-                pending.append(pool.submit(prepare, chunk))
-                if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
+        for chunk in chunks:
+            pending.append(self._pool.submit(self._prepare, chunk))
+            if len(pending) > 2 * self._number:
                 yield pending.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        while pending:
+            yield pending.popleft().result()
 
 
 def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:

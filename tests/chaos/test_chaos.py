@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+import forks
 import needs
 import pytest
 import tiny
@@ -42,7 +42,7 @@ def test_a_run_that_is_struck_again_and_again_ends_as_if_it_had_not_been(shared:
         strikes=struck,
         seed=0,
         num_steps=STEPS,
-        uninterrupted=run_undisturbed,
+        start_quickly=None if forks.real_starts() else start_forked,
     )
     chaos.show(done)
     assert len(done.kills) == len(struck)
@@ -63,10 +63,14 @@ def test_every_fault_is_dealt_in_every_phase_once():
     assert sorted(changing) == sorted(chaos.FAULTS)
 
 
-def run_undisturbed(config: dict[str, Any], folder: Path, log: Path, strategy: str) -> None:
-    """Forked: nothing strikes it."""
-    file = log.with_suffix(".json")
-    file.write_text(json.dumps({**config, "run_folder": str(folder)}))
-    arguments = ("train", file, f"distributed.strategy={strategy}")
-    done = tiny.forked(*arguments, processes=chaos.PROCESSES)
-    assert done.code == 0, done.stderr
+def start_forked(
+    config: dict[str, Any], folder: Path, log: Path, *, strategy: str, processes: int = chaos.PROCESSES, **_: Any
+) -> forks.Launch:
+    """As chaos.start, without the start of an interpreter."""
+    return forks.start_ranks(
+        "ftscale",
+        chaos.arguments(config, folder, log, strategy=strategy),
+        environment={**os.environ, **tiny.environment()},
+        output=log,
+        processes=processes,
+    )

@@ -189,7 +189,7 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
 def test_equal_rows_have_one_content_hash_and_others_another(tmp_path):
     path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
     first = run([path], cache=tmp_path / "one")
-    assert run([path], cache=tmp_path / "two", prepare_workers=2).samples_hash == first.samples_hash
+    assert run([path], cache=tmp_path / "two").samples_hash == first.samples_hash
     assert run([path], cache=tmp_path / "one").samples_hash == first.samples_hash
     write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2499)] + ["other"])
     assert run([path], cache=tmp_path / "one").samples_hash != first.samples_hash
@@ -208,10 +208,24 @@ def test_a_data_set_of_which_nothing_is_left_is_refused(tmp_path):
         run([path], cache=tmp_path / "cache", max_empty=1.0)
 
 
-def test_several_workers_prepare_the_same_samples(tmp_path):
-    path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
-    alone = run([path], cache=tmp_path / "one").dataset["input_ids"][:]
-    assert run([path], cache=tmp_path / "two", prepare_workers=2).dataset["input_ids"][:] == alone
+def test_workers_change_no_sample_and_are_started_once_and_not_for_few_rows(tmp_path, monkeypatch):
+    started = []
+
+    class Counted(prepare_module.ProcessPoolExecutor):
+        def __init__(self, *arguments, **options):
+            started.append(self)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(prepare_module, "ProcessPoolExecutor", Counted)
+    few = write(tmp_path / "few.csv", ["one", "three"] * 10)
+    run([few], cache=tmp_path / "few", prepare_workers=2)
+    assert not started
+    many = write(tmp_path / "many.csv", [f"word {'y' * (number % 9)}" for number in range(2500)])
+    alone = run([few, many, many], cache=tmp_path / "one")
+    together = run([few, many, many], cache=tmp_path / "two", prepare_workers=2)
+    assert len(started) == 1
+    assert together.dataset["input_ids"][:] == alone.dataset["input_ids"][:]
+    assert together.samples_hash == alone.samples_hash
 
 
 def test_a_held_out_part_is_stratified_and_the_same_for_a_seed(tmp_path):

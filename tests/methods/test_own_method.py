@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ftscale.base.errors import UserError
 from ftscale.config import load_config, own_task
 from ftscale.config.methods.supervised import SupervisedSettings
+from ftscale.data import prepare
 from ftscale.methods import build_method
 from ftscale.methods.extra import FILE
 from ftscale.run.prepared_data import Preparer
@@ -44,7 +45,11 @@ def run_of(shared: Path, work: Path, **changes: object) -> Path:
     return runs.run_of(shared, work, method, **changes)
 
 
-def test_the_pages_method_is_checked_trained_proved_and_asked(file: Path, tmp_path: Path):
+def test_the_pages_method_is_checked_trained_proved_and_asked(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if needs.ALL:
+        monkeypatch.setattr(prepare, "CHUNK", 20)  # so that two processes have rows to prepare
     checked = tiny.command("check", file)
     assert checked.code == 0, checked.stderr
     assert f"method: file {tmp_path / 'centres.py'}, name centres, pull 0.5" in checked.stdout

@@ -13,6 +13,7 @@ from torch.nn.functional import huber_loss
 
 from ftscale.base.errors import UserError
 from ftscale.config import load_config, own_task
+from ftscale.data import prepare
 from ftscale.tasks import build_task
 from ftscale.tasks.batch import Batch
 
@@ -43,7 +44,8 @@ def run(shared: Path, tmp_path: Path) -> Path:
     return tiny.write_run(tmp_path, values)
 
 
-def test_the_pages_task_is_checked_trained_proved_and_asked(run: Path, tmp_path: Path):
+def test_the_pages_task_is_checked_trained_proved_and_asked(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepare, "CHUNK", 20)  # so that two processes have rows to prepare
     checked = tiny.command("check", run)
     assert checked.code == 0, checked.stderr
     assert f"task: file {tmp_path / 'score.py'}, name score, delta 0.5, max_length None" in checked.stdout
