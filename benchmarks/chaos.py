@@ -588,7 +588,7 @@ def settings(name: str, work: Path, *, num_steps: int, phases: set[str]) -> dict
                 {"path": str(captions / "train.en.gz"), "format": "text", "limit": 1400},
                 {"path": str(captions / "val.en.gz"), "format": "text", "weight": 2.0},
             ],
-            "eval": {"path": str(captions / "val.en.gz"), "format": "text", "limit": 64},
+            "eval": {"path": str(captions / "val.en.gz"), "format": "text", "limit": 24},
             "cache_dir": str(work / "cache"),
             "streaming": data == "stream",
             "shuffle_buffer": 100,

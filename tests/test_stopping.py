@@ -65,7 +65,8 @@ def test_a_stop_while_rows_are_prepared(shared: Path, tmp_path: Path, workers: i
     check_all_gone(program)
     assert not (tmp_path / "run").exists()
     assert "before training began; nothing is lost" in (tmp_path / "log").read_text()
-    assert tiny.command("train", tmp_path / "run.yaml").code == 0
+    few = json.dumps({"path": str(rows), "limit": 100})
+    assert tiny.command("train", tmp_path / "run.yaml", f"data.train={few}").code == 0
 
 
 def test_a_stop_of_the_whole_group_with_workers_that_collate(shared: Path, tmp_path: Path):

@@ -70,7 +70,7 @@ def test_without_its_encoder_the_demo_says_what_to_install(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_the_demo_ends_in_a_table_and_a_model_that_predicts(minilm: Path, tmp_path: Path):
-    settings = ("train.epochs=1", f"data.cache_dir={tmp_path / 'cache'}")
+    settings = ("train.max_steps=3", f"data.cache_dir={tmp_path / 'cache'}")
     outcome = tiny.process("python", "-m", "ftscale.demo", *settings, cwd=tmp_path)
     assert outcome.code == 0, outcome.stderr
     table = [line for line in outcome.stdout.splitlines() if " to 0." in line or " to 1." in line]

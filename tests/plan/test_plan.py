@@ -89,6 +89,7 @@ def test_apply_writes_the_recommended_settings_and_the_picture_is_drawn(shared: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.campaign
 def test_a_calibration_is_used_from_then_on_and_json_holds_the_plan(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -117,7 +117,7 @@ def test_another_model_or_setting_is_another_column(run: Path, tmp_path: Path):
     assert len(columns(tmp_path / "cache")) == 3
 
 
-def test_a_stream_is_refused_and_a_plan_is_made(run: Path):
+def test_a_stream_is_refused(run: Path):
     done = tiny.command("check", run, "data.streaming=true", "data.shuffle=true")
     assert "data.streaming = true does not go with task = features, which computes features of prepared rows once" in (
         done.stdout + done.stderr
@@ -125,5 +125,9 @@ def test_a_stream_is_refused_and_a_plan_is_made(run: Path):
     deep = tiny.command("check", run, "--deep")
     assert deep.code == 0, deep.stdout + deep.stderr
     assert computed() == 2 * 2
+
+
+@pytest.mark.campaign
+def test_a_plan_is_made(run: Path):
     planned = tiny.command("plan", run)
     assert planned.code == 0, planned.stdout + planned.stderr

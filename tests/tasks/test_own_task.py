@@ -37,7 +37,7 @@ def run(shared: Path, tmp_path: Path) -> Path:
         task={"file": str(tmp_path / "score.py"), "name": "score", "delta": 0.5},
         data={
             "train": str(tmp_path / "rows.csv"),
-            "eval": str(tmp_path / "rows.csv"),
+            "eval": {"path": str(tmp_path / "rows.csv"), "limit": 10},
             "cache_dir": str(tmp_path / "c"),
         },
     )
