@@ -4,14 +4,21 @@
 # benchmarks/results/tests.json.
 #
 # bash launch/test.sh --all is the campaign, for hours that nobody waits for: whole products instead of pairs, processes
-# that are started instead of forked, zero3_nvme, the mutants. Its results: benchmarks/results/campaign.json.
+# that are started instead of forked, zero3_nvme, the mutants. Its results: benchmarks/results/campaign.json. One that was
+# cut short goes on with the parts that it lacks, of tests, slurm, nvme and mutants: bash launch/test.sh --all nvme mutants.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 all=0
+parts=" tests slurm nvme mutants "
 if [[ "${1:-}" == --all ]]; then
     all=1
     shift
+    for part in "$@"; do
+        [[ "$parts" == *" $part "* ]] || { echo "no part of the campaign: $part; there are$parts" && exit 2; }
+    done
+    ((!$#)) || parts=" $* "
+    set --
     export FTSCALE_ALL=1 FTSCALE_REAL_STARTS=1
 fi
 
@@ -45,6 +52,9 @@ step() {
     echo "== $*"
     "$@"
 }
+part() { # whether this part of the campaign is to be run
+    [[ "$parts" == *" $1 "* ]]
+}
 run_tests() {
     step pytest --dist loadfile --no-loadscope-reorder --instafail --durations 25 "$@"
 }
@@ -71,11 +81,11 @@ export FTSCALE_TEST_RESULTS="$PWD/benchmarks/results/tests.json"
 if ((all)); then
     FTSCALE_TEST_COMMAND+=" --all"
     FTSCALE_TEST_RESULTS="$PWD/benchmarks/results/campaign.json"
-    run_tests -n 2 -m "not slurm and not nvme" || failed=1
+    ! part tests || run_tests -n 2 -m "not slurm and not nvme" || failed=1
     # by themselves: each of their jobs has four processes; two clusters, since a job often waits for Slurm
-    run_tests -n 2 -m slurm || failed=1
-    run_tests -m nvme || failed=1
-    step python tests/mutants.py || failed=1
+    ! part slurm || run_tests -n 2 -m slurm || failed=1
+    ! part nvme || run_tests -m nvme || failed=1
+    ! part mutants || step python tests/mutants.py || failed=1
 else
     # Slurm's one long test waits for Slurm most of the time
     run_tests -m slurm >.venv/slurm-tests.log 2>&1 &

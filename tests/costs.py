@@ -108,8 +108,15 @@ def table(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """With -dirty where more differs from it than results."""
+    commit, changed = (
+        subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False).stdout.strip()
+        for command in (
+            ("rev-parse", "--short", "HEAD"),
+            ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"),
+        )
+    )
+    return f"{commit}-dirty" if changed else commit
 
 
 def _hardware() -> str:

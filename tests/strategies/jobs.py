@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import launching
-import needs
 import torch
 
 WORKER = Path(__file__).with_name("worker.py")
 STEPS, HALF = 6, 3
-MICRO = 1 if needs.ALL else 2  # several micro-batches of a step on each of two ranks
 MAX_GRAD_NORM = 0.5
 # an epsilon that is not small against the gradients: Adam's first steps then magnify no rounding, and clipping shows
 ADAM = {"name": "adamw", "lr": 0.01, "eps": 1e-3}
@@ -73,7 +71,7 @@ def captions(shared: Path, work: Path, **sections: Any) -> dict[str, Any]:
             "train": {"path": str(text / "train.en.gz"), "format": "text", "limit": 60},
             "eval": {"path": str(text / "val.en.gz"), "format": "text", "limit": 21},
         },
-        "batch": {"global_size": 8, "micro_size": MICRO},
+        "batch": {"global_size": 8, "micro_size": 2},
         "optimizer": ADAM,
         "schedule": {"name": "linear", "warmup_steps": 2},
         "train": {"max_steps": STEPS, "max_grad_norm": MAX_GRAD_NORM},

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import launching
-import needs
 
-STEPS = 20 if needs.ALL else 10
+STEPS = 10
 COMMITTED_STEPS = 20
 
 Trajectory = list[tuple[float, float]]
