@@ -111,7 +111,7 @@ def test_a_run_leaves_what_is_documented(shared: Path, tmp_path: Path):
         ".lock.json",
     }
     result = json.loads((folder / "result.json").read_text())
-    assert set(result) == {"status", "steps", "metrics", "best", "duration_s", "model"}
+    assert set(result) == {"status", "steps", "metrics", "best", "duration_s", "model", "intervals"}
     assert (result["status"], result["steps"], result["model"]) == ("completed", 3, str(folder / "model"))
     run = json.loads((folder / "run.json").read_text())
     assert set(run) >= {"versions", "python", "host", "device", "world_size", "strategy", "git", "command", "started"}

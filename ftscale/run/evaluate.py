@@ -50,7 +50,7 @@ def evaluate_run(
         model = load_model(run_folder, config, task).to(distributed.device)
         distributed.module = module_of(run_folder, model, task)
         layout = batch_layout(model, config, task, distributed)
-        return evaluation_of(config, task, rows, distributed, layout=layout)()
+        return evaluation_of(config, task, rows, distributed, layout=layout)().compute()
     finally:
         distributed.close()
 

@@ -14,12 +14,13 @@ from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.distributed.runtime import Distributed
 from ftscale.methods.extra import save_extra
+from ftscale.metrics.bootstrap import Interval, intervals
 from ftscale.modalities.collate import Layout
 from ftscale.run.folder import Result, write_result
 from ftscale.run.prepared_data import Inputs, Preparer
 from ftscale.train.evaluate import evaluation_of
-from ftscale.train.loop import Loop, best_checkpoint
-from ftscale.train.metrics_file import MetricsFile
+from ftscale.train.loop import Loop, best_checkpoint, duration, main_metrics
+from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes
 from ftscale.train.state import Progress
 from ftscale.train.stop_request import Interrupted
 
@@ -30,7 +31,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
     distributed, folder = loop.distributed, Path(inputs.config.run_folder)
     loop.saver.wait()
-    metrics, model = dict(progress.last_metrics), ""
+    metrics, spread, model = dict(progress.last_metrics), {}, ""
     if status != "preempted":
         best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
         if best is not None:
@@ -38,7 +39,8 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
             metrics = dict(progress.best_metrics)
             log.info("the best weights are those of step %d", best.step)
         try:
-            metrics |= _test(inputs, loop, progress, layout=layout)
+            scores, spread = _test(inputs, loop, progress, layout=layout)
+            metrics |= scores
             if distributed.any(bool(loop.stop_request)):
                 raise Interrupted
             model = str(folder / "model")
@@ -51,19 +53,39 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
         if progress.best_step is None
         else {"step": progress.best_step, "metric": loop.evaluations.metric, "value": progress.best_metric}
     )
-    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model)
+    result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model, spread)
     if distributed.is_main:
         write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
-        log.info("%s after %s; model in %s", status, counted(progress.step, "step"), model)
+        for line in end_lines(result, folder):
+            log.info("%s", line)
     return result
 
 
-def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> dict[str, float]:
-    """Metrics of the test rows, by names that begin with `test/`; none where there are no such rows."""
+def end_lines(result: Result, folder: Path) -> list[str]:
+    """What a run came to, in a few lines: its length, best evaluation, test scores, and what is done with it next."""
+    memory = f"{peak_memory_bytes() / 2**30:.1f} GiB at most"
+    lines = [f"{result.status} after {counted(result.steps, 'step')} in {duration(result.duration_s)}, {memory}"]
+    if result.best is not None:
+        lines.append(
+            f"  best evaluation  step {result.best['step']}: {result.best['metric']} {result.best['value']:.4f}"
+        )
+    scores = {name.removeprefix("test/"): value for name, value in result.metrics.items() if name.startswith("test/")}
+    for name in main_metrics(scores):
+        interval = result.intervals.get(f"test/{name}")
+        of_other_rows = f"  (95 of 100 such samples: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+        lines.append(f"  test             {name} {scores[name]:.4f}{of_other_rows}")
+    lines.append(f"  model            {result.model}")
+    return [*lines, f"  to use it        ftscale predict {folder} INPUT"]
+
+
+def _test(
+    inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Metrics of the test rows and their intervals, by names that begin with `test/`; none where there are no rows."""
     if inputs.test is None:
-        return {}
+        return {}, {}
     run = evaluation_of(
         inputs.config,
         inputs.task,
@@ -72,9 +94,11 @@ def _test(inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout) -> 
         layout=layout,
         stop_request=loop.stop_request,
     )
-    scores = {f"test/{name}": value for name, value in run().items()}
+    evaluator = run()
+    scores = {f"test/{name}": value for name, value in evaluator.compute().items()}
     loop.metrics.write("eval", progress.step, **scores)
-    return scores
+    found = intervals(evaluator.score, evaluator.in_order()) if loop.distributed.is_main else {}
+    return scores, {f"test/{name}": interval for name, interval in found.items()}
 
 
 def save_and_prove(inputs: Inputs, distributed: Distributed, folder: Path, metrics: MetricsFile) -> None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,6 +101,8 @@ class Result:
     """Training time over all starts."""
     model: str
     """Folder of the saved model; "" while there is none."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of metrics of the test rows, the interval that holds 95 of 100 samples of such rows; see metrics/bootstrap.py."""
 
 
 def at_real_folder(config: Config) -> Config:

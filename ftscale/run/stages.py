@@ -141,6 +141,7 @@ class _Whole:
             last[0].best if last else None,
             round(sum(result.duration_s for result in self.results), 3),
             str(self.folder / MODEL) if done else "",
+            dict(last[0].intervals) if last else {},
         )
 
 

@@ -393,7 +393,8 @@ def _build_evaluations(
 ) -> Evaluations:
     config, task, score = inputs.config, inputs.task, None
     if inputs.evaluation is not None:
-        score = evaluation_of(config, task, inputs.evaluation, distributed, layout=layout, stop_request=stop_request)
+        run = evaluation_of(config, task, inputs.evaluation, distributed, layout=layout, stop_request=stop_request)
+        score = lambda: run().compute()  # noqa: E731
     steps = evaluation_steps(config.evaluation.every, order, num_steps=num_steps)
     metric, higher = best_metric(config.evaluation, task)
     return Evaluations(config.evaluation, steps, score, metric, higher_is_better=higher)

@@ -225,9 +225,13 @@ class Evaluator:
         """Take in the records of another rank."""
         self.records.update(records)
 
+    def in_order(self) -> list[Any]:
+        """What was taken in, in the order of the rows."""
+        return [self.records[row] for row in sorted(self.records)]
+
     def compute(self) -> dict[str, float]:
         """Metrics of what was taken in."""
-        return self.score([self.records[row] for row in sorted(self.records)])
+        return self.score(self.in_order())
 
 
 def collate_samples(task: Task, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:

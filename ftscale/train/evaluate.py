@@ -15,7 +15,7 @@ from ftscale.data.loader import evaluation_batches
 from ftscale.data.prepare import Prepared
 from ftscale.distributed.runtime import Distributed
 from ftscale.modalities.collate import Layout
-from ftscale.tasks.base import Task, collate_samples
+from ftscale.tasks.base import Evaluator, Task, collate_samples
 from ftscale.tasks.batch import Batch
 from ftscale.train.stop_request import Interrupted, StopRequest
 
@@ -30,8 +30,8 @@ def evaluate(
     *,
     num_rows: int,
     stop_request: StopRequest | None = None,
-) -> dict[str, float]:
-    """Metrics of all rows, the same on every rank. Collective: every rank must bring the same number of batches.
+) -> Evaluator:
+    """All rows scored, the same on every rank. Collective: every rank must bring the same number of batches.
 
     The model is in eval mode inside; the caller puts it back into training. Raises Interrupted on all ranks, between
     two batches, when one of them has a `stop_request`.
@@ -52,7 +52,7 @@ def evaluate(
                 log.info("evaluating: about %d of %d rows", scored, num_rows)
     for records in distributed.gather_objects(evaluator.records):
         evaluator.merge(records)
-    return evaluator.compute()
+    return evaluator
 
 
 def evaluation_of(
@@ -63,11 +63,11 @@ def evaluation_of(
     *,
     layout: Layout,
     stop_request: StopRequest | None = None,
-) -> Callable[[], dict[str, float]]:
+) -> Callable[[], Evaluator]:
     """A function that scores the rows with the model as it stands. Collective; see `evaluate`."""
     collate = partial(collate_samples, task, layout=layout, train=False)
 
-    def run() -> dict[str, float]:
+    def run() -> Evaluator:
         batches = evaluation_batches(
             rows,
             collate,

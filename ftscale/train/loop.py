@@ -402,9 +402,16 @@ def _evaluate(loop: Loop) -> bool:
     improved = loop.evaluations.judge(metrics, progress)
     loop.metrics.write("eval", progress.step, **metrics)
     loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
-    shown = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items() if "/" not in key)
+    shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in main_metrics(metrics))
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved
+
+
+def main_metrics(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics that a line shows: none of single classes, nor micro averages that are the accuracy once more."""
+    accuracy = metrics.get("accuracy")
+    again = [name for name, value in metrics.items() if name.endswith("_micro") and value == accuracy]
+    return [name for name in metrics if "/" not in name and name not in again]
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:
