@@ -31,7 +31,8 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     """Best weights, test rows, the saved model and its proof, and result.json; asked to stop meanwhile: preempted."""
     distributed, folder = loop.distributed, Path(inputs.config.run_folder)
     loop.saver.wait()
-    metrics, spread, model = dict(progress.last_metrics), {}, ""
+    metrics, model = dict(progress.last_metrics), ""
+    spread: dict[str, Interval] = {}
     if status != "preempted":
         best = distributed.gather_objects(best_checkpoint(loop, progress) if distributed.is_main else None)[0]
         if best is not None:
