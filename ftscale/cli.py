@@ -332,11 +332,14 @@ def plan(
 
 
 @app.command(epilog="Example: ftscale schema > ftscale.schema.json")
-def schema() -> None:
+def schema(
+    resume: Annotated[bool, typer.Option("--resume", help="Print which settings --resume may change instead.")] = False,
+) -> None:
     """Print the JSON Schema of a run's configuration, for editors."""
     from ftscale.config.load import config_schema
+    from ftscale.config.resume import resume_table
 
-    print(json.dumps(config_schema(), indent=2))
+    print(resume_table() if resume else json.dumps(config_schema(), indent=2))
 
 
 # ---------------------------------------------------------------- Slurm

@@ -41,6 +41,30 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, *, num_steps: i
         raise UserError(f"schedule.options = {config.options} is refused by {config.name}: {error}") from error
 
 
+class Schedules:
+    """The schedules of one optimizer: the one of the whole run, and those that begin where the run was given others."""
+
+    def __init__(self, optimizer: Optimizer, config: ScheduleConfig, *, num_steps: int) -> None:
+        self._optimizer = optimizer
+        self._config = config
+        self._num_steps = num_steps
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def build(self, *, after: int = 0) -> LRScheduler | GreedyLR:
+        """The schedule over the optimizer steps that come after the first `after`; see build_schedule.
+
+        Where fewer are left than it warms up for, it warms up to the end.
+        """
+        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak
+            group.pop("initial_lr", None)
+        left = max(self._num_steps - after, 1)
+        config = self._config
+        if after:
+            config = config.model_copy(update={"warmup_steps": min(config.warmup_steps, left)})
+        return build_schedule(self._optimizer, config, num_steps=left)
+
+
 def advance_schedule(schedule: LRScheduler | GreedyLR, *, loss: float) -> None:
     """One optimizer step further. `loss`: of the step, the mean over its targets; two schedules go by it."""
     if isinstance(schedule, ReduceLROnPlateau | GreedyLR):

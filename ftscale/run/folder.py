@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -23,13 +23,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.base.errors import UserError
-from ftscale.base.files import own_id, remove, remove_partials, without_link
+from ftscale.base.files import open_to_append, own_id, remove, remove_partials, without_link
 from ftscale.base.logs import log
-from ftscale.base.sealed import DamagedError, content_hash, read_json, write_json
+from ftscale.base.sealed import DamagedError, content_hash, line_of, read_json, write_json
 from ftscale.base.shown import shown
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
 from ftscale.config.own_task import file_hash, reading_of_strangers
+from ftscale.config.resume import FREE_TO_CHANGE, LENGTH, SCHEDULED
 from ftscale.config.stages import STAGES
 from ftscale.data.sources import file_fingerprints
 from ftscale.models.files import model_fingerprints
@@ -40,8 +41,12 @@ from ftscale.version import __version__
 LOCK = "lock.json"
 LOCK_WAIT_S = 15.0  # a run that is asked to stop, or whose launcher died, still writes its checkpoint
 
+HISTORY = "history.jsonl"
+"""What was changed when the run was resumed, a line each time: time, after_step, changed."""
+
 WRITTEN = (
     "config.yaml",
+    HISTORY,
     "run.json",
     "data.json",
     "metrics.jsonl",
@@ -55,27 +60,6 @@ WRITTEN = (
 """What a run writes into its folder."""
 FOLDERS = ("checkpoints", "model", "trackers", "logs", STAGES)
 """Those of them that are folders; some of them may be links to another disk."""
-
-FREE_TO_CHANGE = (
-    "run_folder",
-    "batch.micro_tokens",
-    "batch.micro_size",
-    "batch.layout",
-    "data.num_workers",
-    "data.prepare_workers",
-    "data.cache_dir",
-    "data.test",
-    "train.log_every",
-    "train.trackers",
-    "train.activation_checkpointing",
-    "evaluation",
-    "checkpoint",
-    "distributed",
-    "model.attention",
-    "task.file",  # what the file says may not
-    "method.file",
-)
-"""Settings that a resumed run may change: the global batches and their gradients do not depend on them."""
 
 _IN_STAGE = re.compile(rf"^{STAGES}\.\d+\.")
 
@@ -281,12 +265,33 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     checkpoints say of it: run_id and data_digest.
     """
     folder = Path(config.run_folder)
+    changed = _changed_at_resume(folder, config) if step >= 0 else []
     identity = _begin_in(folder, config)
+    if changed:
+        _note_change(folder, changed, step=step)
     fingerprints = _fingerprints(config)
     write_json(folder / "data.json", fingerprints, seal=False)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
     write_json(folder / "run.json", _about(identity, run, hashes={"data.json": content_hash(fingerprints)}))
     return {"run_id": identity, "data_digest": _digest(fingerprints)}
+
+
+def _changed_at_resume(folder: Path, config: Config) -> list[str]:
+    """Every setting that is another than when the run was started last, free to change or not."""
+    try:
+        with reading_of_strangers():
+            before = load_config(folder / "config.yaml")
+    except UserError:  # gone or damaged: told when the folder was judged
+        return []
+    return [line for line in _all_differences(before, config) if not line.startswith("run_folder")]
+
+
+def _note_change(folder: Path, changed: list[str], *, step: int) -> None:
+    """Say what is another from here on, in the log and in history.jsonl."""
+    for line in changed:
+        log.info("changed from step %d on: %s", step, _shown(line))
+    with open_to_append(folder / HISTORY) as file:
+        file.write(line_of({"time": _now(), "after_step": step, "changed": [_shown(line) for line in changed]}))
 
 
 def open_whole_folder(config: Config, *, run: dict[str, Any]) -> None:
@@ -394,9 +399,40 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 
 
 def _differences(before: Config, config: Config) -> list[str]:
+    """Settings that are others and may not be."""
+    free = (*FREE_TO_CHANGE, *(() if _has_stages(config) else SCHEDULED))
+    return [line for line in _all_differences(before, config) if not _IN_STAGE.sub("", line).startswith(free)]
+
+
+def _all_differences(before: Config, config: Config) -> list[str]:
     before, config = _written_out(before), _written_out(config)
-    lines = differences(public(before), public(_comparable(config, before)))
-    return [line for line in lines if not _IN_STAGE.sub("", line).startswith(FREE_TO_CHANGE)]
+    return differences(public(before), public(_comparable(config, before)))
+
+
+def _has_stages(config: Config) -> bool:
+    """Whether it is a run of several stages, or one of these."""
+    return bool(config.stages) or Path(os.path.abspath(config.run_folder)).parent.name == STAGES
+
+
+def given_anew(manifest: dict[str, Any], config: Config, *, of: Sequence[str]) -> bool:
+    """Whether one of these settings is not what it was when a checkpoint was written."""
+    before, now = manifest["config"], public(config).model_dump(mode="json")
+    return any(_at(before, name) != _at(now, name) for name in of)
+
+
+def _at(values: Any, name: str) -> Any:
+    """The value of a setting; None where an earlier version did not have it."""
+    for part in name.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def goes_on(result: Result, config: Config, *, num_steps: int) -> bool:
+    """Whether a run that has ended was given more steps since, or more patience."""
+    if result.steps >= num_steps or _has_stages(config):
+        return False
+    newest = newest_manifest(Path(config.run_folder) / "checkpoints")
+    return newest is not None and given_anew(newest, config, of=LENGTH)
 
 
 def _written_out(config: Config) -> Config:

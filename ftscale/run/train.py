@@ -19,6 +19,7 @@ from ftscale.base.seeding import derive_seed, seed_everything
 from ftscale.base.startup import begin_work
 from ftscale.config import Config
 from ftscale.config.load import config_digest, public
+from ftscale.config.resume import LENGTH, SCHEDULED
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import Division, Ranks, describe_batch
 from ftscale.data.loader import TrainingSteps
@@ -42,6 +43,8 @@ from ftscale.run.folder import (
     check_run_folder,
     clear_run_folder,
     finished_result,
+    given_anew,
+    goes_on,
     holds_run,
     locked,
     open_run_folder,
@@ -192,6 +195,8 @@ def _train(
     started = time.time()
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
     own = finished_result(folder) if distributed.is_main and not overwrite else None
+    if own is not None and goes_on(own, config, num_steps=num_steps_of(inputs)):
+        own = None
     if (finished := distributed.gather_objects(own)[0]) is not None:
         log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
         return finished
@@ -201,7 +206,7 @@ def _train(
     if config.train.trackers:
         _start_trackers(config, distributed)
     if checkpoint is not None:
-        _resume(loop, checkpoint)
+        _resume(loop, checkpoint, config)
     log.info("%s; %s", counted(loop.num_steps, "optimizer step"), _described_batch(loop, config))
     try:
         status = run_loop(loop)
@@ -253,7 +258,7 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> 
 
 def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float) -> Loop:
     """Everything that training touches. Nothing is written. Collective."""
-    from ftscale.optim.schedules import build_schedule
+    from ftscale.optim.schedules import Schedules
 
     config, task = inputs.config, inputs.task
     order, num_steps = global_order(inputs), num_steps_of(inputs)
@@ -263,9 +268,9 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
     module = _build_module(config, model, task)
     optimizer = _build_optimizer(config, module, head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
-    schedule = build_schedule(optimizer, config.schedule, num_steps=num_steps)
+    schedules = Schedules(optimizer, config.schedule, num_steps=num_steps)
     rule = _build_rule(config, module)
-    state = RunState(schedule, rule, stream=steps if isinstance(steps, StreamSteps) else None)
+    state = RunState(schedules, rule, stream=steps if isinstance(steps, StreamSteps) else None)
     distributed.prepare(module, optimizer, unused_weights=_leaves_weights_unused(module, steps, distributed))
     # every rank draws its own dropout from here on
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
@@ -424,13 +429,21 @@ def _prove_checkpoint(inputs: Inputs, distributed: Distributed, metrics: Metrics
             shutil.rmtree(copy)
 
 
-def _resume(loop: Loop, checkpoint: Checkpoint) -> None:
-    """Bring back everything that the checkpoint holds. Collective."""
+def _resume(loop: Loop, checkpoint: Checkpoint, config: Config) -> None:
+    """Bring back everything that the checkpoint holds, but what the run was given anew since. Collective."""
+    anew = given_anew(checkpoint.manifest, config, of=SCHEDULED)
+    loop.state.begin_schedule(checkpoint.progress, anew=anew)
     load_checkpoint(checkpoint, loop.distributed)
     loop.state.load_tensors(load_more(checkpoint))
-    loop.state.load_state_dict(checkpoint.progress)
-    loop.saver.saved = loop.state.progress.step
-    log.info("resumed from %s at step %d", checkpoint.folder, loop.state.progress.step)
+    loop.state.load_state_dict(checkpoint.progress, anew=anew)
+    progress = loop.state.progress
+    if given_anew(checkpoint.manifest, config, of=LENGTH):
+        progress.bad_evaluations = 0
+    loop.saver.saved = progress.step
+    log.info("resumed from %s at step %d", checkpoint.folder, progress.step)
+    if anew:
+        left = counted(loop.num_steps - progress.step, "optimizer step")
+        log.info("a new schedule of the learning rate begins here, over the %s that are left", left)
 
 
 def _start_trackers(config: Config, distributed: Distributed) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from ftscale.data.stream import StreamPosition, StreamSteps
 from ftscale.models.gradient_rule import GradientRule
+
+if TYPE_CHECKING:
+    from ftscale.optim.schedules import Schedules
 
 
 @dataclass
@@ -49,9 +52,10 @@ class RunState:
     the place among them follows from the step.
     """
 
-    def __init__(self, schedule: Any, rule: GradientRule, *, stream: StreamSteps | None) -> None:
+    def __init__(self, schedules: Schedules, rule: GradientRule, *, stream: StreamSteps | None) -> None:
         self.progress = Progress()
-        self.schedule = schedule
+        self.schedules = schedules
+        self.schedule = schedules.build()
         self.rule = rule
         self.stream = stream
 
@@ -69,10 +73,27 @@ class RunState:
             "stream": vars(self.stream.position) if self.stream else None,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, where `misfit` finds nothing wrong with it."""
+    def begin_schedule(self, state: dict[str, Any], *, anew: bool) -> None:
+        """Have the schedule that a checkpoint's state belongs to, before the optimizer is loaded.
+
+        It began where the run was given another length or rate, or with the run. `anew`: it is given that here.
+        """
+        step = state["loop"]["step"]
+        before = step if anew else step - state["schedule"].get("last_epoch", step)
+        if before:
+            self.schedule = self.schedules.build(after=before)
+
+    def load_state_dict(self, state: dict[str, Any], *, anew: bool = False) -> None:
+        """Go on from what `state_dict` gave, where `misfit` finds nothing wrong with it; the optimizer is loaded.
+
+        `anew`: with a schedule that begins here.
+        """
         self.progress = Progress(**state["loop"])
-        self.schedule.load_state_dict(state["schedule"])
+        if not anew:
+            self.schedule.load_state_dict(state["schedule"])
+        else:  # the optimizer has come with the rates that it had
+            for group, rate in zip(self.schedule.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = rate
         if self.stream is not None:
             self.stream.position = StreamPosition(**state["stream"])
 

@@ -19,7 +19,9 @@ POSITION = {"epoch": 1, "block": 2, "used": 3, "rows": 40, "files": [["a", 5]], 
 def state(*, streamed: bool = True, gamma: float = 0.5) -> RunState:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     stream: Any = SimpleNamespace(position=StreamPosition()) if streamed else None
-    return RunState(torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma), GradientRule(), stream=stream)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+    schedules: Any = SimpleNamespace(build=lambda: schedule)
+    return RunState(schedules, GradientRule(), stream=stream)
 
 
 def advanced() -> RunState:
