@@ -180,8 +180,8 @@ def test_a_damaged_file_does_not_hide_that_the_settings_are_others(
 ):
     folder = killed(whole, tmp_path / "run")
     (folder / name).write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"optimizer\.lr: 0.01 -> 0.02; set it back"):
-        run({**config, "optimizer": {**config["optimizer"], "lr": 0.02}}, folder, resume=True)
+    with pytest.raises(UserError, match=r"optimizer\.weight_decay: 0.01 -> 0.02; set it back"):
+        run({**config, "optimizer": {**config["optimizer"], "weight_decay": 0.02}}, folder, resume=True)
 
 
 def test_a_result_that_is_not_what_was_written_is_made_again(config: dict[str, Any], whole: Path, tmp_path: Path):
