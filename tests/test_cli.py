@@ -210,6 +210,20 @@ def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
 # ---------------------------------------------------------------- signals
 
 
+def long_run(shared: Path, work: Path) -> Path:
+    """The file of a run that takes a while."""
+    values = tiny.settings(shared, work, train={"max_steps": LONG}, checkpoint={"every": LONG, "prove": "never"})
+    return tiny.write_run(work, values)
+
+
+@pytest.fixture(scope="module")
+def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the long run, which nobody stopped."""
+    work = tmp_path_factory.mktemp("whole")
+    assert tiny.command("train", long_run(shared, work)).code == 0
+    return work / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "number"),
@@ -223,11 +237,9 @@ def test_launch_of_one_process_needs_no_launcher(alone: Path, tmp_path: Path):
     ids=["train", "launch", "launch by SIGUSR1", "train by SIGHUP", "launch by SIGHUP"],
 )
 def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
-    shared: Path, tmp_path: Path, arguments: list[str], number: signal.Signals
+    shared: Path, tmp_path: Path, whole: Path, arguments: list[str], number: signal.Signals
 ):
-    values = tiny.settings(shared, tmp_path, train={"max_steps": LONG}, checkpoint={"every": LONG, "prove": "never"})
-    file = tiny.write_run(tmp_path, values)
-    folder, whole = tmp_path / "run", tmp_path / "whole"
+    file, folder = long_run(shared, tmp_path), tmp_path / "run"
     command, *options = arguments
     words = [str(tiny.BIN / "ftscale"), command, str(file), *options]
     with open(tmp_path / "log", "w") as log:
@@ -247,7 +259,6 @@ def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{stopped:08d}"]
     assert not (folder / "model").exists()
     assert tiny.command("train", file, "--resume").code == 0
-    assert tiny.command("train", file, f"run_folder={whole}").code == 0
     assert [line["step"] for line in tiny.steps(folder)] == list(range(1, LONG + 1))
     assert losses(folder) == pytest.approx(losses(whole), rel=1e-4)
     resumed, uninterrupted = (json.loads((path / "result.json").read_text()) for path in (folder, whole))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import needs
 import pytest
 import torch
 from plan.worlds import config_of, llama, run_of
@@ -50,8 +51,8 @@ def small(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     "sections",
     [
         {},
-        {"train": {"precision": "bf16", "activation_checkpointing": True}},
-        {"adapter": LORA},
+        needs.in_campaign({"train": {"precision": "bf16", "activation_checkpointing": True}}),
+        needs.in_campaign({"adapter": LORA}),
         {"adapter": LORA, "train": {"precision": "bf16", "activation_checkpointing": True}},
     ],
     ids=["full", "checkpointing", "lora", "lora-checkpointing"],

@@ -80,9 +80,10 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
     }
     stream = full | {"data": full["data"] | {"streaming": True, "shuffle_buffer": 24}}
     quantised = full | {"optimizer": {"name": "adamw_8bit", "lr": 0.002}}
+    quantised["train"] = training["train"] | {"max_steps": EVERY + 1}
     return {
         "ddp": Chain(full, ["single", "ddp", "ddp", "ddp"]),
-        "stream": Chain(stream, ["single", "ddp", "ddp", "ddp"]),
+        "stream": Chain(stream, ["single", "ddp", "ddp", "ddp"] if needs.ALL else ["single", "ddp"]),
         **{strategy: Chain(full, [strategy] * 4) for strategy in STAGES},
         "stages": Chain(full, ["zero3", "zero1", "zero3", "zero2"]),
         "offload": Chain(full, ["zero2_offload", "zero3_offload"]),
@@ -98,9 +99,7 @@ def chains_of(shared: Path, work: Path) -> dict[str, Chain]:
 
 EXACT = [
     *((chain, world) for chain in ("ddp", *STAGES, "stages") for world in WORLDS[1:]),
-    ("stream", 2),
-    ("stream", 4),
-    ("stream", 3),
+    *(("stream", world) for world in (WORLDS[1:] if needs.ALL else (2,))),
     ("offload", 2),
     ("lora", 2),
     ("lora", 4),
