@@ -5,7 +5,8 @@
 A Llama of one layer learns film reviews, over prepared and over streamed rows, with a checkpoint each hundredth of the
 steps, two of them kept, and an evaluation each fiftieth. From outside, the process is looked at about 250 times:
 
-- `resident_mb`, `open_files`, `threads`: as the kernel counts them;
+- `resident_mb`, `open_files`, `threads`: as the kernel counts them; of memory what is the process's own (RssAnon), since
+  pages of libraries come and go with the machine's other work;
 - `written_bytes_per_step`: what all its writes came to since the look before, checkpoints included;
 - `checkpoint_bytes`: of every checkpoint that was seen;
 - `step_ms`: processor time since the look before, by the steps done meanwhile (wall time tells of the neighbours too).
@@ -87,7 +88,7 @@ class Looks:
         times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:15]
         self.steps.append(step)
         self.seconds.append(sum(map(int, times)) / os.sysconf("SC_CLK_TCK"))
-        self.resident_mb.append(int(values["VmRSS"].split()[0]) / 1024)
+        self.resident_mb.append(int(values["RssAnon"].split()[0]) / 1024)
         self.threads.append(int(values["Threads"]))
         self.open_files.append(files)
         self.written_bytes.append(int(counters["wchar"]))

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import costs
 import forks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -523,7 +524,8 @@ def outcomes(checkout: Path, tests: list[str]) -> dict[str, str]:
     """How the tests end in a process that has not imported ftscale; see outcomes.py."""
     results = checkout.parent / "results.json"
     results.unlink(missing_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name != forks.FOLDER}  # not this server's ranks
+    others = (forks.FOLDER, costs.RESULTS)  # this process's server of forks, and the campaign's results
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     program = Path(__file__).with_name("outcomes.py").read_text()
     done = forks.fresh_python(program, str(checkout), str(results), *tests, environment=environment)
     found = json.loads(results.read_text()) if results.is_file() else {}

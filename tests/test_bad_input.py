@@ -430,13 +430,15 @@ def test_a_folder_that_holds_a_run_is_not_written_over(done: Path):
         assert tiny.contents(done.parent / "run") == before
 
     refused(says=("already holds a run", "--resume", "--overwrite"))
-    refused("--resume", "optimizer.lr=1e-4", says=("cannot resume", "optimizer.lr: 0.001 -> 0.0001; set it back"))
+    refused("--resume", "optimizer.eps=1e-4", says=("cannot resume", "optimizer.eps: null -> 0.0001; set it back"))
     refused(
         "--resume",
         "adapter.method=lora",
         "data.train.limit=8",
         says=('adapter.method: "none" -> "lora"', "data.train.0.limit: 0 -> 8"),
     )
+    run_folder = str(done.parent / "run")
+    refused(f"model.name={run_folder}", says=(f"run_folder = {run_folder} is the folder of model.name too",))
     refused("--resume", "model.name=other", says=("model.name: ", '-> "other"'))
     refused("--overwrite", "optimizer.name=adamv", says=("did you mean 'adam",))
     refused(  # found when the model is built

@@ -110,6 +110,11 @@ def check_run_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
     folder = Path(config.run_folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run_folder = {folder} is a file; name a folder.")
+    if folder.is_dir() and Path(config.model.name).expanduser().resolve() == folder.resolve():
+        raise UserError(
+            f"run_folder = {folder} is the folder of model.name too, whose files a run would mix with its own; name "
+            "another folder for the run."
+        )
     places = (*(folder / name for name in (*WRITTEN, "slurm")), *stage_folders(folder))
     if strange := [place for place in places if _is_strange_link(place)]:
         raise UserError(

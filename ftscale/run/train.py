@@ -198,7 +198,12 @@ def _train(
     if own is not None and goes_on(own, config, num_steps=num_steps_of(inputs)):
         own = None
     if (finished := distributed.gather_objects(own)[0]) is not None:
-        log.info("%s is finished (%s, %s); nothing to do", folder, finished.status, counted(finished.steps, "step"))
+        log.info(
+            "%s is finished (%s, %s); nothing to do. More train.epochs or train.max_steps would have it go on",
+            folder,
+            finished.status,
+            counted(finished.steps, "step"),
+        )
         return finished
     check_agreement(derived(inputs), distributed.gather_objects)
     loop = build_loop(inputs, distributed, stop_request, started=started)

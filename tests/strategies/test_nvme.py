@@ -104,7 +104,7 @@ def _need_libaio() -> None:
 
 def _wide_llama(shared: Path, work: Path) -> Path:
     """A Llama whose shares of two ranks are past the 1 MiB under which DeepSpeed leaves states in memory."""
-    model = work / "wide"
+    model = work / "wide-llama"
     shutil.copytree(shared / "weights/stories260K", model, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     config = json.loads((model / "config.json").read_text())
     config |= {"hidden_size": 512, "head_dim": 64, "intermediate_size": 1024, "num_hidden_layers": 2}
