@@ -192,8 +192,8 @@ def test_the_names_of_columns_that_hold_1_are_the_classes(tmp_path, read):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (["rude", "lod"], "columns.label = ['rude', 'lod']: 'lod' is not a column of "),
-        (["rude", "lod"], "did you mean 'loud'?"),
+        (["rude", "louds"], "columns.label = ['rude', 'louds']: 'louds' is not a column of "),
+        (["rude", "louds"], "did you mean 'loud'?"),
         (
             ["rude", "text"],
             "a.csv:2: text = 'a' must be 0 or 1, since data.train[0].columns.label is a list of columns of",

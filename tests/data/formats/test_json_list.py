@@ -61,8 +61,8 @@ def test_rows_say_where_the_list_is_and_lists_have_numbered_columns(tmp_path, re
     ("settings", "words"),
     [
         (
-            {"rows": "trian"},
-            "data.train[0].rows = 'trian': PATH has no 'trian' but 'train', 'more'; did you mean 'train'?",
+            {"rows": "trains"},
+            "data.train[0].rows = 'trains': PATH has no 'trains' but 'train', 'more'; did you mean 'train'?",
         ),
         ({"rows": "more.vla"}, "PATH has at more no 'vla' but 'val'; did you mean 'more.val'?"),
         ({"rows": "more"}, "in PATH, where it is of type dict; set it to one of 'train', 'more.val'."),

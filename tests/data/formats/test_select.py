@@ -111,8 +111,8 @@ def test_columns_that_the_task_or_another_setting_reads_are_no_problem():
     ("settings", "says"),
     [
         (
-            {"set": {"lable": "x"}},
-            "x.set.lable is no column of the task, which reads text, label; did you mean label?",
+            {"set": {"labels": "x"}},
+            "x.set.labels is no column of the task, which reads text, label; did you mean label?",
         ),
         (
             {"set": {"label": "x"}, "columns": {"label": "y"}},
