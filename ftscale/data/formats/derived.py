@@ -120,6 +120,7 @@ class _Cell:
     """A column of a file, or what stands at a path inside each of its values."""
 
     column: int
+    name: str
     path: str
     """Inside the column's values; "" = the whole value."""
     setting: str
@@ -130,7 +131,7 @@ class _Cell:
     def read(self, value: Any, where: str) -> Any:
         """Return what stands there, None where it is missing. Raises UserError, with the row's place."""
         try:
-            found = value_at(value, self.path) if self.path else value
+            found = value_at(value, self.path, inside=self.name) if self.path else value
         except LookupError as error:
             if self.may_lack:
                 return None
@@ -152,7 +153,7 @@ def _cell(file: DataFile, available: Columns, name: str, *, setting: str, where:
         if column is not None:
             is_lenient = may_lack or not LEFT_OUT.isdisjoint(file.source.drop)
             written = f"{setting} = {name!r}"
-            return _Cell(column, ".".join(parts[number:]), written, file.source.missing_values, is_lenient)
+            return _Cell(column, str(key), ".".join(parts[number:]), written, file.source.missing_values, is_lenient)
     return None
 
 

@@ -101,6 +101,6 @@ def _parse(file: DataFile) -> Any:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         raise not_decodable(file, error, line=content.count(b"\n", 0, start) + 1) from error
     except (ValueError, RecursionError) as error:
-        fix = f"mend it, or set {file.setting}.format: jsonl if it has one object a line."
+        fix = "mend it; several objects stand in one list, or one on each line."
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 0
         raise file.error(f"is not one JSON value ({not_json(error)}); {fix}", line=line) from error

@@ -16,14 +16,16 @@ MOST_DEPTH = 4
 """Levels of a document at which lists are looked for."""
 
 
-def value_at(value: Any, path: str) -> Any:
+def value_at(value: Any, path: str, *, inside: str = "") -> Any:
     """Return what stands at a dotted path: keys of objects, and numbers from 0 (or from the end, -1) in lists.
 
-    A key that holds dots itself goes before its parts. None where something on the way is missing. Raises LookupError
-    for a key or an item that is not there; its arguments are a text that goes on from the value's name, and the fix.
+    A key that holds dots itself goes before its parts. None where something on the way is missing. `inside`: the path
+    of the value itself, for messages. Raises LookupError for a key or an item that is not there; its arguments are a
+    text that goes on from the file's or the row's name, and the fix.
     """
-    parts = path.split(".")
+    parts, before = path.split("."), [inside] if inside else []
     for number, part in enumerate(parts):
+        at = [*before, *parts[:number]]
         rest = ".".join(parts[number:])
         if is_missing(value):
             return None
@@ -31,13 +33,13 @@ def value_at(value: Any, path: str) -> Any:
             if rest in value:
                 return value[rest]
             if part not in value:
-                raise _no_key(value, part, at=parts[:number])
+                raise _no_key(value, part, at=at)
             value = value[part]
         elif isinstance(value, (list, tuple)):
-            value = _item(value, part, at=parts[:number])
+            value = _item(value, part, at=at)
         else:
             kind = type(value).__name__
-            raise LookupError(f"has {_inside(parts[:number])}a value of type {kind}, in which is no {part!r}", FIX)
+            raise LookupError(f"has {_inside(at)}a value of type {kind}, in which is no {part!r}", FIX)
     return value
 
 

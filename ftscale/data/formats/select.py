@@ -149,7 +149,9 @@ def _source_of(
 
 def _no_mapped_column(file: DataFile, available: Columns, role: str, where: str) -> UserError:
     key = file.source.columns[role]
-    nearest = nearest_column(available, str(key)) or nearest_column(available, str(key).partition(".")[0])
+    nearest, (first, dot, rest) = nearest_column(available, str(key)), str(key).partition(".")
+    if dot and "." not in (nearest or "") and (outer := nearest_column(available, first)):  # the key is a path
+        nearest = f"{outer}.{rest}"
     fix = f"did you mean {nearest!r}?" if nearest else "set it to one of these."
     return UserError(
         f"{file.setting}.columns.{role} = {key!r} is not a column of {where}, which has {shown_columns(available)}; "

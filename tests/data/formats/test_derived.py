@@ -117,7 +117,10 @@ def test_a_column_of_the_exact_name_goes_before_a_path(tmp_path, read):
 def test_a_key_that_is_not_in_an_object_is_refused_with_its_line_or_left_out(tmp_path, read, refused):
     path = _lines(tmp_path / "a.jsonl", [TRANSLATIONS[0], {"translation": {"en": "two", "de": "zwei"}}])
     message = refused(path, PAIR, columns=BY_PATH)
-    assert f"{path}:2: data.train[0].columns.target = 'translation.fr': the row has no 'fr' but 'en', 'de'" in message
+    assert (
+        f"{path}:2: data.train[0].columns.target = 'translation.fr': the row has at translation no 'fr' but 'en'"
+        in message
+    )
     assert "set drop: [missing]" in message
     assert read(path, PAIR, columns=BY_PATH, drop=["missing"])[1]["target"] is None
     assert read(path, PAIR, columns=BY_PATH, absent={"target"})[1]["target"] is None  # as of rows to predict on
@@ -126,7 +129,11 @@ def test_a_key_that_is_not_in_an_object_is_refused_with_its_line_or_left_out(tmp
 def test_a_path_from_a_column_that_is_not_there_is_refused_with_the_nearest(tmp_path, refused):
     message = refused(_lines(tmp_path / "a.jsonl", TRANSLATIONS), PAIR, columns={**BY_PATH, "source": "translaton.en"})
     assert "columns.source = 'translaton.en' is not a column of" in message
-    assert "did you mean 'translation'?" in message
+    assert "did you mean 'translation.en'?" in message
+    message = refused(
+        _lines(tmp_path / "a.jsonl", TRANSLATIONS), PAIR, columns={**BY_PATH, "target": "translation.frr"}
+    )
+    assert "or did you mean 'translation.fr'?" in message
 
 
 # ---------------------------------------------------------------- templates

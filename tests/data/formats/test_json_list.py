@@ -31,7 +31,10 @@ def test_a_list_of_objects_is_read_alone_or_under_data(tmp_path, read, content):
         ('[\n{"text": 1},\n{"text" 2}]', ":3 is not one JSON value"),
         ('{"text": "a"}\n', "set data.train[0].format: jsonl"),
         ('{"text": "a", "label": 1}\n{"text" "b"}\n', ":2 is not JSON"),
-        ('{"text": "a",\n"label": 1}\n{"text": "b"}', "set data.train[0].format: jsonl"),
+        (
+            '{"text": "a",\n"label": 1}\n{"text": "b"}',
+            ":3 is not one JSON value (Extra data at character 1); mend it; several objects",
+        ),
         ('[{"text": "a", "label": 1}, "b"]', "row 2 is of type str, must be an object"),
         ("[]", "has no rows"),
         ("", "has no rows"),
