@@ -431,6 +431,47 @@ MUTANTS = (
         ("tests/config/test_yaml_text.py::test_aliases_that_stand_for_millions_of_values_are_refused_at_once[lists]",),
     ),
     Mutant(
+        "prepared rows of a renamed folder are taken for those of the old one",
+        "ftscale/data/sources.py",
+        "if source.set:",
+        "if not source.path:",
+        (
+            "tests/data/formats/test_derived.py::"
+            "test_a_renamed_folder_changes_the_fingerprint_where_its_name_is_in_the_rows",
+        ),
+    ),
+    Mutant(
+        "a pattern matches a part of a line",
+        "ftscale/data/formats/text.py",
+        "pattern.fullmatch(",
+        "pattern.search(",
+        ("tests/data/formats/test_text.py::test_the_named_groups_of_a_pattern_are_columns",),
+    ),
+    Mutant(
+        "a pattern without a limit of time",
+        "ftscale/data/formats/text.py",
+        "timeout=MATCH_LIMIT_S",
+        "timeout=30",
+        ("tests/data/formats/test_text.py::test_a_pattern_that_tries_too_many_ways_is_stopped",),
+    ),
+    Mutant(
+        "the label of one file is taken over for another",
+        "ftscale/run/new_source.py",
+        "if role not in own_labels or",
+        "if role in own_labels or",
+        (
+            "tests/run/test_new_source.py::"
+            "test_the_label_of_one_file_is_not_that_of_another_but_inputs_and_names_of_files_are",
+        ),
+    ),
+    Mutant(
+        "a column of 0 and 1 holds anything",
+        "ftscale/data/formats/derived.py",
+        "if written and written not in BITS:",
+        "if written and role not in setting:",
+        ("tests/data/formats/test_derived.py::test_columns_that_hold_something_else_are_refused_with_the_line",),
+    ),
+    Mutant(
         "compressed files without limit",
         "ftscale/data/formats/base.py",
         "self._given > self._most",

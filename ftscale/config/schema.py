@@ -127,8 +127,19 @@ class SourceConfig(Section):
     """The split of a hub data set, or of a folder whose names tell its splits as those on the hub do
     (data/train-00000-of-00001.parquet, train/, test.csv); all = every file of the folder; null = train on the hub, and
     every file of a folder that holds no more than one."""
-    columns: dict[str, str | int] = {}
-    """What the task calls a column: the file's name of it, or its number from 0 where there is no header."""
+    columns: dict[str, str | int | tuple[str, ...]] = {}
+    """What the task calls a column: the file's name of it, or its number from 0 where there is no header; a path into
+    objects (translation.en); a text with names in braces ("{Body} {Question}"); or a list of columns of 0 and 1, whose
+    names are the classes."""
+    set: dict[str, str | int | float] = {}
+    """What the task calls a column, with the one value that it has in all rows, e.g. {label: pos}; {folder} and {file}
+    in it are the names of the file's folder and of the file without its suffix."""
+    rows: str | None = None
+    """Where the list of rows is in a JSON document, e.g. train, or result.items; null = the document itself, or its
+    data."""
+    pattern: str | None = None
+    """A regular expression that matches each line of a text file, whose named groups are the columns, e.g.
+    "(?P<label>\\S+) (?P<text>.+)"; null = a line is a text."""
     header: bool = True
     """The first line of a CSV or TSV file names the columns."""
     separator: str | None = None
@@ -145,9 +156,10 @@ class SourceConfig(Section):
     missing_values: tuple[str, ...] = ()
     """Texts that stand for a missing value in these files, e.g. [NaN, "N/A"]; null, NaN and an empty class
     always do."""
-    drop: tuple[Literal["missing", "blank"], ...] = ()
-    """Rows that are left out and counted: missing = without a value that the task needs (refused otherwise), blank =
-    with a text of white space alone (kept with a warning otherwise)."""
+    drop: tuple[Literal["missing", "unlabelled", "blank", "unreadable"], ...] = ()
+    """Rows that are left out and counted: missing = without a value that the task needs, unlabelled = without a label,
+    unreadable = with an image that cannot be read (all three are refused otherwise), blank = with a text of white space
+    alone (kept with a warning otherwise)."""
 
 
 def _as_sources(value: Any) -> Any:

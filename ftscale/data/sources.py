@@ -20,9 +20,10 @@ from ftscale.base.startup import begin_work
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import load_format
 from ftscale.data.formats.base import DataFile, Place, is_url
+from ftscale.data.formats.derived import LEFT_OUT, Derived, constants
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
-from ftscale.data.formats.select import select
+from ftscale.data.formats.select import Selection, select
 from ftscale.data.missing import with_none
 from ftscale.data.values import MOST_TEXT, check_characters, without_made_nulls
 
@@ -47,7 +48,7 @@ Row = dict[str, Any]
 TYPED_FORMATS = ("parquet", "hub")
 """Formats in which every object of a column has the keys of all."""
 READING_SETTINGS = (
-    *("columns", "header", "separator", "comment", "encoding", "limit", "name", "split"),
+    *("columns", "set", "rows", "pattern", "header", "separator", "comment", "encoding", "limit", "name", "split"),
     *("missing_values", "drop"),
 )
 STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
@@ -90,8 +91,8 @@ def open_stream(
 ) -> Iterator[tuple[Row, Position]]:
     """Rows after a position (None = from the start), each with the position after it.
 
-    roles: the task's alternatives of column names; the first that is there whole is given, and every column that
-    `source.columns` maps. absent: roles that may be lacking, as labels are of rows to predict on.
+    roles: the task's alternatives of column names; the first that is there whole is given, and everything that
+    `source.columns` and `source.set` name. absent: roles that may be lacking, as labels are of rows to predict on.
     keep_columns: every column of the row stands under `_columns` too, as pairs of the file's own name and the value
     as it came; a column without a name is called by what it is to the task, or else by its number.
     An `image` that is a relative path is given relative to the folder of its file.
@@ -142,6 +143,8 @@ def source_fingerprint(
     files = discover(source, setting=setting)
     settings = source.model_dump(mode="json", include=set(READING_SETTINGS))
     digest = xxhash.xxh3_128(json.dumps([files[0].format, settings], sort_keys=True).encode())
+    if source.set:  # names of folders and files are in the rows then
+        digest.update(json.dumps([constants(file) for file in files], sort_keys=True).encode())
     if files[0].format in ("image_folder", "hub") or "image" in source.columns:
         path = source.path if files[0].format == "hub" else os.path.abspath(source.path)
         digest.update(path.encode())
@@ -245,7 +248,7 @@ def _file_rows(
     if columns is None:
         rows = _object_rows(file, place, choose, keep_columns=keep_columns)
     else:
-        rows = _table_rows(file, place, *choose(columns), kept=columns if keep_columns else ())
+        rows = _table_rows(file, place, choose(columns), kept=columns if keep_columns else ())
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
     is_remote, is_typed = is_url(file.path), file.format in TYPED_FORMATS
@@ -281,54 +284,75 @@ def _say_empty(path: str) -> None:
 
 
 def _table_rows(
-    file: DataFile,
-    place: Place | None,
-    names: tuple[str, ...],
-    wanted: tuple[int, ...],
-    *,
-    kept: tuple[str | int, ...],
+    file: DataFile, place: Place | None, chosen: Selection, *, kept: tuple[str | int, ...]
 ) -> Iterator[tuple[Row, Place]]:
-    read = (*wanted, *range(len(kept)))
-    roles = dict(zip(wanted, names, strict=True))  # what to call a column that has no name
-    called = [name if isinstance(name, str) else roles.get(name, str(name)) for name in kept]
-    for values, where, here in load_format(file.format).records(file, place=place, wanted=read):
-        row = dict(zip(names, values, strict=False))
+    read = list(chosen.columns)
+    cells_of: list[tuple[Derived, slice]] = []
+    for item in chosen.derived:
+        cells_of.append((item, slice(len(read), len(read) + len(item.columns))))
+        read += item.columns
+    width = len(read)
+    called = _called(kept, chosen)
+    for values, where, here in load_format(file.format).records(file, place=place, wanted=(*read, *range(len(kept)))):
+        row = dict(zip(chosen.roles, values, strict=False))
         row["_where"] = where
+        for item, cells in cells_of:
+            row[item.role] = item.make(values[cells], where)
         if kept:
-            row["_columns"] = list(zip(called, values[len(wanted) :], strict=True))
+            row["_columns"] = list(zip(called, values[width:], strict=True))
         yield row, here
 
 
 def _object_rows(
-    file: DataFile, place: Place | None, choose: partial, *, keep_columns: bool
+    file: DataFile, place: Place | None, choose: partial[Selection], *, keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
-    keys_of: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # each set of keys is looked at once
+    chosen_of: dict[tuple[str | int, ...], tuple[Selection, bool]] = {}  # each set of keys is looked at once
     records = load_format(file.format).records
+    may_lack = not LEFT_OUT.isdisjoint(file.source.drop)
     usual: tuple[str, ...] = ()  # the roles of the file's first row
-    if place is not None and "missing" in file.source.drop:
+    if place is not None and may_lack:
         first, where, _ = next(records(file, place=None, wanted=()))
-        usual, _ = choose(tuple(first), where=where)
+        usual = choose(tuple(first), where=where).all_roles
     for value, where, here in records(file, place=place, wanted=()):
         available = tuple(value)
-        keys = keys_of.get(available)
-        if keys is None:
-            if len(keys_of) == 256:
-                keys_of.clear()
-            try:
-                names, wanted = choose(available, where=where)
-            except UserError:
-                if not (usual and "missing" in file.source.drop):
-                    raise
-                names, wanted = (), ()  # a key that is not there is a missing value, to be left out
-            keys = keys_of[available] = [(name, available[column]) for name, column in zip(names, wanted, strict=True)]
-            usual = usual or names
-        row = {name: value[key] for name, key in keys}
-        if "missing" in file.source.drop and row.keys() < set(usual):
+        if available not in chosen_of:
+            if len(chosen_of) == 256:
+                chosen_of.clear()
+            chosen_of[available] = _chosen(available, where, choose, usual if may_lack else ())
+        chosen, is_whole = chosen_of[available]
+        usual = usual or chosen.all_roles
+        row = {role: value[available[column]] for role, column in zip(chosen.roles, chosen.columns, strict=True)}
+        for item in chosen.derived:
+            row[item.role] = item.make([value[available[column]] for column in item.columns], where)
+        if not is_whole or ("missing" in file.source.drop and row.keys() < set(usual)):
             row = {**dict.fromkeys(usual), **row}
         row["_where"] = where
         if keep_columns:
-            row["_columns"] = list(value.items())
+            row["_columns"] = list(zip(_called(available, chosen), value.values(), strict=True))
         yield row, here
+
+
+def _chosen(
+    available: tuple[str | int, ...], where: str, choose: partial[Selection], usual: tuple[str, ...]
+) -> tuple[Selection, bool]:
+    """The columns of an object, and whether it has all that it should.
+
+    `usual`: roles of a row that is left out where the object lacks one; none = it is refused.
+    """
+    try:
+        return choose(available, where=where), True
+    except UserError:
+        if not usual:
+            raise
+        return choose(available, where=where, roles=(usual,), absent=usual), False
+
+
+def _called(columns: tuple[str | int, ...], chosen: Selection) -> list[str]:
+    """The names of columns; one without is called by what it is to the task, or else by its number."""
+    roles: dict[str | int, str] = (
+        {columns[column]: role for role, column in zip(*chosen[:2], strict=True)} if columns else {}
+    )
+    return [column if isinstance(column, str) else roles.get(column, str(column)) for column in columns]
 
 
 def _folder(file: DataFile) -> str:

@@ -10,6 +10,8 @@ from ftscale.base.errors import UserError
 from ftscale.base.logs import log
 
 SHOWN_CHARACTERS = 40
+BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "0.": 0, "1.": 1}
+"""How a class that is absent or present is written in a column, or a vector, of 0 and 1, in lower case."""
 MOST_TEXT = 10_000_000
 """Characters of one value of a row, a whole chat too: `War and Peace` three times."""
 
@@ -72,6 +74,12 @@ def _without_nulls(value: Any, found: list[str], *, depth: int) -> Any:
         found += [key for key, inner in value.items() if inner is None]
     kept = {key: inner for key, inner in value.items() if inner is not None}
     return {key: _without_nulls(inner, found, depth=depth + 1) for key, inner in kept.items()}
+
+
+def short(value: Any) -> str:
+    """Return a value as Python writes it, cut to the length of a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -21,12 +21,16 @@ whatever a name ends in: of EPS, Pillow starts a PostScript interpreter."""
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
+class UnreadableImage(UserError):
+    """An image that is damaged, of another format or not there; a source may leave its row out."""
+
+
 @contextmanager
 def opened_image(path: str, data: bytes, *, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """The image of a path, or else of its encoded bytes, not decoded yet; `name`: what errors call it.
 
-    Raises UserError, inside the `with` too: no image of these formats, more pixels, a file that is none (a pipe, a
-    device).
+    Raises UserError, inside the `with` too, for more pixels, and UnreadableImage for what is no image of these formats
+    and for a file that is none (a pipe, a device).
     """
     try:
         with _at_most(max_pixels):
@@ -40,12 +44,12 @@ def opened_image(path: str, data: bytes, *, name: str, max_pixels: int) -> Itera
             "the most; make it smaller, or raise task.max_pixels."
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(
+        raise UnreadableImage(
             f"{name}: not a readable image ({error}); save it as one of {', '.join(FORMATS)}, or mend or remove the "
             "file."
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{name}: not a readable image ({error}); mend or remove the file.") from error
+        raise UnreadableImage(f"{name}: not a readable image ({error}); mend or remove the file.") from error
 
 
 @contextmanager

@@ -331,7 +331,7 @@ def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list
     def first_row(part: str, index: int) -> None:
         source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
         also = [data.stratify] if data.stratify else []
-        problems = role_problems(source.columns, roles=roles, setting=setting, also=also)
+        problems = role_problems(source, roles=roles, setting=setting, also=also)
         if part != "train" and source.weight != 1:
             problems.append(
                 f"{setting}.weight = {source.weight:g} is not used: each row is scored once; leave it out, or set "

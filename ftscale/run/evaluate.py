@@ -61,7 +61,7 @@ def _check_columns(config: Config) -> None:
     problems = [
         problem
         for number, source in enumerate(config.data.eval)
-        for problem in role_problems(source.columns, roles=config.task.roles, setting=f"data.eval[{number}]", also=also)
+        for problem in role_problems(source, roles=config.task.roles, setting=f"data.eval[{number}]", also=also)
     ]
     if problems:
         raise UserError(*problems)

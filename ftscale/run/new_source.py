@@ -7,12 +7,13 @@ from pathlib import Path
 from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.schema import SourceConfig
+from ftscale.data.formats.template import is_template
 from ftscale.data.sources import detect_format
 
 NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
 
-OF_HUB_AND_FOLDERS = ("name", "split")
+OF_ONE_SOURCE = ("name", "split", "rows")
 """Settings of a source that say which part of it is read, and so mean nothing for another one."""
 
 
@@ -23,15 +24,26 @@ def source_like(
     given = SourceConfig(path=path, format=form)
     own_roles = {role for alternative in config.task.columns for role in alternative}
     columns = {role: name for role, name in like.columns.items() if role in own_roles}
+    fixed = _fixed(like, config)
     named_alike = form == "auto" and Path(path).is_file() and _suffix(path) == _suffix(like.path)
     kind, like_kind = kind_of(given, setting=setting), _trained_kind(like)
     if named_alike or kind == like_kind:  # by name alone, since a table may be called .txt
-        settings = {**like.model_dump(exclude_unset=True), "path": path, "limit": 0, "columns": columns}
-        return SourceConfig(**{name: value for name, value in settings.items() if name not in OF_HUB_AND_FOLDERS})
+        settings = {**like.model_dump(exclude_unset=True), "path": path, "limit": 0, "columns": columns, "set": fixed}
+        return SourceConfig(**{name: value for name, value in settings.items() if name not in OF_ONE_SOURCE})
     if kind in NAMED_COLUMNS and like_kind in NAMED_COLUMNS:
-        columns = {role: name for role, name in columns.items() if isinstance(name, str)}
-        return SourceConfig(path=path, columns=columns, missing_values=like.missing_values)
-    return SourceConfig(path=path)
+        columns = {role: name for role, name in columns.items() if not isinstance(name, int)}
+        return SourceConfig(path=path, columns=columns, set=fixed, missing_values=like.missing_values)
+    return SourceConfig(path=path, set=fixed)
+
+
+def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:
+    """What `set` says of any file: inputs, and labels that are names of files; one file's label is not another's."""
+    own_labels = config.task.label_columns
+    return {
+        role: value
+        for role, value in like.set.items()
+        if role not in own_labels or (isinstance(value, str) and is_template(value))
+    }
 
 
 def _trained_kind(source: SourceConfig) -> str | None:

@@ -177,7 +177,7 @@ def _input_source(path: str, config: Config, *, reading: Sequence[str]) -> Sourc
     if kind_of(given) == "text" and "columns" not in base and role is not None:
         base["columns"] = {role: "text"}
     source = _parse_reading(base, reading)
-    if problems := role_problems(source.columns, roles=config.task.roles, setting="input"):
+    if problems := role_problems(source, roles=config.task.roles, setting="input"):
         raise UserError(*problems)
     return source
 
@@ -208,7 +208,7 @@ def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator
 
 def _added(task: Task, source: SourceConfig, *, every: bool) -> list[str]:
     """The names of the columns that come after a row's own."""
-    drops = bool(source.drop) or getattr(task.settings, "too_long", "") == "drop"
+    drops = not {"unlabelled"}.issuperset(source.drop) or getattr(task.settings, "too_long", "") == "drop"
     return [*task.answer_names(every=every), *(["note"] if drops else [])]
 
 

@@ -22,7 +22,7 @@ from ftscale.modalities.augment import Augment
 from ftscale.modalities.collate import Layout
 from ftscale.modalities.image import Images
 from ftscale.modalities.image_depth import NEARLY_ONE, largest_value, to_rgb, value_range
-from ftscale.modalities.image_files import opened_image
+from ftscale.modalities.image_files import UnreadableImage, opened_image
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
@@ -167,10 +167,15 @@ class ImageClassification(Task):
 
     def _sample(self, row: Row, labelled: bool) -> Sample:
         path, data = _location(row)
-        with opened_image(path, data, name=path or where(row), max_pixels=self.settings.max_pixels) as found:
-            largest_value(found)
-            found.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
-            found.load()
+        try:
+            with opened_image(path, data, name=path or where(row), max_pixels=self.settings.max_pixels) as found:
+                largest_value(found)
+                found.draft("RGB", (1, 1))  # of a JPEG: all of the file is read, an eighth of the work is done
+                found.load()
+        except UnreadableImage:
+            if "unreadable" not in row.get("_drop", ()):
+                raise
+            return Sample(cost=0, drop="unreadable")
         label = None
         if labelled:
             label = class_id(row, "label", class_name(row, "label"), labels=self.labels, ids=self.ids)

@@ -11,12 +11,10 @@ import torch
 from ftscale.base.errors import UserError, unknown_name
 from ftscale.config.tasks.base import ClassNames
 from ftscale.data.missing import is_missing
+from ftscale.data.values import BITS
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import mend, where
 from ftscale.tasks.written_lists import is_cut_list, parse_list
-
-BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "0.": 0, "1.": 1}
-"""How a class that is absent or present is written in a vector of 0 and 1, in lower case."""
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:

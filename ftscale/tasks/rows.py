@@ -112,8 +112,14 @@ def _prepare(task: Task, rows: Sequence[Row], *, labelled: bool) -> list[Sample]
 
 
 def left_out(settings: TaskSettings, row: Row, *, labelled: bool = True) -> str:
-    """Why a row is left out by its source: missing or blank; "" where it is used."""
+    """Why a row is left out by its source: unlabelled, missing or blank; "" where it is used."""
     drop = row.get("_drop", ())
+    if "unlabelled" in drop and any(
+        _lacks(settings, row, role)
+        for role in _needed(settings, row, labelled=labelled)
+        if role in settings.label_columns
+    ):
+        return "unlabelled"
     if "missing" in drop and any(_lacks(settings, row, role) for role in _needed(settings, row, labelled=labelled)):
         return "missing"
     return "blank" if "blank" in drop and is_blank(row) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ftscale.base.errors import UserError, counted
 from ftscale.config import Config
 from ftscale.config.tasks.token_classification import TokenClassificationSettings
 from ftscale.data.sample import Sample
+from ftscale.data.values import short
 from ftscale.metrics.sequence_tags import EntityScores
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
@@ -26,6 +28,7 @@ from ftscale.tasks.tag_schemes import OUTSIDE, complete_tags, recognise, to_iob2
 from ftscale.tasks.text_fit import text_problems
 from ftscale.tasks.written_lists import items_in, parse_list
 
+WHITE_SPACE = re.compile(r"[ \t\r\n]+")  # not str.split(): words may hold a no-break space
 LOST = -1  # place of a word that has no token: cut off, or made of nothing the tokenizer knows
 
 
@@ -63,7 +66,7 @@ class TokenClassification(Task):
 
     def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The tag scheme, and O, B- and I- of every type. Raises UserError for impossible tag sequences."""
-        tagged = [(where(row), self._tags(row)) for row in rows]
+        tagged = [(where(row), self._tags(row)) for row in map(_in_lists, rows)]
         scheme = recognise(tagged) if self.settings.scheme == "auto" else self.settings.scheme
         tags = {tag for place, sequence in tagged for tag in to_iob2(sequence, scheme=scheme, place=place)}
         return {"scheme": scheme, "labels": self.settings.labels or complete_tags(tags)}
@@ -82,6 +85,7 @@ class TokenClassification(Task):
                 "classification needs a model with a fast tokenizer (tokenizer.json)."
             )
         limit = length_limit(self.settings.max_length, self.processor)
+        rows = [_in_lists(row) for row in rows] if labelled else rows
         words = [words_of(row, "words") for row in rows]
         encoded = encode(self.processor, _spaced(words, self.processor), kind="words", limit=limit)
         return [self._sample(*parts, limit, labelled) for parts in zip(rows, words, encoded, strict=True)]
@@ -158,6 +162,7 @@ class TokenClassification(Task):
 
     def input_row(self, row: Row) -> Row:
         """Of plain text, words are what white space separates."""
+        row = _in_lists(row)
         words = row.get("words")
         return {**row, "words": parse_list(words) or words.split()} if isinstance(words, str) else row
 
@@ -166,6 +171,7 @@ class TokenClassification(Task):
 
     def show(self, row: Row, sample: Sample) -> Pieces:
         """Each word, and behind it its tag."""
+        row = _in_lists(row)
         tags = zip(items_in(row["words"]), items_in(row["tags"]), strict=True)
         return [piece for word, tag in tags for piece in ((f"{word} ", False), (f"{tag} ", True))]
 
@@ -221,7 +227,7 @@ class TokenClassification(Task):
             return words_of(row, "tags")
         if not self.numbered:
             raise UserError(
-                f"{where(row)}: tags = {_short(tags)} are numbers; name the tags in their order in task.labels, e.g. "
+                f"{where(row)}: tags = {short(tags)} are numbers; name the tags in their order in task.labels, e.g. "
                 "[O, B-PER, I-PER]."
             )
         unknown = next((tag for tag in tags if not _is_number(tag) or int(tag) not in self.numbered), None)
@@ -241,16 +247,25 @@ class TokenClassification(Task):
         return [[self.labels[number] for number in row] for row in rows]
 
 
+def _in_lists(row: Row) -> Row:
+    """A row whose words and tags are texts with blanks between them, with both as lists; any other row as it is."""
+    words, tags = row.get("words"), row.get("tags")
+    if not isinstance(words, str) or not isinstance(tags, str):
+        return row
+    if parse_list(tags) is not None or any(isinstance(item, str) for item in parse_list(words) or ()):
+        return row  # texts of lists
+    return {**row, "words": _split(words), "tags": _split(tags)}
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in WHITE_SPACE.split(text) if word]
+
+
 def _is_number(tag: Any) -> bool:
     """Whether a tag is a whole number, also as text."""
     if isinstance(tag, str):
         return tag.isdecimal()
     return not isinstance(tag, bool) and (isinstance(tag, int) or (isinstance(tag, float) and tag.is_integer()))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _spaced(rows: Sequence[list[str]], tokenizer: Any) -> list[list[str]]:

@@ -76,7 +76,17 @@ CASES = {
     "utf-16": _one("a.csv", CSV.encode("utf-16")),
     "utf-16 without a mark": _one("a.csv", CSV.encode("utf-16-be")),
     "parquet called csv": _one("a.csv", _parquet("text", "label")),
-    "lines of json called json": _one("a.json", LINES),
+    "a document of lists": _one("a.json", '{"train": [["a", "x"], ["b", "y"]], "val": [["c", "y"]]}'),
+    "a place of rows that is misspelt": _one(
+        "a.json", f'{{"train": [{LINES.strip().replace(chr(10), ",")}]}}', rows="trains"
+    ),
+    "rows of what is no document": _one("a.jsonl", LINES, rows="train"),
+    "a path that begins misspelt": _one(
+        "a.jsonl",
+        LINES.replace('"a"', '{"en": "a"}').replace('"b"', '{"en": "b"}'),
+        columns={"text": "txet.en"},
+    ),
+    "a pattern that is not used": _one("a.csv", CSV, pattern="(?P<text>.+)"),
     "a list called jsonl": _one("a.jsonl", f"[\n{LINES.strip().replace(chr(10), ',' + chr(10))}\n]"),
     "a path that is misspelt": Case({"train.csv": CSV}, "traim.csv"),
     "a folder that is misspelt": Case({"raw/train.csv": CSV}, "rawe/train.csv"),

@@ -169,6 +169,34 @@ def test_a_row_without_any_of_several_classes_is_a_row_of_none(shared, tmp_path)
     assert kept.labels[:] == [[0], [], [0, 1], []]
 
 
+def test_rows_without_a_label_are_left_out_and_counted_by_themselves(shared, tmp_path):
+    path = tmp_path / "sts.tsv"
+    path.write_text("".join(f"a {n}\tb {n}\t{score}\n" for n, score in enumerate(("1.5", "", "3.0", " ", "0.0"))))
+    task = {"name": "text_classification", "problem": "regression"}
+    source = {"header": False, "columns": {"text": 0, "text_pair": 1, "label": 2}}
+    with pytest.raises(UserError, match=r"sts\.tsv:2: label = '' must be a number; mend the row, set drop"):
+        prepare_inputs(_config(shared, tmp_path, task, str(path), **source))
+    for drop in (["unlabelled"], ["missing", "unlabelled"]):
+        kept = prepare_inputs(_config(shared, tmp_path, task, str(path), **source, drop=drop)).train
+        assert ([float(label) for label in kept.labels], kept.reports[0].dropped) == (
+            [1.5, 3.0, 0.0],
+            {"unlabelled": 2},
+        )
+
+
+def test_a_label_that_is_no_key_is_missing_and_a_text_that_is_none_is_refused(shared, tmp_path):
+    rows = [{"text": "a", "label": "xy"[number % 2]} for number in range(6)]
+    del rows[2]["label"]
+    task = {"name": "text_classification"}
+    path = _write(tmp_path, "jsonl", rows)
+    kept = prepare_inputs(_config(shared, tmp_path, task, path, drop=["unlabelled"])).train
+    assert (len(kept), kept.reports[0].dropped) == (5, {"unlabelled": 1})
+    del rows[3]["text"]
+    path = _write(tmp_path, "jsonl", rows)
+    with pytest.raises(UserError, match=r"rows\.jsonl:4: text = None must be a text; mend the row"):
+        prepare_inputs(_config(shared, tmp_path, task, path, drop=["unlabelled"]))
+
+
 def test_held_out_rows_are_drawn_among_those_that_are_used(shared, tmp_path):
     rows = [{"text": f"row {number}", "label": "xy"[number % 2]} for number in range(20)]
     rows[3]["label"] = None

@@ -92,6 +92,15 @@ def _hub(folder: Path) -> str:
     return str(folder)
 
 
+def _split_file(folder: Path) -> str:
+    return _write(folder / "a.json", json.dumps({"of": {"train": [[TEXTS[n], n] for n in range(NUM_ROWS)]}}).encode())
+
+
+def _json_path(number: int) -> str:
+    return json.dumps({"row": {"text": [TEXTS[number]]}, "label": number})
+
+
+PATTERN = r"(?P<label>\S+):\S+ (?P<text>.+)"
 CONLL = _lines(lambda number: "\n".join([f"word{number}\tO"] * (1 + number % 3)) + "\n")
 JSON_LIST = ("[" + ",".join(map(_json_line, range(NUM_ROWS))) + "]").encode()
 HEADERLESS = {"header": False, "columns": {"text": 0, "label": 1}}
@@ -110,6 +119,18 @@ SOURCES: dict[str, tuple[Callable[[Path], str], tuple[str, ...], dict]] = {
     "jsonl bz2": (lambda folder: _write(folder / "a.jsonl.bz2", bz2.compress(_lines(_json_line))), ROLES[0], {}),
     "json": (lambda folder: _write(folder / "a.json", JSON_LIST), ROLES[0], {}),
     "text": (lambda folder: _write(folder / "a.txt", _lines(lambda number: f"{number} \u00e4")), ("text",), {}),
+    "text by a pattern": (
+        lambda folder: _write(folder / "a.txt", _lines(lambda number: f"{number % 3}:x \u00e4 {number}")),
+        ROLES[0],
+        {"pattern": PATTERN},
+    ),
+    "json of lists": (_split_file, ROLES[0], {"rows": "of.train", "columns": {"text": 0, "label": 1}}),
+    "json lines called json": (lambda folder: _write(folder / "a.json", _lines(_json_line)), ROLES[0], {}),
+    "jsonl by paths": (
+        lambda folder: _write(folder / "a.jsonl", _lines(_json_path)),
+        ROLES[0],
+        {"columns": {"text": "{row.text.0}!"}, "set": {"label": "{file}"}},
+    ),
     "parquet": (_parquet, ROLES[0], {}),
     "parallel": (_parallel, ("source", "target"), {}),
     "conll": (lambda folder: _write(folder / "a.conll", CONLL), ("words", "tags"), {}),
@@ -134,7 +155,10 @@ def test_reading_goes_on_after_a_position_with_exactly_the_remaining_rows(tmp_pa
         assert rest == items[cut:], cut
 
 
-@pytest.mark.parametrize("name", ["csv", "tsv", "jsonl", "text", "parquet", "parallel", "conll"])
+NOT_LOOKED_AT = ("csv", "tsv", "jsonl", "jsonl by paths", "text", "text by a pattern", "parquet", "parallel", "conll")
+
+
+@pytest.mark.parametrize("name", NOT_LOOKED_AT)
 def test_nothing_before_the_position_is_looked_at(tmp_path, name):
     make, role, settings = SOURCES[name]
     source = SourceConfig(path=make(tmp_path), **settings)
@@ -274,6 +298,9 @@ def test_the_fingerprint_changes_with_content_and_reading_and_with_nothing_else(
         {"header": False},
         {"format": "tsv"},
         {"encoding": "cp1252"},
+        {"set": {"label": "x"}},
+        {"columns": {"text": "{text}"}},
+        {"columns": {"text": ["text"]}},
     )
     moved_source = [SourceConfig(path=str(moved), **setting) for setting in settings]
     assert len({first, *map(source_fingerprint, moved_source)}) == 1 + len(settings)

@@ -17,6 +17,7 @@ from ftscale.config.tasks.image_classification import AugmentationSettings, Imag
 from ftscale.modalities.augment import Augment
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.image_classification import ImageClassification
+from ftscale.tasks.rows import prepare_rows
 
 LABELS = ("blue", "red")
 
@@ -113,6 +114,19 @@ def test_a_cut_jpeg_a_missing_file_and_broken_bytes_are_named(tmp_path: Path):
         build().prepare([{"image": b"garbage", "label": "red", "_where": "x.parquet:9"}])
     with pytest.raises(UserError, match=r"x\.parquet:9: image = 5 must be a path or the bytes"):
         build().prepare([{"image": 5, "label": "red", "_where": "x.parquet:9"}])
+
+
+def test_unreadable_images_are_left_out_where_their_source_says_so(tmp_path: Path):
+    noise().save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    names = ("good.png", "broken.png", "missing.png")
+    rows = [{"image": str(tmp_path / name), "label": "red", "_drop": ("unreadable",)} for name in names]
+    assert [sample.drop for sample in prepare_rows(build(), rows)] == ["", "unreadable", "unreadable"]
+    assert [sample.drop for sample in prepare_rows(build(), rows, labelled=False)] == ["", "unreadable", "unreadable"]
+    with pytest.raises(UserError, match=r"broken\.png: not a readable image"):
+        build().prepare([{**row, "_drop": ("missing",)} for row in rows])
+    with pytest.raises(UserError, match=r"has 480 pixels, and task\.max_pixels = 100"):  # it could be read
+        build(max_pixels=100).prepare(rows)
 
 
 def test_an_image_that_is_broken_after_preparation_is_named(tmp_path: Path, processor):

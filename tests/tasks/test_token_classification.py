@@ -58,6 +58,27 @@ def test_the_first_piece_of_each_word_has_the_label(tokenizer):
     assert second.note["tags"] == [2, 2, 0]
 
 
+def test_words_and_tags_that_are_texts_are_split_at_white_space(tokenizer):
+    lists = {"words": ["the", "gene\u00a0x", "[1]"], "tags": ["O", "B-Disease", "O"]}
+    texts = {"words": "the  gene\u00a0x\t[1] ", "tags": " O B-Disease O", "_where": "a:1"}
+    task = build(tokenizer)
+    [of_lists], [of_texts] = task.prepare([lists]), task.prepare([texts])
+    assert (of_texts.inputs, of_texts.label, of_texts.note) == (of_lists.inputs, of_lists.label, of_lists.note)
+    assert build(labels=None, scheme="auto").fit([texts])["labels"] == LABELS
+    assert task.show(texts, of_texts) == task.show(lists, of_lists)
+    assert task.input_row(texts)["words"] == lists["words"]
+    assert task.input_row({"words": "a b"})["words"] == ["a", "b"]
+
+
+def test_texts_of_lists_are_lists_and_not_split(tokenizer):
+    [sample] = build(tokenizer).prepare([{"words": "['a b', 'c']", "tags": "['O', 'O']"}])
+    assert len(sample.note["places"]) == 2
+    with pytest.raises(UserError, match=r"tags = 'O O' must be a list of strings"):
+        build(tokenizer).prepare([{"words": "['a', 'b']", "tags": "O O"}])
+    numbered = build(tokenizer, label_ids=(0, 1, 2))
+    assert numbered.prepare([{"words": "a b", "tags": "2 0"}])[0].note["tags"] == [2, 0]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])
 def test_byte_level_tokenizers_see_words_as_in_running_text(shared: Path, name: str):
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers" / name)
@@ -84,6 +105,8 @@ def test_mistakes_in_rows_are_named(tokenizer):
     task = build(tokenizer)
     with pytest.raises(UserError, match=r"f:3: 2 words against 1 tag"):
         task.prepare([{"words": ["a", "b"], "tags": ["O"], "_where": "f:3"}])
+    with pytest.raises(UserError, match=r"f:3: 2 words against 3 tags"):
+        task.prepare([{"words": "a b", "tags": "O O O", "_where": "f:3"}])
     with pytest.raises(UserError, match=r"f:3: words = 'a b' must be a list of strings"):
         task.prepare([{"words": "a b", "tags": ["O"], "_where": "f:3"}])
     with pytest.raises(UserError, match=r"f:3: tags = 'B-Diseas' is not known; did you mean 'B-Disease'\?"):

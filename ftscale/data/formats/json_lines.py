@@ -1,4 +1,4 @@
-"""JSON lines: one object a line."""
+"""JSON lines: one object a line, or one list."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def columns(file: DataFile) -> None:
 
 
 def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
-    """One record a line, as a dict; blank lines are passed over."""
+    """One record a line, as a dict (of a list, by the numbers of its items); blank lines are passed over."""
     name = file.path
     with open_lines(file, place=place) as lines:
         for text in lines:
@@ -29,8 +29,11 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
                     f"{file.setting}.format: json if the file is one list.",
                     line=lines.line,
                 ) from error
+            if type(value) is list:
+                value = dict(enumerate(value))
             if type(value) is not dict:
                 raise file.error(
-                    f"is of type {type(value).__name__}, must be an object; write one {{...}} a line.", line=lines.line
+                    f"is of type {type(value).__name__}, must be an object or a list; write one {{...}} a line.",
+                    line=lines.line,
                 )
             yield value, f"{name}:{lines.line}", lines.place()

@@ -1,14 +1,22 @@
-"""JSON: one list of objects, or {"data": [...]}. The file is read whole."""
+"""JSON: a list of objects or of lists, alone, under `data` or where `rows` says. The file is read whole.
+
+A file of this name whose first line is a whole object is one of JSON lines, and read as such.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+from ftscale.base.errors import UserError
+from ftscale.data.formats import json_lines
 from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
 from ftscale.data.formats.content import not_json
-from ftscale.data.formats.lines import check_encoding, known_encoding, not_decodable
+from ftscale.data.formats.lines import LINE_LIMIT, check_encoding, is_ascii_based, known_encoding, not_decodable
+from ftscale.data.formats.nested import lists_in, value_at
+from ftscale.data.formats.paths import listed
 
 
 def columns(file: DataFile) -> None:
@@ -16,24 +24,68 @@ def columns(file: DataFile) -> None:
 
 
 def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
-    """One record an object, as a dict. A place is `{"record": n}`; the file is parsed before it is reached."""
+    """One record an object, as a dict (of a list, by the numbers of its items).
+
+    A place is `{"record": n}`; the file is parsed before it is reached. Of JSON lines it is theirs.
+    """
+    if _is_lines(file):
+        if file.source.rows is not None:
+            raise file.error(
+                f"has an object a line, so that {file.setting}.rows = {file.source.rows!r} is not used; leave it out."
+            )
+        yield from json_lines.records(file, place=place, wanted=wanted)
+        return
     start = place["record"] if place else 0
     for number, value in enumerate(_objects(file)[start:], start + 1):
+        if type(value) is list:
+            value = dict(enumerate(value))
         if type(value) is not dict:
-            raise file.error(f"row {number} is of type {type(value).__name__}, must be an object {{...}}; mend it.")
+            raise file.error(
+                f"row {number} is of type {type(value).__name__}, must be an object {{...}} or a list [...]; mend it."
+            )
         yield value, f"{file.path} row {number}", {"record": number}
 
 
+def _is_lines(file: DataFile) -> bool:
+    """Whether the first line is a whole object or list with more behind it, as in no document of JSON."""
+    encoding = known_encoding(file)
+    if not is_ascii_based(encoding):
+        return False
+    with open_bytes(file) as stream, told_as_damage(file):
+        lines = (line.strip() for line in iter(lambda: stream.readline(LINE_LIMIT + 1), b""))
+        first = next(filter(None, lines), b"").removeprefix(b"\xef\xbb\xbf")
+        if first[:1] + first[-1:] not in (b"{}", b"[]") or not any(lines):
+            return False
+    with suppress(ValueError, RecursionError):
+        json.loads(first.decode(encoding))
+        return True
+    return False
+
+
 def _objects(file: DataFile) -> list[Any]:
-    value = _parse(file)
-    if isinstance(value, dict):
-        value = value.get("data")
-    if not isinstance(value, list):
+    document, place = _parse(file), file.source.rows
+    value = document.get("data") if isinstance(document, dict) else document
+    if place is not None:
+        try:
+            value = value_at(document, place)
+        except LookupError as error:
+            raise UserError(f"{file.setting}.rows = {place!r}: {file.path} {error.args[0]}; {error.args[1]}") from error
+        if not isinstance(value, list):
+            raise UserError(
+                f"{file.setting}.rows = {place!r} must be the place of a list in {file.path}, where it is of type "
+                f"{type(value).__name__}; set it to one of {listed(lists_in(document))}."
+            )
+    if isinstance(value, list):
+        return value
+    if places := lists_in(document):
         raise file.error(
-            'must be a list of objects, or {"data": [...]}; rewrite it so, or set '
-            f"{file.setting}.format: jsonl if it has one object a line."
+            f'must be a list of objects, or {{"data": [...]}}; of its lists {listed(places)}, set {file.setting}.rows: '
+            f"{places[0]}."
         )
-    return value
+    raise file.error(
+        'must be a list of objects, or {"data": [...]}; rewrite it so, or set '
+        f"{file.setting}.format: jsonl if it has one object a line."
+    )
 
 
 def _parse(file: DataFile) -> Any:
@@ -49,6 +101,6 @@ def _parse(file: DataFile) -> Any:
         start = error.start if isinstance(error, UnicodeDecodeError) else 0
         raise not_decodable(file, error, line=content.count(b"\n", 0, start) + 1) from error
     except (ValueError, RecursionError) as error:
-        fix = f"mend it, or set {file.setting}.format: jsonl if it has one object a line."
+        fix = "mend it; several objects stand in one list, or one on each line."
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 0
         raise file.error(f"is not one JSON value ({not_json(error)}); {fix}", line=line) from error

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
-from ftscale.base.errors import UserError, counted
+from ftscale.base.errors import UserError
+from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.base import DataFile
+from ftscale.data.formats.columns import Columns, column_number, nearest_column, shown_columns
+from ftscale.data.formats.derived import Derived, constant, constants, derived
 
 CONLL_DEFAULTS: Mapping[str, str | int] = {"words": 0, "tags": -1}
 
@@ -16,30 +20,47 @@ NO_LABEL = {
 }
 """The fix where a format has labels in another place than a column."""
 
-Selection = tuple[tuple[str, ...], tuple[int, ...]]
-"""Roles, and the number of the column for each."""
+Key = str | int | tuple[str, ...]
+"""What `columns` says of a role: a column's name or number, a path, a template, or a list of columns of 0 and 1."""
+
+
+class Selection(NamedTuple):
+    """What of a file's columns the task is given."""
+
+    roles: tuple[str, ...]
+    columns: tuple[int, ...]
+    """The number of the column for each of the roles."""
+    derived: tuple[Derived, ...]
+    """Other roles, which are made of columns."""
+
+    @property
+    def all_roles(self) -> tuple[str, ...]:
+        """The names of everything that a row is given."""
+        return (*self.roles, *(item.role for item in self.derived))
 
 
 def select(
     file: DataFile,
-    available: tuple[str | int, ...],
+    available: Columns,
     *,
     roles: Sequence[Sequence[str]],
     absent: Collection[str],
     where: str | None = None,
 ) -> Selection:
-    """Columns for the first alternative of `roles` that is there whole, and those that `columns` maps besides.
+    """Columns for the first alternative of `roles` that is there whole, and those that the source maps or sets besides.
 
     Of several that are there, one that uses what `columns` maps goes first. `absent`: roles that may be lacking.
     `where` is a row that has columns of its own; None = all rows of the file have these. Raises UserError for a mapped
     column that is not there, and where no alternative is there whole.
     """
     where_text = where or file.path
-    mapping = _mapping(file, available)
+    mapping, fixed = _mapping(file, available), constants(file)
     named = [role for alternative in roles for role in alternative]
-    found: dict[str, int] = {}
+    found: dict[str, int | Derived] = {role: constant(role, value) for role, value in fixed.items()}
     for role in dict.fromkeys((*named, *mapping)):
-        column = _column(file, available, mapping.get(role, role), role, where_text)
+        if role in fixed:
+            continue
+        column = _source_of(file, available, mapping.get(role, role), role, where_text, may_lack=role in absent)
         if column is not None:
             found[role] = column
         elif role in mapping and role not in absent:
@@ -53,30 +74,48 @@ def select(
         nearest = min(roles, key=lambda alternative: (len(missing(alternative)), -len(alternative)))
         free = tuple(name for number, name in enumerate(available) if number not in found.values())
         raise _no_columns(file, available, free, missing(nearest), roles, where_text)
-    chosen = max(whole, key=lambda alternative: sum(role in mapping for role in alternative))
-    kept = [role for role in dict.fromkeys((*chosen, *mapping)) if role in found]
-    return tuple(kept), tuple(found[role] for role in kept)
+    own = {**mapping, **fixed}
+    chosen = max(whole, key=lambda alternative: sum(role in own for role in alternative))
+    kept = {role: found[role] for role in dict.fromkeys((*chosen, *own)) if role in found}
+    plain = {role: column for role, column in kept.items() if isinstance(column, int)}
+    made = tuple(item for item in kept.values() if isinstance(item, Derived))
+    return Selection(tuple(plain), tuple(plain.values()), made)
 
 
 def role_problems(
-    columns: Mapping[str, str | int], *, roles: Sequence[Sequence[str]], setting: str, also: Sequence[str] = ()
+    source: SourceConfig, *, roles: Sequence[Sequence[str]], setting: str, also: Sequence[str] = ()
 ) -> list[str]:
-    """What is wrong with the names on the left side of a source's `columns`: those the task never reads.
+    """What is wrong with the names on the left side of a source's `columns` and `set`: those the task never reads.
 
+    And with `drop: [unreadable]`, where it reads no images.
     roles: the task's alternatives; `also`: columns that something else reads, as `data.stratify` does.
     """
     known = list(dict.fromkeys(role for alternative in roles for role in alternative))
-    unknown = [role for role in columns if role not in known and role not in also]
-    free = [role for role in known if role not in columns]
+    given = [("columns", role) for role in source.columns] + [("set", role) for role in source.set]
+    names = list(dict.fromkeys(role for _, role in given))
+    unknown = [role for role in names if role not in known and role not in also]
+    free = [role for role in known if role not in names]
     problems = [
-        f"{setting}.columns.{role} is no column of the task, which reads {', '.join(known)}; {_meant(role, free)}"
-        for role in unknown
+        f"{setting}.{section}.{role} is no column of the task, which reads {', '.join(known)}; {_meant(role, free)}"
+        for section, role in given
+        if role in unknown
     ]
-    mapped = {role for role in columns if role in known}
-    if not unknown and mapped and not any(mapped <= set(alternative) for alternative in roles):
+    problems += [
+        f"{setting}.set.{role} and {setting}.columns.{role} both say what {role} is; leave one of them out."
+        for role in source.set
+        if role in source.columns
+    ]
+    mapped = [role for role in names if role in known]
+    if not unknown and mapped and not any(set(mapped) <= set(alternative) for alternative in roles):
+        section = "columns" if source.columns else "set"
         problems.append(
-            f"{setting}.columns maps {', '.join(role for role in columns if role in known)}, which the task never "
-            f"reads together (it reads {_alternatives(roles)}); leave out what it shall not read."
+            f"{setting}.{section} maps {', '.join(mapped)}, which the task never reads together (it reads "
+            f"{_alternatives(roles)}); leave out what it shall not read."
+        )
+    if "unreadable" in source.drop and "image" not in known:
+        problems.append(
+            f"{setting}.drop = unreadable is for images, of which the task reads none (it reads {', '.join(known)}); "
+            "leave it out."
         )
     return problems
 
@@ -90,45 +129,40 @@ def _alternatives(roles: Sequence[Sequence[str]]) -> str:
     return " or ".join(" + ".join(alternative) for alternative in roles)
 
 
-def _mapping(file: DataFile, available: tuple[str | int, ...]) -> Mapping[str, str | int]:
+def _mapping(file: DataFile, available: Columns) -> Mapping[str, Key]:
     if file.format != "conll":
         return file.source.columns
     defaults = CONLL_DEFAULTS if len(available) > 1 else {"words": 0}
     return {**defaults, **file.source.columns}
 
 
-def _column(file: DataFile, available: tuple[str | int, ...], key: str | int, role: str, where: str) -> int | None:
-    """The number of the column with a name or a number; None where no column has the name."""
-    if isinstance(key, int):
-        if file.format in ("jsonl", "json", "hub"):
-            raise UserError(f"{file.setting}.columns.{role} = {key} must be a name: {where} has {_shown(available)}.")
-        if not -len(available) <= key < len(available):
-            raise UserError(
-                f"{file.setting}.columns.{role} = {key} must be below {len(available)}, the number of columns of "
-                f"{where}; columns count from 0."
-            )
-        return key % len(available)
-    if available.count(key) > 1:
-        raise UserError(
-            f"{file.setting}.columns: {where} has {available.count(key)} columns called {key!r}; choose one by its "
-            f"number from 0: {file.setting}.columns.{role}={available.index(key)}."
-        )
-    return available.index(key) if key in available else None
+def _source_of(
+    file: DataFile, available: Columns, key: Key, role: str, where: str, *, may_lack: bool
+) -> int | Derived | None:
+    """The column that has the key for its name or number, which goes first, or what the key is a form of."""
+    if not isinstance(key, tuple):
+        column = column_number(file, available, key, setting=f"{file.setting}.columns.{role}", where=where)
+        if column is not None or isinstance(key, int) or key == role:
+            return column
+    return derived(file, available, key, role, where=where, may_lack=may_lack)
 
 
-def _no_mapped_column(file: DataFile, available: tuple[str | int, ...], role: str, where: str) -> UserError:
+def _no_mapped_column(file: DataFile, available: Columns, role: str, where: str) -> UserError:
     key = file.source.columns[role]
-    nearest = _nearest(available, str(key))
+    nearest, (first, dot, rest) = nearest_column(available, str(key)), str(key).partition(".")
+    if dot and "." not in (nearest or "") and (outer := nearest_column(available, first)):  # the key is a path
+        nearest = f"{outer}.{rest}"
     fix = f"did you mean {nearest!r}?" if nearest else "set it to one of these."
     return UserError(
-        f"{file.setting}.columns.{role} = {key!r} is not a column of {where}, which has {_shown(available)}; {fix}"
+        f"{file.setting}.columns.{role} = {key!r} is not a column of {where}, which has {shown_columns(available)}; "
+        f"{fix}"
     )
 
 
 def _no_columns(
     file: DataFile,
-    available: tuple[str | int, ...],
-    free: tuple[str | int, ...],
+    available: Columns,
+    free: Columns,
     missing: list[str],
     roles: Sequence[Sequence[str]],
     where: str,
@@ -142,24 +176,12 @@ def _no_columns(
     needs = _alternatives(roles)
     return UserError(
         f"{file.setting}.columns: {where} has no column for {', '.join(map(repr, missing))} (the task needs {needs}); "
-        f"it has {_shown(available)}; {fix}"
+        f"it has {shown_columns(available)}; {fix}"
     )
 
 
-def _suggestion(free: tuple[str | int, ...], role: str, place: int) -> str:
+def _suggestion(free: Columns, role: str, place: int) -> str:
     """The likeliest of the columns that no role has yet."""
     if free and isinstance(free[0], int):
         return str(free[min(place, len(free) - 1)])
-    return _nearest(free, role) or "ITS_NAME"
-
-
-def _nearest(available: tuple[str | int, ...], name: str) -> str | None:
-    names = [column for column in available if isinstance(column, str)]
-    close = get_close_matches(name, names, n=1, cutoff=0.4)
-    return close[0] if close else None
-
-
-def _shown(available: tuple[str | int, ...]) -> str:
-    if available and all(isinstance(column, int) for column in available):
-        return f"{counted(len(available), 'column')} without names"
-    return f"the columns {', '.join(map(repr, available))}" if available else "no columns"
+    return nearest_column(free, role) or "ITS_NAME"

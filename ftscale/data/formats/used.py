@@ -14,6 +14,8 @@ USERS: dict[str, tuple[str, ...]] = {
     "separator": (*DELIMITED, "conll"),
     "comment": ("conll",),
     "encoding": TEXT_FORMATS,
+    "rows": ("json",),
+    "pattern": ("text",),
 }
 """The formats that use a setting; all use the others."""
 OF_FOLDERS = ("name", "split")  # a folder's files may be those of a data set of the hub
@@ -23,7 +25,7 @@ def check_settings(source: SourceConfig, form: str, *, setting: str, is_folder: 
     """Raise UserError for each setting, other than its default, that nothing reads for a format."""
     problems = [
         f"{setting}.{name} = {value!r} is not used for {source.path!r}, whose format is {form}; leave it out"
-        f"{_instead(name, source, setting)}."
+        f"{_instead(name, source, form, setting=setting)}."
         for name, formats in USERS.items()
         if (value := source.model_dump()[name]) != SourceConfig.model_fields[name].default
         and form not in formats
@@ -33,7 +35,9 @@ def check_settings(source: SourceConfig, form: str, *, setting: str, is_folder: 
         raise UserError(*problems)
 
 
-def _instead(name: str, source: SourceConfig, setting: str) -> str:
+def _instead(name: str, source: SourceConfig, form: str, *, setting: str) -> str:
+    if name == "split" and form == "json":
+        return f", and set {setting}.rows: {source.split} where the split is a list of the document"
     if name == "split" and source.path:
         return ", and name the split's file as the path"
-    return f", or set {setting}.format" if name in ("header", "separator") else ""
+    return f", or set {setting}.format" if name in ("header", "separator", "rows", "pattern") else ""

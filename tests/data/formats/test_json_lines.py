@@ -21,12 +21,17 @@ def test_each_row_takes_the_first_alternative_that_it_has_whole(tmp_path, read):
     assert [sorted(row) for row in rows] == [["_where", "label", "text"], ["_where", "label", "text", "text_pair"]]
 
 
+def test_a_list_a_line_has_numbered_columns(tmp_path, read):
+    path = tmp_path / "a.jsonl"
+    path.write_text('["a", 1]\n["b", 2]\n')
+    assert [(row["text"], row["label"]) for row in read(path, columns={"text": 0, "label": 1})] == [("a", 1), ("b", 2)]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ('{"text": "b", "label": }', "is not JSON (Expecting value at character 24)"),
-        ('["b", 1]', "is of type list, must be an object"),
-        ("3", "is of type int, must be an object"),
+        ("3", "is of type int, must be an object or a list"),
     ],
 )
 def test_a_line_that_is_no_object_is_refused_with_its_number(tmp_path, refused, line, words):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.select import role_problems
 
 PAIR, SINGLE = ("text", "text_pair", "label"), ("text", "label")
@@ -95,10 +96,33 @@ def test_a_number_names_no_column_of_json(tmp_path, refused):
     ],
 )
 def test_names_that_the_task_never_reads_are_refused_with_the_nearest(columns, roles, says):
-    [problem] = role_problems(columns, roles=roles, setting="data.train[0]")
+    [problem] = role_problems(SourceConfig(path="a", columns=columns), roles=roles, setting="data.train[0]")
     assert problem.startswith(f"data.train[0].{says}")
 
 
 def test_columns_that_the_task_or_another_setting_reads_are_no_problem():
-    assert role_problems({"text": 0, "text_pair": 1, "label": 2}, roles=(PAIR, SINGLE), setting="x") == []
-    assert role_problems({"group": "id"}, roles=(SINGLE,), setting="x", also=["group"]) == []
+    every = SourceConfig(path="a", columns={"text": 0, "text_pair": 1}, set={"label": "x"})
+    assert role_problems(every, roles=(PAIR, SINGLE), setting="x") == []
+    group = SourceConfig(path="a", columns={"group": "id"})
+    assert role_problems(group, roles=(SINGLE,), setting="x", also=["group"]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"set": {"labels": "x"}},
+            "x.set.labels is no column of the task, which reads text, label; did you mean label?",
+        ),
+        (
+            {"set": {"label": "x"}, "columns": {"label": "y"}},
+            "x.set.label and x.columns.label both say what label is; leave one of them out.",
+        ),
+        (
+            {"drop": ["unreadable"]},
+            "x.drop = unreadable is for images, of which the task reads none (it reads text, label); leave it out.",
+        ),
+    ],
+)
+def test_constants_and_kinds_of_rows_that_do_not_fit_the_task_are_refused(settings, says):
+    assert role_problems(SourceConfig(path="a", **settings), roles=(SINGLE,), setting="x") == [says]

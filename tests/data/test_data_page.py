@@ -1,0 +1,101 @@
+"""The examples of docs/data.md: their rows are read as the page says, checked, and trained on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from transformers import T5Config
+
+from ftscale.checks import check_run
+from ftscale.config import parse_config
+from ftscale.config.yaml_text import read_yaml
+from ftscale.data.sources import read_rows
+from ftscale.run.train import train
+
+PAGE = tiny.ROOT / "docs/data.md"
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+
+
+@dataclass
+class Example:
+    """Files by their names, and the settings that train on them."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _examples() -> dict[str, Example]:
+    """The examples of the page, by the first file of each."""
+    found, example = {}, Example()
+    for language, title, content in BLOCK.findall(PAGE.read_text()):
+        if title:
+            example.files[title] = content
+        elif language == "yaml" and example.files:
+            example.settings = read_yaml(content, source="docs/data.md")
+            found[next(iter(example.files))] = example
+            example = Example()
+    return found
+
+
+EXAMPLES = _examples()
+FIRST: dict[str, tuple[int, dict[str, Any]]] = {
+    "questions.label": (4, {"text": "When was Z\u00fcrich founded ?", "label": "NUM"}),
+    "reviews.txt": (4, {"text": "The soup was hot and the staff were kind .", "label": "good"}),
+    "topics.txt": (
+        4,
+        {"text": "The bread is good and costs little .", "label": "__label__food __label__price "},
+    ),
+    "rt-polarity.pos": (2, {"text": "a warm and funny film .", "label": "pos"}),
+    "reviews/pos/1.txt": (3, {"text": "too long by half .", "label": "neg"}),
+    "intents.json": (3, {"text": "what is on my card", "label": "balance"}),
+    "news.json": (3, {"source": "The market opens at six.", "target": "Le march\u00e9 ouvre \u00e0 six heures."}),
+    "problems.json": (3, {"prompt": "Ann has 3 apples and buys 2. How many has she? ", "completion": 5.0}),
+    "pairs.tsv": (4, {"label": "4.2", "text": "A man plays a guitar.", "text_pair": "A man is playing music."}),
+    "flights.tsv": (3, {"words": "flights from oslo to rome", "tags": "O O B-from O B-to"}),
+    "comments.csv": (4, {"text": "You are a fool", "label": ["rude"]}),
+}
+"""Rows of the first training source, and the first of them."""
+DROPPED = {"pairs.tsv": {"unlabelled": 1}}
+
+
+def test_every_example_of_the_page_is_tried():
+    assert EXAMPLES.keys() == FIRST.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    example = EXAMPLES[name]
+    values = _settings(shared, tmp_path, example)
+    config = parse_config(values, source="docs/data.md")
+    encoding = config.data.train[0].encoding
+    for path, content in example.files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(content, encoding=encoding)
+    rows = list(read_rows(config.data.train[0], roles=config.task.roles))
+    count, first = FIRST[name]
+    assert (len(rows), {role: value for role, value in rows[0].items() if role[0] != "_"}) == (count, first)
+    report = check_run(tiny.write_run(tmp_path, values))
+    assert report.errors == []
+    assert report.facts["data"]["train"].get("dropped", {}) == DROPPED.get(name, {})
+    train(config)
+    assert [step["step"] for step in tiny.steps(tmp_path / "run")] == [1, 2]
+
+
+def _settings(shared: Path, work: Path, example: Example) -> dict[str, Any]:
+    """The example's settings with a small model, and two steps of it."""
+    task = example.settings["task"]
+    kind = task if isinstance(task, str) else task["name"]
+    model: dict[str, Any] = {"name": str(shared / "weights/stories260K")}
+    if kind == "seq2seq":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        T5Config(vocab_size=32128, decoder_start_token_id=0, **sizes).save_pretrained(work / "t5")
+        model = {"name": str(work / "t5"), "init": "random", "processor": str(shared / "weights/tokenizers/t5")}
+    data = {**example.settings["data"], "cache_dir": str(work / "cache")}
+    batch = {"global_size": 2}
+    return tiny.settings(shared, work, task=task, model=model, data=data, batch=batch, train={"max_steps": 2})
