@@ -5,7 +5,7 @@
 A Llama of one layer learns film reviews, over prepared and over streamed rows, with a checkpoint each hundredth of the
 steps, two of them kept, and an evaluation each fiftieth. From outside, the process is looked at about 250 times:
 
-- `resident_mb`, `open_files`, `threads`: as the kernel counts them; of memory what is the process's own (RssAnon), since
+- `resident_mb`, `open_files`, `threads`: as the kernel counts them; of memory what is the process's own (RssAnon), for
   pages of libraries come and go with the machine's other work;
 - `written_bytes_per_step`: what all its writes came to since the look before, checkpoints included;
 - `checkpoint_bytes`: of every checkpoint that was seen;
