@@ -42,8 +42,12 @@ ALLOWED = {
     "data/formats/idx.py": ({"image", "label"}, "what an IDX file holds"),
     "data/formats/image_folder.py": ({"image", "label"}, "what a folder of images holds"),
     "data/formats/parallel.py": ({"source", "target"}, "what two files of lines hold"),
-    "data/formats/select.py": ({"words", "tags", "label"}, "what a CoNLL file holds, and where others have no label"),
+    "data/formats/select.py": (
+        {"words", "tags", "label", "image"},
+        "what a CoNLL file holds, and where others have no label; only images may be unreadable",
+    ),
     "data/formats/text.py": ({"text"}, "what a file of lines holds"),
+    "data/formats/used.py": ({"text"}, "a name of a format"),
     "data/sources.py": ({"image"}, "the one column whose values are places of files"),
     "demo/__main__.py": ({"text", "label", "AutoTokenizer"}, "the demo's own file and model"),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),

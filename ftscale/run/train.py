@@ -441,13 +441,12 @@ def _resume(loop: Loop, checkpoint: Checkpoint, config: Config) -> None:
     load_checkpoint(checkpoint, loop.distributed)
     loop.state.load_tensors(load_more(checkpoint))
     loop.state.load_state_dict(checkpoint.progress, anew=anew)
-    progress = loop.state.progress
     if given_anew(checkpoint.manifest, config, of=LENGTH):
-        progress.bad_evaluations = 0
-    loop.saver.saved = progress.step
-    log.info("resumed from %s at step %d", checkpoint.folder, progress.step)
+        loop.state.progress.bad_evaluations = 0
+    loop.saver.saved = loop.state.progress.step
+    log.info("resumed from %s at step %d", checkpoint.folder, loop.saver.saved)
     if anew:
-        left = counted(loop.num_steps - progress.step, "optimizer step")
+        left = counted(loop.num_steps - loop.saver.saved, "optimizer step")
         log.info("a new schedule of the learning rate begins here, over the %s that are left", left)
 
 
