@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 300
-MOST_S = 20.0
+RESAMPLES = 200
+MOST_S = 10.0
 """Processor time that all resamples may take."""
 LEAST_ROWS = 10
 SHARE = 0.95
@@ -21,10 +21,10 @@ Interval = tuple[float, float]
 def intervals(score: Callable[[Sequence[Any]], dict[str, float]], records: Sequence[Any]) -> dict[str, Interval]:
     """Return the percentile interval of each metric, which holds it for 95 of 100 samples of such rows.
 
-    The rows are drawn anew with replacement, 300 times, by a fixed seed (B. Efron and R. Tibshirani, An Introduction
+    The rows are drawn anew with replacement, 200 times, by a fixed seed (B. Efron and R. Tibshirani, An Introduction
     to the Bootstrap, 1993, chapter 13). Scores of single classes (`f1/spam`) have none, nor has a metric that some
     resamples lack. Empty for fewer than 10 rows, and where scoring takes so long that the resamples would take more
-    than 20 s of a processor.
+    than 10 s of a processor.
     """
     if len(records) < LEAST_ROWS:
         return {}

@@ -25,6 +25,7 @@ from ftscale.config.load import config_schema, load_config
 RECIPES = {path.stem: path for path in sorted(resource("launch", "recipes").glob("*.yaml"))}
 STEPS = 2
 ROWS = 64
+FEW = 8  # test rows: too few for intervals, which take seconds
 QUICK = {"train.max_steps": STEPS, "batch.global_size": 8}
 
 
@@ -51,7 +52,7 @@ TEXT_LABEL = {"header": False, "columns": {"text": 0, "label": 1}}
 
 def ag_news(at: Places) -> Overrides:
     source = at.data("text_classification/ag_news_7k/train.csv", **TEXT_LABEL)
-    return {"model": str(at.minilm), "data.train": source, "data.test": source, "data.eval_ratio": 0.25}
+    return {"model": str(at.minilm), "data.train": source, "data.test": source | {"limit": FEW}, "data.eval_ratio": 0.25}
 
 
 def alpaca_lora(at: Places) -> Overrides:
@@ -65,7 +66,7 @@ def banking77(at: Places) -> Overrides:
     return {
         "model": str(at.minilm),
         "data.train": at.data("text_classification/banking77/train.csv", **columns) | {"limit": 400},
-        "data.test": at.data("text_classification/banking77/test.csv", **columns),
+        "data.test": at.data("text_classification/banking77/test.csv", **columns) | {"limit": FEW},
     }
 
 
@@ -83,7 +84,7 @@ def cifar10(at: Places) -> Overrides:
         "model.name": at.weights("mobilenet_v1_0.25_224"),
         "data.train": {"path": str(pictures(at) / "train")},
         "data.eval_ratio": 0.25,
-        "data.test": {"path": str(pictures(at) / "test")},
+        "data.test": {"path": str(pictures(at) / "test"), "limit": FEW},
     }
 
 
