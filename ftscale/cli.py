@@ -19,7 +19,6 @@ from ftscale.base.shown import shown
 from ftscale.version import __version__
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -337,6 +336,16 @@ def schema() -> None:
     from ftscale.config.load import config_schema
 
     print(json.dumps(config_schema(), indent=2))
+
+
+@app.command(epilog="Example: ftscale doctor --json > report.json")
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what this machine has for training, a line each, with what to do about what it lacks."""
+    from ftscale.doctor import report as doctors
+
+    findings = doctors.examine()
+    print(doctors.as_json(findings) if as_json else doctors.as_text(findings))
+    sys.exit(0 if doctors.can_train(findings) else EXIT_USER_ERROR)
 
 
 # ---------------------------------------------------------------- Slurm
