@@ -338,6 +338,27 @@ def schema() -> None:
     print(json.dumps(config_schema(), indent=2))
 
 
+@app.command(epilog="Example: ftscale init --from llama3_lora_sft.yaml --processes 4")
+def init(
+    other: Annotated[Path, typer.Option("--from", metavar="FILE", help="YAML or JSON file of the other tool.")],
+    tool: Annotated[
+        str | None, typer.Option(help="transformers, trl, llamafactory or axolotl; by the file's keys without it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task, where the file does not tell it.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that the other tool ran on, for the global batch.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("run.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Translate the configuration of transformers, TRL, LLaMA-Factory or Axolotl into a commented RUN.yaml."""
+    from ftscale.init.translate import translate_file, write_file
+
+    found = translate_file(other, tool=tool, task=task, processes=processes)
+    write_file(found, out, overwrite=overwrite)
+    print(shown("\n".join(found.told(out))))
+
+
 @app.command(epilog="Example: ftscale doctor --json > report.json")
 def doctor(as_json: AsJson = False) -> None:
     """Tell what this machine has for training, a line each, with what to do about what it lacks."""

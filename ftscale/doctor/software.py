@@ -1,4 +1,4 @@
-"""Versions, and what torch, DeepSpeed and attention kernels can do here. Nothing heavy is imported into this process."""
+"""Versions, and what torch, DeepSpeed and attention kernels can do; nothing heavy is imported here."""
 
 from __future__ import annotations
 
