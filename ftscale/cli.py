@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -340,22 +340,46 @@ def schema() -> None:
 
 @app.command(epilog="Example: ftscale init --from llama3_lora_sft.yaml --processes 4")
 def init(
-    other: Annotated[Path, typer.Option("--from", metavar="FILE", help="YAML or JSON file of the other tool.")],
+    rows: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A file or folder of rows to write a RUN.yaml for.")
+    ] = None,
+    other: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="YAML or JSON file of another tool, to translate.")
+    ] = None,
     tool: Annotated[
         str | None, typer.Option(help="transformers, trl, llamafactory or axolotl; by the file's keys without it.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task, where the file does not tell it.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model for FILE: a hub id or a folder.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that the other tool ran on, for the global batch.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("run.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
-    """Translate the configuration of transformers, TRL, LLaMA-Factory or Axolotl into a commented RUN.yaml."""
-    from ftscale.init.translate import translate_file, write_file
+    """Write a commented RUN.yaml for a file of rows, or from a configuration of transformers, TRL, LLaMA-Factory, ...
 
-    found = translate_file(other, tool=tool, task=task, processes=processes)
-    write_file(found, out, overwrite=overwrite)
+    Each line says why it is there; what is not sure, and what has no counterpart, stands at the end.
+    """
+    from ftscale.init.written import write_file
+
+    if (rows is None) == (other is None):
+        raise UserError("ftscale init needs either FILE, rows to learn from, or --from FILE of another tool; give one.")
+    found: Any
+    if other is not None:
+        if model is not None:
+            raise UserError(f"--model = {model} is for FILE; with --from the other tool's file names the model.")
+        from ftscale.init.translate import translate_file
+
+        found = translate_file(other, tool=tool, task=task, processes=processes)
+    else:
+        assert rows is not None
+        if tool is not None or processes is not None:
+            raise UserError("--tool and --processes are for --from; leave them out.")
+        from ftscale.init.guide import guide_to
+
+        found = guide_to(rows, task=task, model=model)
+    write_file(found.text, out, overwrite=overwrite)
     print(shown("\n".join(found.told(out))))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ftscale.config import Config
 from ftscale.config.load import load_config
-from ftscale.init.translate import Translation, translate_file, write_file
+from ftscale.init.translate import Translation, translate_file
+from ftscale.init.written import write_file
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,5 @@ def translated(folder: Path, text: str, *, name: str = "theirs.yaml", **options:
     """Translate a file that holds this text, write it, and read it back as a run would."""
     (folder / name).write_text(text)
     found = translate_file(folder / name, **options)  # type: ignore[arg-type]
-    write_file(found, folder / "run.yaml", overwrite=True)
+    write_file(found.text, folder / "run.yaml", overwrite=True)
     return Translated(load_config(folder / "run.yaml"), found)

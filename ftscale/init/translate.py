@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ftscale.base.errors import UserError, nearest, unknown_name
-from ftscale.base.sealed import write_text
 from ftscale.config.compatibility import check_combination
 from ftscale.config.load import parse_config
 from ftscale.config.tasks import SETTINGS
@@ -90,16 +88,6 @@ def translate_file(
     if draft.value("run_folder") is None:
         draft.put("run_folder", "runs/translated", "ours: the file names no output_dir")
     return _finish(draft, path, known_by)
-
-
-def write_file(found: Translation, out: Path, *, overwrite: bool) -> None:
-    """Write run.yaml. Raises UserError where a file is there already, unless `overwrite`, or none can be written."""
-    if not overwrite and os.path.lexists(out):
-        raise UserError(f"--out = {out} is there already; name another file, or give --overwrite to replace it.")
-    try:
-        write_text(out, found.text)
-    except OSError as error:
-        raise UserError(f"--out = {out} cannot be written: {error.strerror}; name another file.") from error
 
 
 def _finish(draft: Draft, path: Path, known_by: tuple[str, ...]) -> Translation:
