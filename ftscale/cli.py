@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,6 @@ from ftscale.base.shown import shown
 from ftscale.version import __version__
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -340,6 +339,61 @@ def schema(
     from ftscale.config.resume import resume_table
 
     print(resume_table() if resume else json.dumps(config_schema(), indent=2))
+
+
+@app.command(epilog="Example: ftscale init --from llama3_lora_sft.yaml --processes 4")
+def init(
+    rows: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A file or folder of rows to write a RUN.yaml for.")
+    ] = None,
+    other: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="YAML or JSON file of another tool, to translate.")
+    ] = None,
+    tool: Annotated[
+        str | None, typer.Option(help="transformers, trl, llamafactory or axolotl; by the file's keys without it.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task, where the file does not tell it.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model for FILE: a hub id or a folder.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes that the other tool ran on, for the global batch.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("run.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Write a commented RUN.yaml for a file of rows, or from a configuration of transformers, TRL, LLaMA-Factory, ...
+
+    Each line says why it is there; what is not sure, and what has no counterpart, stands at the end.
+    """
+    from ftscale.init.written import write_file
+
+    if (rows is None) == (other is None):
+        raise UserError("ftscale init needs either FILE, rows to learn from, or --from FILE of another tool; give one.")
+    found: Any
+    if other is not None:
+        if model is not None:
+            raise UserError(f"--model = {model} is for FILE; with --from the other tool's file names the model.")
+        from ftscale.init.translate import translate_file
+
+        found = translate_file(other, tool=tool, task=task, processes=processes)
+    else:
+        assert rows is not None
+        if tool is not None or processes is not None:
+            raise UserError("--tool and --processes are for --from; leave them out.")
+        from ftscale.init.guide import guide_to
+
+        found = guide_to(rows, task=task, model=model)
+    write_file(found.text, out, overwrite=overwrite)
+    print(shown("\n".join(found.told(out))))
+
+
+@app.command(epilog="Example: ftscale doctor --json > report.json")
+def doctor(as_json: AsJson = False) -> None:
+    """Tell what this machine has for training, a line each, with what to do about what it lacks."""
+    from ftscale.doctor import report as doctors
+
+    findings = doctors.examine()
+    print(doctors.as_json(findings) if as_json else doctors.as_text(findings))
+    sys.exit(0 if doctors.can_train(findings) else EXIT_USER_ERROR)
 
 
 # ---------------------------------------------------------------- Slurm

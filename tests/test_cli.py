@@ -17,7 +17,20 @@ import ftscale
 from ftscale.config.load import config_schema, differences, load_config
 
 SLURM = ("submit", "status", "logs", "cancel", "resubmit", "table")
-COMMANDS = ("train", "launch", "evaluate", "predict", "export", "check", "plan", "checkpoints", "schema", *SLURM)
+COMMANDS = (
+    "train",
+    "launch",
+    "evaluate",
+    "predict",
+    "export",
+    "check",
+    "plan",
+    "checkpoints",
+    "schema",
+    "init",
+    "doctor",
+)
+COMMANDS += SLURM
 LONG = 60  # steps of a run that is stopped on its way
 
 
@@ -53,6 +66,21 @@ def test_without_a_command_the_commands_are_shown():
 def test_the_version_is_printed_instead_of_a_command():
     outcome = tiny.command("--version")
     assert (outcome.code, outcome.stdout) == (0, f"ftscale {ftscale.__version__}\n")
+
+
+def test_bash_completes_commands_and_options():
+    program = """
+eval "$(_FTSCALE_COMPLETE=source_bash ftscale)"
+complete -p ftscale
+COMP_WORDS=(ftscale che) COMP_CWORD=1; _ftscale_completion ftscale; echo "${COMPREPLY[@]}"
+COMP_WORDS=(ftscale launch --pro) COMP_CWORD=2; _ftscale_completion ftscale; echo "${COMPREPLY[@]}"
+"""
+    outcome = tiny.process("bash", "-c", program)
+    assert outcome.stdout.splitlines() == [
+        "complete -o default -F _ftscale_completion ftscale",
+        "checkpoints check",
+        "--processes",
+    ]
 
 
 def test_schema_prints_the_json_schema():

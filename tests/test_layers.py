@@ -26,7 +26,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("run",),
     ("checks",),
     ("plan",),
-    ("cluster", "demo"),
+    ("cluster", "demo", "doctor", "init"),
     ("cli",),
     ("__init__", "__main__"),
 )
