@@ -52,7 +52,12 @@ TEXT_LABEL = {"header": False, "columns": {"text": 0, "label": 1}}
 
 def ag_news(at: Places) -> Overrides:
     source = at.data("text_classification/ag_news_7k/train.csv", **TEXT_LABEL)
-    return {"model": str(at.minilm), "data.train": source, "data.test": source | {"limit": FEW}, "data.eval_ratio": 0.25}
+    return {
+        "model": str(at.minilm),
+        "data.train": source,
+        "data.test": source | {"limit": FEW},
+        "data.eval_ratio": 0.25,
+    }
 
 
 def alpaca_lora(at: Places) -> Overrides:
