@@ -50,6 +50,12 @@ ALLOWED = {
     "data/formats/used.py": ({"text"}, "a name of a format"),
     "data/sources.py": ({"image"}, "the one column whose values are places of files"),
     "demo/__main__.py": ({"text", "label", "AutoTokenizer"}, "the demo's own file and model"),
+    "doctor/report.py": ({"text"}, "a key of the report"),
+    "init/look.py": ({"text"}, "a name of a format"),
+    **{
+        f"init/{module}.py": (NAMES, "which of the tasks that ship a file, or another tool's settings, are for")
+        for module in ("axolotl", "guide", "huggingface", "llamafactory", "trainer", "translate", "trl")
+    },
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
     "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
