@@ -22,6 +22,9 @@ KINDS = {"tokenizer", "image_processor", "AutoTokenizer", "AutoImageProcessor", 
 NAMES = {*SETTINGS, *METHODS, *COLUMNS, *KINDS}
 AUTO_CLASS = re.compile(r"AutoModelFor\w+")
 
+OF_OTHERS = "the tasks of ours, and the columns, that another tool's settings speak of"
+GUESSED = "the task of ours that a file of rows is for, by its columns"
+
 ALLOWED = {
     # place: what it names there, and why
     "checks/report.py": ({"tokenizer", "text", "source"}, "keys of the report"),
@@ -52,10 +55,59 @@ ALLOWED = {
     "demo/__main__.py": ({"text", "label", "AutoTokenizer"}, "the demo's own file and model"),
     "doctor/report.py": ({"text"}, "a key of the report"),
     "init/look.py": ({"text"}, "a name of a format"),
-    **{
-        f"init/{module}.py": (NAMES, "which of the tasks that ship a file, or another tool's settings, are for")
-        for module in ("axolotl", "guide", "huggingface", "llamafactory", "trainer", "translate", "trl")
-    },
+    "init/axolotl.py": (
+        {"causal_lm", "completion", "conversations", "input", "instruction", "messages", "output", "text", "tools"},
+        OF_OTHERS,
+    ),
+    "init/guide.py": (
+        {
+            "causal_lm",
+            "completion",
+            "conversations",
+            "image_classification",
+            "input",
+            "instruction",
+            "label",
+            "messages",
+            "output",
+            "prompt",
+            "seq2seq",
+            "source",
+            "tags",
+            "target",
+            "text",
+            "text_classification",
+            "text_pair",
+            "token_classification",
+            "words",
+        },
+        GUESSED,
+    ),
+    "init/huggingface.py": (
+        {
+            "causal_lm",
+            "image",
+            "image_classification",
+            "label",
+            "seq2seq",
+            "source",
+            "tags",
+            "target",
+            "text",
+            "text_classification",
+            "text_pair",
+            "token_classification",
+            "words",
+        },
+        OF_OTHERS,
+    ),
+    "init/llamafactory.py": (
+        {"causal_lm", "conversations", "input", "instruction", "messages", "output", "prompt", "tags", "text", "tools"},
+        OF_OTHERS,
+    ),
+    "init/trainer.py": ({"image_classification", "text_classification", "token_classification"}, OF_OTHERS),
+    "init/translate.py": ({"causal_lm"}, OF_OTHERS),
+    "init/trl.py": ({"causal_lm", "text"}, OF_OTHERS),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
     "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
