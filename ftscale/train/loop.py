@@ -24,10 +24,11 @@ from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
 from ftscale.tasks.batch import Batch, Counts, Terms, total_of
 from ftscale.train.checkpoint import Saver
+from ftscale.train.display import Now, Show, display
 from ftscale.train.evaluations import Evaluations
 from ftscale.train.guard import NotFiniteError, Statistics, first_not_finite, named_rows, verdict
 from ftscale.train.manifest import Checkpoint, complete_checkpoints
-from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes, progress_bar, rows_hash
+from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes, rows_hash
 from ftscale.train.state import Progress, RunState
 from ftscale.train.stop_request import Interrupted, StopRequest
 
@@ -153,15 +154,14 @@ def run_loop(loop: Loop) -> str:
     started = time.perf_counter() - progress.elapsed_s
     set_training_mode(loop.distributed.module)
     stop = loop.distributed.any(bool(loop.stop_request))
-    bar = progress_bar(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
-    with closing(loop.steps.after(progress.step)) as steps, bar as advance:  # its worker processes end with it
+    shown = display(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
+    with closing(loop.steps.after(progress.step)) as steps, shown as show:  # its worker processes end with it
         while (status := _between_steps(loop, stop=stop)) is None:
             tick = time.perf_counter()
             result = _train_step(loop, next(steps))
             progress.elapsed_s = time.perf_counter() - started
             stop = result.agreed.stop
-            _report(loop, result, step_s=time.perf_counter() - tick)
-            advance(f"loss {result.loss:.4f}")
+            _report(loop, result, step_s=time.perf_counter() - tick, show=show)
             if result.agreed.save_failed:
                 loop.saver.wait()
     return status
@@ -373,26 +373,34 @@ def _rewind(loop: Loop) -> str:
     return "rewind"
 
 
-def _report(loop: Loop, result: StepResult, *, step_s: float) -> None:
+def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> None:
     progress, figures = loop.state.progress, result.figures()
     rate, memory = result.tokens / max(step_s, 1e-9), peak_memory_bytes()
     measured = {"step_s": round(step_s, 6), "tokens_per_s": round(rate, 1), "memory_bytes": memory}
     loop.metrics.write("train", progress.step, **figures, **measured)
     loop.distributed.accelerator.log({name: figures[name] for name in ("loss", "grad_norm", "lr")}, step=progress.step)
+    speed, used = f"{rate:.0f} {loop.task.modality.unit}s/s", f"{memory / 2**30:.1f} GiB"
+    show(Now(progress.step, result.loss, speed, used, _best_so_far(loop)))
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
-            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %.0f %s/s  %.1f GiB  %s left",
+            "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %s  %s  %s left",
             progress.step,
             loop.num_steps,
             result.loss,
             result.grad_norm,
             result.lr,
-            rate,
-            f"{loop.task.modality.unit}s",
-            memory / 2**30,
+            speed,
+            used,
             duration(left),
         )
+
+
+def _best_so_far(loop: Loop) -> str:
+    best = loop.state.progress
+    return (
+        "" if best.best_metric is None else f"{loop.evaluations.metric} {best.best_metric:.4f} (step {best.best_step})"
+    )
 
 
 def _evaluate(loop: Loop) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -83,43 +81,6 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def progress_bar(*, total: int, done: int, enabled: bool) -> Iterator[Any]:
-    """A bar with the time left, where someone looks at a terminal; yields `advance(description)`."""
-    if not (enabled and sys.stderr.isatty()):
-        yield lambda description: None
-        return
-    from rich.console import Console
-    from rich.logging import RichHandler
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps, elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    shown = log.handlers[0]
-    log.handlers[0] = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
-    try:
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("training", total=total, completed=done)
-            yield lambda description: progress.update(bar, advance=1, description=description)
-    finally:
-        log.handlers[0] = shown
 
 
 def _json_number(value: Any) -> Any:
