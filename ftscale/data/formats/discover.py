@@ -34,6 +34,11 @@ FORMAT_OF_SUFFIX = {
     ".iob": "conll",
     ".bio": "conll",
 }
+UNREAD = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save its sheet as CSV in UTF-8"),
+    **dict.fromkeys((".zip", ".tar", ".7z", ".rar"), "unpack it, and name the file inside"),
+}
+"""Suffixes of files that no format reads, and what to do with them."""
 IDX_IMAGES = re.compile(r"images[.-]idx3-ubyte$")
 PAIR = re.compile(r"\{([^{},]+),([^{},]+)\}")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -168,6 +173,8 @@ def _common_format(path: str, files: list[str], setting: str) -> str:
             f"by a pattern, e.g. {path}/*{_suffix_of(found[0])}, or set {setting}.format."
         )
     strange = next((file for file, form in formats.items() if form is None), None)
+    if strange and (fix := UNREAD.get(_suffix_below(strange))):
+        raise UserError(f"{setting}.path = {path!r}: {strange} is of no format that is read; {fix}.")
     if strange or not found:
         raise UserError(
             f"{setting}.format = 'auto' does not know the format of {strange or path!r} by its name; "
@@ -177,12 +184,20 @@ def _common_format(path: str, files: list[str], setting: str) -> str:
 
 
 def _format_of_name(path: str) -> str | None:
-    name = os.path.basename(urlsplit(path).path if is_url(path) else path).lower()
-    if compression_of(name):
-        name = os.path.splitext(name)[0]
+    name = _unpacked_name(path)
     if name.endswith(IMAGE_SUFFIXES):
         return "image_folder"
-    return "idx" if IDX_IMAGES.search(name) else FORMAT_OF_SUFFIX.get(os.path.splitext(name)[1])
+    return "idx" if IDX_IMAGES.search(name) else FORMAT_OF_SUFFIX.get(_suffix_below(path))
+
+
+def _suffix_below(path: str) -> str:
+    """The suffix of a file, under that of its compression, in small letters."""
+    return os.path.splitext(_unpacked_name(path))[1]
+
+
+def _unpacked_name(path: str) -> str:
+    name = os.path.basename(urlsplit(path).path if is_url(path) else path).lower()
+    return os.path.splitext(name)[0] if compression_of(name) else name
 
 
 def _suffix_of(form: str) -> str:

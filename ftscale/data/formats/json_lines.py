@@ -24,11 +24,9 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise file.error(
-                    f"is not JSON ({not_json(error)}); mend the line, or set "
-                    f"{file.setting}.format: json if the file is one list.",
-                    line=lines.line,
-                ) from error
+                # behind a whole object there is no list
+                other = f", or set {file.setting}.format: json if the file is one list" if lines.line == 1 else ""
+                raise file.error(f"is not JSON ({not_json(error)}); mend the line{other}.", line=lines.line) from error
             if type(value) is list:
                 value = dict(enumerate(value))
             if type(value) is not dict:

@@ -32,6 +32,22 @@ def test_the_format_is_told_by_the_name(tmp_path, name, expected):
 
 
 @pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("a.XLSX", "save its sheet as CSV in UTF-8."),
+        ("a.tar.gz", "unpack it, and name the file inside."),
+        ("a.pos", "set data.train[0].format to one of csv, tsv, jsonl"),
+    ],
+)
+def test_a_name_of_no_format_is_refused_with_what_to_do(tmp_path, name, fix):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError) as caught:
+        detect_format(tmp_path / name)
+    assert f"{tmp_path / name}" in str(caught.value)
+    assert fix in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("path", "expected"),
     [
         ("PolyAI/banking77", "hub"),
