@@ -249,7 +249,7 @@ def _data(draft: Draft, stage: str, folder: Path) -> None:
     described, base = _described(str(place.value), folder)
     limit = draft.ask("max_samples")
     for part, given in (("train", names), ("eval", draft.ask("eval_dataset"))):
-        if given is None:
+        if given is None or not given.value:
             continue
         sources = []
         for name in draft.names_of(given):

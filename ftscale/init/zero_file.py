@@ -41,10 +41,11 @@ def _contents(value: Any, folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _by_contents(draft: Draft, found: dict[str, Any], said: str) -> None:
-    zero = found.get("zero_optimization") or {}
+    zero = _section(found.get("zero_optimization"))
     stage = int(zero.get("stage", 0)) if str(zero.get("stage", 0)).isdigit() else 0
     devices = {
-        part: str((zero.get(f"offload_{part}") or {}).get("device", "none")).lower() for part in ("optimizer", "param")
+        part: str(_section(zero.get(f"offload_{part}")).get("device", "none")).lower()
+        for part in ("optimizer", "param")
     }
     if stage == 0:
         draft.put("distributed.strategy", "ddp", f"{said}, whose ZeRO stage is 0")
@@ -52,7 +53,7 @@ def _by_contents(draft: Draft, found: dict[str, Any], said: str) -> None:
     name = f"zero{stage}"
     if "nvme" in devices.values() and stage == 3:
         name = "zero3_nvme"
-        place = [(zero.get(f"offload_{part}") or {}).get("nvme_path") for part in ("optimizer", "param")]
+        place = [_section(zero.get(f"offload_{part}")).get("nvme_path") for part in ("optimizer", "param")]
         path = next((str(item) for item in place if item), None)
         draft.put("distributed.offload_dir", path or "FILL-IN", f"{said}, nvme_path")
     elif any(device != "none" for device in devices.values()):
@@ -63,6 +64,11 @@ def _by_contents(draft: Draft, found: dict[str, Any], said: str) -> None:
     others = sorted(set(found) & {"optimizer", "scheduler"})
     if any(isinstance(found[name], dict) for name in others):
         draft.lacks["deepspeed"] = f"of its file, {' and '.join(others)} are left out: optimizer and schedule say that"
+
+
+def _section(value: Any) -> dict[str, Any]:
+    """Return a section of settings; what is none counts as empty."""
+    return value if isinstance(value, dict) else {}
 
 
 def _by_name(draft: Draft, path: str, said: str) -> None:
