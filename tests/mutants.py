@@ -492,6 +492,35 @@ MUTANTS = (
         "largest <= 10**30",
         ("tests/models/test_sizes.py::test_check_and_train_refuse_a_vocabulary_of_a_million_million",),
     ),
+    # ------------------------------------------------------------ coming from elsewhere
+    Mutant(
+        "a translated batch is that of one process",
+        "ftscale/init/trainer.py",
+        'draft.put("batch.global_size", size * times * processes,',
+        'draft.put("batch.global_size", size * times,',
+        ("tests/init/test_huggingface.py::test_a_text_classification_of_the_example_script",),
+    ),
+    Mutant(
+        "a translated run ends with the best weights though the other tool ends with the last",
+        "ftscale/init/trainer.py",
+        "keeps = best is not None and draft.flag(best)",
+        "keeps = best is None or draft.flag(best)",
+        ("tests/init/test_trl.py::test_a_lora_on_packed_chats",),
+    ),
+    Mutant(
+        "a share of the run is rounded down",
+        "ftscale/init/trainer.py",
+        "math.ceil(value * steps)",
+        "math.floor(value * steps)",
+        ("tests/init/test_huggingface.py::test_steps_go_before_epochs_and_shares_are_of_the_steps",),
+    ),
+    Mutant(
+        "the doctor shows the hub's token",
+        "ftscale/doctor/machine.py",
+        'f"there is one (by {names[0]})"',
+        'f"there is one (by {os.environ.get(names[0])})"',
+        ("tests/doctor/test_machine.py::test_a_token_is_there_or_not_and_never_shown",),
+    ),
 )
 
 
