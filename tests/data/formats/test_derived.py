@@ -206,6 +206,7 @@ def test_the_names_of_columns_that_hold_1_are_the_classes(tmp_path, read):
             "a.csv:2: text = 'a' must be 0 or 1, since data.train[0].columns.label is a list of columns of",
         ),
     ],
+    ids=["name", "nearest", "value"],
 )
 def test_columns_that_hold_something_else_are_refused_with_the_line(tmp_path, refused, labels, words):
     path = _write(tmp_path / "a.csv", "text,rude,loud\na,1,0\n")

@@ -44,6 +44,12 @@ def test_the_named_groups_of_a_pattern_are_columns(tmp_path, read):
     assert rows[1]["text"] == "NUM"
 
 
+def test_a_pattern_matches_the_whole_line(tmp_path, refused):
+    path = tmp_path / "a.txt"
+    path.write_text("x one\nx one, two\n")
+    assert f"{path}:2 is 'x one, two', which" in refused(path, pattern=r"(?P<label>\w+) (?P<text>\w+)")
+
+
 def test_a_group_without_a_part_in_the_match_is_a_missing_value(tmp_path, read):
     path = tmp_path / "a.txt"
     path.write_text("[x] one\ntwo\n")
