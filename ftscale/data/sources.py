@@ -303,10 +303,14 @@ def _table_rows(
         yield row, here
 
 
+_Looked = tuple[Selection, list[tuple[str, str | int]], bool]
+"""What is taken of objects of some keys: the selection, roles with their keys, whether nothing is lacking."""
+
+
 def _object_rows(
     file: DataFile, place: Place | None, choose: partial[Selection], *, keep_columns: bool
 ) -> Iterator[tuple[Row, Place]]:
-    chosen_of: dict[tuple[str | int, ...], tuple[Selection, bool]] = {}  # each set of keys is looked at once
+    looked_at: dict[tuple[str | int, ...], _Looked] = {}  # each set of keys is looked at once
     records = load_format(file.format).records
     may_lack = not LEFT_OUT.isdisjoint(file.source.drop)
     usual: tuple[str, ...] = ()  # the roles of the file's first row
@@ -315,13 +319,16 @@ def _object_rows(
         usual = choose(tuple(first), where=where).all_roles
     for value, where, here in records(file, place=place, wanted=()):
         available = tuple(value)
-        if available not in chosen_of:
-            if len(chosen_of) == 256:
-                chosen_of.clear()
-            chosen_of[available] = _chosen(available, where, choose, usual if may_lack else ())
-        chosen, is_whole = chosen_of[available]
-        usual = usual or chosen.all_roles
-        row = {role: value[available[column]] for role, column in zip(chosen.roles, chosen.columns, strict=True)}
+        looked = looked_at.get(available)
+        if looked is None:
+            if len(looked_at) == 256:
+                looked_at.clear()
+            chosen, is_whole = _chosen(available, where, choose, usual if may_lack else ())
+            keys = [(role, available[column]) for role, column in zip(chosen.roles, chosen.columns, strict=True)]
+            looked = looked_at[available] = (chosen, keys, is_whole)
+            usual = usual or chosen.all_roles
+        chosen, keys, is_whole = looked
+        row = {role: value[key] for role, key in keys}
         for item in chosen.derived:
             row[item.role] = item.make([value[available[column]] for column in item.columns], where)
         if not is_whole or ("missing" in file.source.drop and row.keys() < set(usual)):
