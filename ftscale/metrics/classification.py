@@ -11,6 +11,8 @@ from datasets import Value
 
 from ftscale.metrics.memory import MemoryMetric, describe
 
+NAMES = ("precision", "recall", "f1")
+
 
 class ClassificationScores(MemoryMetric):
     """Scores of class ids, by scikit-learn.
@@ -33,12 +35,14 @@ class ClassificationScores(MemoryMetric):
         from sklearn.metrics import accuracy_score, matthews_corrcoef
 
         truth, guess = np.asarray(references), np.asarray(predictions)
-        present = np.union1d(truth, guess)
+        scores = _scores(truth, guess, present=np.union1d(truth, guess), labels=self.labels)
+        averages = {name: value for name, value in scores.items() if "/" not in name}
+        of_classes = {name: value for name, value in scores.items() if "/" in name}
         return {
             "accuracy": float(accuracy_score(truth, guess)),
-            **_averages(truth, guess, present=present),
+            **averages,
             "mcc": float(matthews_corrcoef(truth, guess)),
-            **_per_class(truth, guess, present=present, labels=self.labels),
+            **of_classes,
         }
 
 
@@ -62,32 +66,32 @@ class MultiLabelScores(MemoryMetric):
         present = np.flatnonzero((truth | guess).any(axis=0))
         return {
             "accuracy": float((truth == guess).all(axis=1).mean()),
-            **_averages(truth, guess, present=present),
-            **_per_class(truth, guess, present=present, labels=self.labels),
+            **_scores(truth, guess, present=present, labels=self.labels),
         }
 
 
-def _averages(truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray) -> dict[str, float]:
-    from sklearn.metrics import precision_recall_fscore_support
+def _scores(truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """Macro and micro averages over the classes that are present, and the scores of each, from one look at the rows."""
+    from sklearn.metrics import multilabel_confusion_matrix
 
-    scores = {}
-    for average in ("macro", "micro"):
-        values = (0.0, 0.0, 0.0)  # nothing true and nothing predicted: scikit-learn refuses an empty list of labels
-        if len(present):
-            values = precision_recall_fscore_support(truth, guess, labels=present, average=average, zero_division=0)
-        for name, value in zip(("precision", "recall", "f1"), values, strict=False):
-            scores[f"{name}_{average}"] = float(value)
-    return scores
-
-
-def _per_class(truth: np.ndarray, guess: np.ndarray, *, present: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    if not len(present):
-        return {}
-    columns = precision_recall_fscore_support(truth, guess, labels=present, average=None, zero_division=0)
+    if not len(present):  # nothing true and nothing predicted: scikit-learn refuses an empty list of labels
+        return {f"{name}_{average}": 0.0 for average in ("macro", "micro") for name in NAMES}
+    counts = multilabel_confusion_matrix(truth, guess, labels=present)
+    hits, predicted, true = counts[:, 1, 1], counts[:, :, 1].sum(axis=1), counts[:, 1, :].sum(axis=1)
+    of_classes = _precision_recall_f1(hits, predicted, true)
+    over_all = _precision_recall_f1(*(np.atleast_1d(values.sum()) for values in (hits, predicted, true)))
     return {
-        f"{name}/{labels[label]}": float(value)
-        for name, column in zip(("precision", "recall", "f1"), columns, strict=False)
-        for label, value in zip(present, column, strict=True)
+        **{f"{name}_macro": float(np.average(values)) for name, values in zip(NAMES, of_classes, strict=True)},
+        **{f"{name}_micro": float(values[0]) for name, values in zip(NAMES, over_all, strict=True)},
+        **{
+            f"{name}/{labels[label]}": float(value)
+            for name, values in zip(NAMES, of_classes, strict=True)
+            for label, value in zip(present, values, strict=True)
+        },
     }
+
+
+def _precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Each (classes,); 0 where it would be a division by zero."""
+    pairs = ((hits, predicted), (hits, true), (2.0 * hits, true + predicted))
+    return tuple(np.divide(above, below, out=np.zeros(len(hits)), where=below != 0) for above, below in pairs)
