@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,22 @@ def test_frozen_weights_are_not_written(tmp_path, distributed):
 # ---------------------------------------------------------------- in the background
 
 
-def test_a_background_save_holds_the_state_of_its_step_whatever_training_does_meanwhile(tmp_path, distributed):
+def test_a_background_save_holds_the_state_of_its_step_whatever_training_does_meanwhile(
+    tmp_path, distributed, monkeypatch
+):
+    write, trained = Part._write, threading.Event()
+
+    def write_later(part: Part, value: Any, path: Path) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            trained.wait()
+        write(part, value, path)
+
+    monkeypatch.setattr(Part, "_write", write_later)
     step(distributed)
     background = saver(tmp_path, distributed, asynchronous=True)
     background.save(1, {"loop": 1})
     expected = [step(distributed) for _ in range(3)]
+    trained.set()
     background.wait()
     [checkpoint] = complete_checkpoints(tmp_path)
     load_checkpoint(checkpoint, distributed)
