@@ -53,9 +53,9 @@ def _names(parts: list[str], *, whole: bool) -> str:
 
 def _what_becomes(name: str) -> str:
     """The column that a setting stands in."""
-    return COLUMNS[2 if _is_of(name, SCHEDULED) else 1 if _is_of(name, FREE_TO_CHANGE) else 3]
+    return COLUMNS[2 if is_of(name, SCHEDULED) else 1 if is_of(name, FREE_TO_CHANGE) else 3]
 
 
-def _is_of(name: str, settings: tuple[str, ...]) -> bool:
-    """Whether it is one of the settings, or in one of these sections."""
+def is_of(name: str, settings: tuple[str, ...]) -> bool:
+    """Tell whether it is one of the settings, or in one of these sections."""
     return any(name == setting or name.startswith(f"{setting}.") for setting in settings)

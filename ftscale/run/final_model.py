@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def end_lines(result: Result, folder: Path) -> list[str]:
         of_other_rows = f"  (95 of 100 such samples: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
         lines.append(f"  test             {name} {scores[name]:.4f}{of_other_rows}")
     lines.append(f"  model            {result.model}")
-    return [*lines, f"  to use it        ftscale predict {folder} INPUT"]
+    return [*lines, f"  to use it        ftscale predict {shlex.quote(str(folder))} INPUT"]
 
 
 def _test(

@@ -30,7 +30,7 @@ from ftscale.base.shown import shown
 from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
 from ftscale.config.own_task import file_hash, reading_of_strangers
-from ftscale.config.resume import FREE_TO_CHANGE, LENGTH, SCHEDULED
+from ftscale.config.resume import FREE_TO_CHANGE, LENGTH, SCHEDULED, is_of
 from ftscale.config.stages import STAGES
 from ftscale.data.sources import file_fingerprints
 from ftscale.models.files import model_fingerprints
@@ -288,7 +288,7 @@ def _changed_at_resume(folder: Path, config: Config) -> list[str]:
             before = load_config(folder / "config.yaml")
     except UserError:  # gone or damaged: told when the folder was judged
         return []
-    return [line for line in _all_differences(before, config) if not line.startswith("run_folder")]
+    return [line for line in _all_differences(before, config) if _setting_of(line) != "run_folder"]
 
 
 def _note_change(folder: Path, changed: list[str], *, step: int) -> None:
@@ -406,7 +406,12 @@ def _changed_settings(folder: Path, config: Config, manifest: dict[str, Any]) ->
 def _differences(before: Config, config: Config) -> list[str]:
     """Settings that are others and may not be."""
     free = (*FREE_TO_CHANGE, *(() if _has_stages(config) else SCHEDULED))
-    return [line for line in _all_differences(before, config) if not _IN_STAGE.sub("", line).startswith(free)]
+    return [line for line in _all_differences(before, config) if not is_of(_setting_of(line), free)]
+
+
+def _setting_of(difference: str) -> str:
+    """The name of the setting that a line of `differences` is about; of a stage's, its name in the stage."""
+    return _IN_STAGE.sub("", difference).partition(": ")[0]
 
 
 def _all_differences(before: Config, config: Config) -> list[str]:

@@ -75,6 +75,7 @@ class Panel:
     done: int
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SHOWN_LOSSES))
     figures: str = ""
+    bars: str = ""  # made where steps are taken: the display is drawn by another thread
 
     def __post_init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -87,6 +88,7 @@ class Panel:
     def take(self, now: Now) -> None:
         """Show how the run stands."""
         self.losses.append(now.loss)
+        self.bars = sparkline(self.losses)
         self.progress.update(self.bar, completed=now.step)
         parts = (f"loss {now.loss:.4f}", now.rate, now.memory, now.best and f"best {now.best}")
         self.figures = "  ".join(part for part in parts if part)
@@ -95,5 +97,5 @@ class Panel:
         from rich.text import Text
 
         yield self.progress
-        if self.losses:
-            yield Text.assemble((sparkline(self.losses), "cyan"), "  ", self.figures)
+        if self.figures:
+            yield Text.assemble((self.bars, "cyan"), "  ", self.figures)
