@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +421,6 @@ def _trackers(draft: Draft) -> None:
 def _checkpointing(draft: Draft) -> None:
     """Have gradient_checkpointing be a yes or no: offload and unsloth are ways of it."""
     given = draft.ask("gradient_checkpointing")
-    if given is not None and str(given.value).lower() in ("offload", "offload_disk", "unsloth"):
+    if given is not None and re.search("offload|unsloth", str(given.value), re.IGNORECASE):
         draft.open.append(f"train.activation_checkpointing recomputes activations; {given.value} is not to be had.")
         draft.values = {**draft.values, "gradient_checkpointing": True}

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ftscale.config.strategies import STRATEGIES, Strategy, default_strategy
 from ftscale.init.draft import Draft
 
 OFFLOAD = re.compile(r"offload", re.IGNORECASE)
 STAGE = re.compile(r"(?:zero|z|stage)[_-]?([0-3])", re.IGNORECASE)
-SHARDING = {"full_shard": "zero3", "hybrid_shard": "zero3", "shard_grad_op": "zero2", "hybrid_shard_zero2": "zero2"}
+SHARDING = {"full_shard": 3, "hybrid_shard": 3, "shard_grad_op": 2, "hybrid_shard_zero2": 2}
+"""FSDP's words, and the ZeRO stage that shards the same."""
 
 
 def put_strategy(draft: Draft, *, folder: Path) -> None:
@@ -47,23 +49,27 @@ def _by_contents(draft: Draft, found: dict[str, Any], said: str) -> None:
         part: str(_section(zero.get(f"offload_{part}")).get("device", "none")).lower()
         for part in ("optimizer", "param")
     }
-    if stage == 0:
-        draft.put("distributed.strategy", "ddp", f"{said}, whose ZeRO stage is 0")
-        return
-    name = f"zero{stage}"
-    if "nvme" in devices.values() and stage == 3:
-        name = "zero3_nvme"
+    named, disks = set(devices.values()) - {"none"}, {ours.offload for ours in STRATEGIES.values() if ours.on_disk}
+    offload = next(iter(named & disks), "cpu" if named else "none")
+    ours = _strategy(stage, offload)
+    if ours.on_disk:
         place = [_section(zero.get(f"offload_{part}")).get("nvme_path") for part in ("optimizer", "param")]
         path = next((str(item) for item in place if item), None)
         draft.put("distributed.offload_dir", path or "FILL-IN", f"{said}, nvme_path")
-    elif any(device != "none" for device in devices.values()):
-        name = "zero3_offload" if stage == 3 else "zero2_offload"
-        if stage == 3 and devices["optimizer"] == "none":
-            draft.open.append("distributed.strategy: zero3_offload offloads the optimizer too, not the weights alone.")
-    draft.put("distributed.strategy", name, f"{said}, whose ZeRO stage is {stage}")
+    elif ours.offloads_weights and devices["optimizer"] == "none":
+        draft.open.append(f"distributed.strategy: {ours.name} offloads the optimizer too, not the weights alone.")
+    draft.put("distributed.strategy", ours.name, f"{said}, whose ZeRO stage is {stage}")
     others = sorted(set(found) & {"optimizer", "scheduler"})
     if any(isinstance(found[name], dict) for name in others):
         draft.lacks["deepspeed"] = f"of its file, {' and '.join(others)} are left out: optimizer and schedule say that"
+
+
+def _strategy(stage: int, offload: str) -> Strategy:
+    """Ours of a ZeRO stage and what it offloads to, or the nearest: stage 1 is offloaded as 2, to a disk 3 alone is."""
+    if not stage:
+        return default_strategy(2)
+    nearest = [(stage, offload), (stage, "cpu"), (2, "cpu")] if offload != "none" else [(min(stage, 3), offload)]
+    return next(ours for wanted in nearest for ours in STRATEGIES.values() if (ours.stage, ours.offload) == wanted)
 
 
 def _section(value: Any) -> dict[str, Any]:
@@ -77,9 +83,7 @@ def _by_name(draft: Draft, path: str, said: str) -> None:
         draft.lacks["deepspeed"] = f"{path} is not there to be read; set distributed.strategy to zero1, zero2 or zero3"
         return
     number = int(stage[1])
-    name = f"zero{number}" if number else "ddp"
-    if number > 1 and OFFLOAD.search(path):
-        name += "_offload"
+    name = _strategy(number, "cpu" if number > 1 and OFFLOAD.search(path) else "none").name
     draft.put("distributed.strategy", name, f"{said}: by the name {Path(path).name}, which is not there to be read")
     draft.open.append(f"distributed.strategy = {name} goes by the name of {path} alone, which was not found.")
 
@@ -96,8 +100,9 @@ def _sharding(draft: Draft) -> None:
         return
     words = " ".join(draft.names_of(given)) if on and given is not None and given.value is not True else ""
     words = f"{words} {about.get('fsdp_sharding_strategy', '')}".lower().replace(",", " ")
-    name = next((ours for theirs, ours in SHARDING.items() if theirs in words.split()), "zero3")
-    offloads = "offload" in words.split() or bool(about.get("fsdp_offload_params") or about.get("offload_params"))
-    name += "_offload" if offloads else ""
-    draft.put("distributed.strategy", name, "fsdp; ZeRO shards the same")
+    stage = next((stage for theirs, stage in SHARDING.items() if theirs in words.split()), 3)
+    offloads = OFFLOAD.search(words) or about.get("fsdp_offload_params") or about.get("offload_params")
+    draft.put(
+        "distributed.strategy", _strategy(stage, "cpu" if offloads else "none").name, "fsdp; ZeRO shards the same"
+    )
     draft.lack(why, "fsdp_config")
