@@ -241,13 +241,7 @@ def _data(draft: Draft) -> set[str]:
     if draft.value("data.train") is None:
         draft.put("data.train", FILL_IN, "to be filled in: the file names no datasets")
         draft.open.append("data.train is to be filled in: a file, a folder or a hub data set.")
-    held_out = draft.ask("val_set_size")
-    if held_out is not None and (share := draft.number(held_out)) > 0 and draft.value("data.eval") is None:
-        if share < 1:
-            draft.put("data.eval_ratio", share, held_out.said)
-        else:
-            draft.lacks[held_out.said] = f"{share} rows; ftscale holds out a share: set data.eval_ratio"
-            draft.put("data.eval_ratio", 0.1, f"{held_out.said}: a number of rows there; a share that is to be set")
+    trainer.put_held_out(draft, "val_set_size")
     draft.copy("dataset_prepared_path", "data.cache_dir", draft.text)
     workers = draft.ask("dataset_processes", "dataset_num_proc")
     if workers is not None:

@@ -122,20 +122,10 @@ def _says_stsb(draft: Draft) -> bool:
 
 
 def _model(draft: Draft) -> None:
-    given = draft.ask("model_name_or_path")
-    if given is None:
-        draft.put("model.name", FILL_IN, "to be filled in: TrainingArguments do not name the model")
-        draft.open.append("model.name is to be filled in: a hub id or a folder.")
-    else:
-        draft.put("model.name", draft.text(given), given.said)
-    revision = draft.ask("model_revision")
-    if revision is not None and revision.value != "main":
-        draft.put("model.revision", draft.text(revision), revision.said)
+    trainer.put_model(draft, missing="TrainingArguments do")
     tokenizer = draft.ask("tokenizer_name")
     if tokenizer is not None and tokenizer.value != draft.value("model.name"):
         draft.put("model.processor", draft.text(tokenizer), tokenizer.said)
-    if draft.asked("trust_remote_code"):
-        draft.put("model.trust_remote_code", True, "trust_remote_code")
 
 
 def _data(draft: Draft, task: str) -> None:

@@ -157,15 +157,7 @@ def _chats(draft: Draft) -> None:
 
 
 def _model(draft: Draft) -> None:
-    given = draft.ask("model_name_or_path")
-    if given is None:
-        raise UserError(f"model_name_or_path is missing in {draft.file}; name the model there.")
-    draft.put("model.name", draft.text(given), given.said)
-    revision = draft.ask("model_revision")
-    if revision is not None and revision.value != "main":
-        draft.put("model.revision", draft.text(revision), revision.said)
-    if draft.asked("trust_remote_code"):
-        draft.put("model.trust_remote_code", True, "trust_remote_code")
+    trainer.put_model(draft, missing=None)
     if draft.asked("train_from_scratch"):
         draft.put("model.init", "random", "train_from_scratch")
     attention = draft.ask("flash_attn")
@@ -262,13 +254,7 @@ def _data(draft: Draft, stage: str, folder: Path) -> None:
     if draft.value("data.train") is None:
         draft.put("data.train", FILL_IN, "to be filled in: the file names no dataset")
         draft.open.append("data.train is to be filled in: a file, a folder or a hub data set.")
-    held_out = draft.ask("val_size")
-    if held_out is not None and (share := draft.number(held_out)) > 0:
-        if share < 1:
-            draft.put("data.eval_ratio", share, held_out.said)
-        else:
-            draft.lacks[held_out.said] = f"{share} rows; ftscale holds out a share: set data.eval_ratio"
-            draft.put("data.eval_ratio", 0.1, f"{held_out.said}: a number of rows there; a share that is to be set")
+    trainer.put_held_out(draft, "val_size")
     draft.copy("preprocessing_num_workers", "data.prepare_workers", draft.whole)
     if draft.asked("streaming"):
         draft.put("data.streaming", True, "streaming")

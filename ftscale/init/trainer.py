@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ftscale.base.errors import UserError, counted
-from ftscale.init.draft import Draft, Given, words
+from ftscale.init.draft import FILL_IN, Draft, Given, words
 
 DEFAULTS: dict[str, Any] = {  # transformers 5.23; those that the course of a training depends on
     "per_device_train_batch_size": 8,
@@ -372,6 +372,38 @@ def _every(draft: Draft, setting: str, given: Given) -> None:
         draft.lacks[given.said] = (
             f"{value:.4g} of the run; set {setting} to steps, of which ftscale check counts the run's"
         )
+
+
+def put_model(draft: Draft, *, missing: str | None) -> None:
+    """Set what names the model. `missing`: what is said where the file does not; None = it is refused then.
+
+    Raises UserError for a file without a model that has to name one.
+    """
+    given = draft.ask("model_name_or_path")
+    if given is not None:
+        draft.put("model.name", draft.text(given), given.said)
+    elif missing is None:
+        raise UserError(f"model_name_or_path is missing in {draft.file}; name the model there.")
+    else:
+        draft.put("model.name", FILL_IN, f"to be filled in: {missing} not name the model")
+        draft.open.append("model.name is to be filled in: a hub id or a folder.")
+    revision = draft.ask("model_revision")
+    if revision is not None and revision.value != "main":
+        draft.put("model.revision", draft.text(revision), revision.said)
+    if draft.asked("trust_remote_code"):
+        draft.put("model.trust_remote_code", True, "trust_remote_code")
+
+
+def put_held_out(draft: Draft, key: str) -> None:
+    """Set the evaluation rows that are held out of the training rows: a share there, or a number of rows."""
+    given = draft.ask(key)
+    if given is None or (held := draft.number(given)) <= 0 or draft.value("data.eval") is not None:
+        return
+    if held < 1:
+        draft.put("data.eval_ratio", held, given.said)
+        return
+    draft.lacks[given.said] = f"{held} rows; ftscale holds out a share: set data.eval_ratio"
+    draft.put("data.eval_ratio", 0.1, f"{given.said}: a number of rows there; a share that is to be set")
 
 
 def put_lora(draft: Draft, keys: dict[str, str]) -> None:

@@ -115,17 +115,7 @@ def _targets(draft: Draft, *, packed: bool) -> None:
 
 
 def _model(draft: Draft) -> None:
-    given = draft.ask("model_name_or_path")
-    if given is None:
-        draft.put("model.name", FILL_IN, "to be filled in: the file does not name the model")
-        draft.open.append("model.name is to be filled in: a hub id or a folder.")
-    else:
-        draft.put("model.name", draft.text(given), given.said)
-    revision = draft.ask("model_revision")
-    if revision is not None and revision.value != "main":
-        draft.put("model.revision", draft.text(revision), revision.said)
-    if draft.asked("trust_remote_code"):
-        draft.put("model.trust_remote_code", True, "trust_remote_code")
+    trainer.put_model(draft, missing="the file does")
     attention = draft.ask("attn_implementation")
     if attention is not None:
         put_attention(draft, str(attention.value), attention.said)
