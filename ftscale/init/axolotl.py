@@ -225,11 +225,11 @@ def _data(draft: Draft) -> set[str]:
         given = draft.ask(key)
         if given is None:
             continue
-        sources = [_source(draft, entry, types) for entry in _entries(draft, given)]
+        sources = [_source(draft, entry, types) for entry in draft.sections(given)]
         draft.put(f"data.{part}", sources if len(sources) > 1 else sources[0], given.said)
     stream = draft.ask("pretraining_dataset")
     if stream is not None:
-        entries = _entries(draft, stream)
+        entries = draft.sections(stream)
         sources = []
         for entry in entries:
             column = entry.get("text_column")
@@ -247,17 +247,6 @@ def _data(draft: Draft) -> set[str]:
     if workers is not None:
         draft.put("data.prepare_workers", draft.whole(workers), workers.said)
     return types
-
-
-def _entries(draft: Draft, given: Given) -> list[dict[str, Any]]:
-    value = given.value
-    if isinstance(value, str):
-        return [{"path": value}]
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{given.said} of {draft.file} must be a list of sections with a path each; correct it there.")
-    return value
 
 
 def _source(draft: Draft, entry: dict[str, Any], types: set[str]) -> dict[str, Any]:
@@ -280,7 +269,7 @@ def _place(draft: Draft, entry: dict[str, Any]) -> dict[str, Any]:
     """Where a data set lies: a file, a folder, or on the hub."""
     path, files = str(entry.get("path") or FILL_IN), entry.get("data_files")
     if files:
-        first = [str(file) for file in ([files] if isinstance(files, str) else files)]
+        first = [str(file) for file in (files if isinstance(files, list) else [files])]
         if len(first) > 1:
             draft.open.append(f"data: {path} names several data_files, of which the first is taken; add the others.")
         file = first[0]

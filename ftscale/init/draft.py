@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftscale.base.errors import UserError
+from ftscale.data.values import short
 
 TRUE = ("true", "yes", "on", "1", "y")
 FALSE = ("false", "no", "off", "0", "n", "none", "null", "")
@@ -119,13 +120,13 @@ class Draft:
     def number(self, given: Given) -> float | int:
         """Return a number, also one that stands there as a text (2e-4 in YAML 1.1). Raises UserError for none."""
         value = given.value
-        if isinstance(value, str):
-            try:
-                value = float(value)
-            except ValueError:
-                value = None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{given.said} = {given.value!r} of {self.file} must be a number; correct it there.")
+        try:
+            value = float(value) if isinstance(value, str) else value
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        except (ValueError, OverflowError):  # no number; a whole one of more digits than a float can hold
+            is_number = False
+        if not is_number:
+            raise UserError(f"{given.said} = {short(given.value)} of {self.file} must be a number; correct it there.")
         return int(value) if isinstance(value, float) and value.is_integer() and abs(value) >= 1 else value
 
     def whole(self, given: Given) -> int:
@@ -155,6 +156,16 @@ class Draft:
         if isinstance(given.value, list):
             return [str(item) for item in given.value]
         raise UserError(f"{given.said} = {given.value!r} of {self.file} must be a list of names; correct it there.")
+
+    def sections(self, given: Given) -> list[dict[str, Any]]:
+        """Return a list of sections, also a single one, or the path of one. Raises UserError for none."""
+        value = {"path": given.value} if isinstance(given.value, str) else given.value
+        value = [value] if isinstance(value, dict) else value
+        if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+            raise UserError(
+                f"{given.said} of {self.file} must be a list of sections with a path each; correct it there."
+            )
+        return value
 
 
 def words(text: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ftscale.base.errors import UserError
 from ftscale.init import trainer
-from ftscale.init.draft import FILL_IN, Draft, refuse, words
+from ftscale.init.draft import FILL_IN, Draft, Given, refuse, words
 from ftscale.init.trl import put_attention
 from ftscale.init.zero_file import put_strategy
 
@@ -293,7 +293,7 @@ def _source(draft: Draft, name: str, described: dict[str, Any] | None, base: str
         draft.open.append(f"data: {name} lies where ftscale does not read (its dataset_info.json); set its path.")
         source = {"path": FILL_IN}
     if count := about.get("num_samples"):
-        source["limit"] = int(count)
+        source["limit"] = draft.whole(Given(count, f"num_samples of {name}"))
     if columns := _columns(draft, name, about, stage):
         source["columns"] = columns
     return source

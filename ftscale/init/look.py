@@ -65,7 +65,9 @@ class Column:
     @property
     def is_fraction(self) -> bool:
         """Whether its values are numbers that are not all whole."""
-        return self.is_number and any(not float(value).is_integer() for value in self.values)
+        return self.is_number and any(
+            not (isinstance(value, int) or float(value).is_integer()) for value in self.values
+        )
 
     @property
     def is_class(self) -> bool:

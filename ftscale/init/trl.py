@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftscale.init import trainer
-from ftscale.init.draft import FILL_IN, Draft, refuse, words
+from ftscale.init.draft import FILL_IN, Draft, Given, refuse, words
 from ftscale.init.zero_file import put_strategy
 
 NAME = "TRL"
@@ -152,11 +152,9 @@ def _data(draft: Draft) -> None:
     columns = {"text": str(column.value)} if column is not None and column.value != "text" else {}
     mixture = draft.ask("datasets", "dataset_mixture")
     if mixture is not None:
-        entries = mixture.value.get("datasets", []) if isinstance(mixture.value, dict) else mixture.value
-        sources = [
-            _entry(entry) for entry in entries if isinstance(entry, dict) and (entry.get("path") or entry.get("id"))
-        ]
-        draft.put("data.train", sources, mixture.said)
+        of_mixture = isinstance(mixture.value, dict) and "datasets" in mixture.value
+        listed = Given(mixture.value["datasets"], mixture.said) if of_mixture else mixture
+        draft.put("data.train", [_entry(entry) for entry in draft.sections(listed)], mixture.said)
         share = draft.ask("test_split_size")
         if share is not None:
             draft.put("data.eval_ratio", draft.number(share), share.said)
@@ -193,7 +191,7 @@ def _with(columns: dict[str, str]) -> dict[str, Any]:
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
     """One data set of a mixture."""
-    source: dict[str, Any] = {"path": str(entry.get("path") or entry.get("id")), "format": "hub"}
+    source: dict[str, Any] = {"path": str(entry.get("path") or entry.get("id") or FILL_IN), "format": "hub"}
     if name := (entry.get("name") or entry.get("config")):
         source["name"] = str(name)
     if split := entry.get("split"):

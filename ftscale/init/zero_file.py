@@ -44,7 +44,7 @@ def _contents(value: Any, folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _by_contents(draft: Draft, found: dict[str, Any], said: str) -> None:
     zero = _section(found.get("zero_optimization"))
-    stage = int(zero.get("stage", 0)) if str(zero.get("stage", 0)).isdigit() else 0
+    stage = int(zero.get("stage", 0)) if str(zero.get("stage", 0)).isdecimal() else 0
     devices = {
         part: str(_section(zero.get(f"offload_{part}")).get("device", "none")).lower()
         for part in ("optimizer", "param")

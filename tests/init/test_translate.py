@@ -55,6 +55,8 @@ def test_unknown_keys_are_listed_with_the_nearest_and_without_their_values(tmp_p
         (KNOWN["trl"], {"tool": "torchtune"}, "--tool = 'torchtune' is not known"),
         (KNOWN["trl"], {"task": "seq2sec"}, "--task = 'seq2sec' is not known; did you mean 'seq2seq'"),
         (KNOWN["trl"], {"task": "seq2seq"}, "--task = seq2seq does not fit"),
+        (f"{KNOWN['trl']}\ndatasets: false", {}, "datasets of .* must be a list of sections with a path each"),
+        (f"{KNOWN['trl']}\nlearning_rate: 1{'0' * 400}", {}, "learning_rate = 10000.* must be a number"),
     ],
 )
 def test_what_cannot_be_translated_is_refused(tmp_path: Path, text: str, options: dict[str, str], said: str):
