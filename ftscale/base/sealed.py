@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def unsealed(text: str | bytes, *, needs_hash: bool = False) -> dict[str, Any]:
     `needs_hash`: one without a hash, as people and earlier versions write it, is damaged too.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise DamagedError("it is torn") from error
     if not isinstance(value, dict):
@@ -114,6 +115,14 @@ def sync(paths: Iterable[Path]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _whole(digits: str) -> int:
+    """The number of these digits. Raises ValueError for one beyond a float, which ftscale writes nowhere."""
+    number = int(digits)
+    if abs(number) > sys.float_info.max:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return number
 
 
 def content_hash(value: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ def test_every_flipped_bit_is_refused_or_leaves_the_content_as_it_was():
         (b"\xff\xfe", "it is torn"),
         (b"[" * 100_000, "it is torn"),
         (b'{"a": 1' + b"0" * 5000 + b"}", "it is torn"),
+        (b'{"a": -1' + b"0" * 309 + b"}", "it is torn"),
         (b"[1]", "it holds no object"),
         (b"null", "it holds no object"),
         (b'{"a": 1, "hash": 5}', "it has other content than when it was written"),

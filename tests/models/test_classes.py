@@ -43,13 +43,18 @@ def logits(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits[0]
 
 
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether they are equal to rounding: loaded weights may lie otherwise in memory, and be summed otherwise."""
+    return torch.allclose(first, second, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", [BertConfig, RobertaConfig])
 def test_rows_of_the_head_follow_their_names(tmp_path: Path, kind: Any):
     model = saved(tmp_path, ["yes", "no", "maybe"], kind=kind)
     again = load(tmp_path, ["maybe", "no", "yes"])
-    assert torch.equal(logits(again), logits(model)[[2, 1, 0]])
+    assert same(logits(again), logits(model)[[2, 1, 0]])
     assert again.config.id2label == {0: "maybe", 1: "no", 2: "yes"}
-    assert torch.equal(logits(load(tmp_path, ["yes", "no", "maybe"])), logits(model))
+    assert same(logits(load(tmp_path, ["yes", "no", "maybe"])), logits(model))
 
 
 def test_features_that_are_as_many_as_the_classes_stay_where_they_are(tmp_path: Path):
@@ -73,14 +78,14 @@ def test_other_names_of_the_same_number_get_a_new_head_that_the_seed_alone_decid
 def test_the_old_head_is_kept_where_asked_for(tmp_path: Path, caplog):
     model = saved(tmp_path, ["yes", "no"])
     again = load(tmp_path, ["ja", "nein"], keep=True)
-    assert torch.equal(logits(again), logits(model))
+    assert same(logits(again), logits(model))
     assert again.config.id2label == {0: "ja", 1: "nein"}
     assert "is kept (head.keep = true)" in caplog.text
 
 
 def test_a_head_without_names_is_kept_and_it_is_said(tmp_path: Path, caplog):
     model = saved(tmp_path, None, num_labels=2)
-    assert torch.equal(logits(load(tmp_path, ["no", "yes"])), logits(model))
+    assert same(logits(load(tmp_path, ["no", "yes"])), logits(model))
     assert "have no names: its rows are taken for no, yes" in caplog.text
     caplog.clear()
     load(tmp_path, ["0", "1"])
@@ -97,11 +102,11 @@ def test_the_head_of_another_task_is_not_taken_over_by_its_shape(tmp_path: Path,
 def test_one_number_is_not_the_score_of_a_class(tmp_path: Path):
     regression = {"num_labels": 1, "problem_type": "regression"}
     model = saved(tmp_path, ["toxic"], problem_type="multi_label_classification")
-    assert not torch.equal(logits(load(tmp_path, [], **regression)), logits(model))
-    assert torch.equal(logits(load(tmp_path, ["toxic"], problem_type="multi_label_classification")), logits(model))
+    assert not same(logits(load(tmp_path, [], **regression)), logits(model))
+    assert same(logits(load(tmp_path, ["toxic"], problem_type="multi_label_classification")), logits(model))
     model = saved(tmp_path, None, **regression)
-    assert torch.equal(logits(load(tmp_path, [], **regression)), logits(model))
-    assert not torch.equal(logits(load(tmp_path, ["toxic"], problem_type="multi_label_classification")), logits(model))
+    assert same(logits(load(tmp_path, [], **regression)), logits(model))
+    assert not same(logits(load(tmp_path, ["toxic"], problem_type="multi_label_classification")), logits(model))
 
 
 def test_a_base_without_a_classifier_is_not_spoken_of():
