@@ -205,7 +205,8 @@ class Job:
         failure = current_folder(run_folder) / LOGS / FAILURE  # another stage may have begun
         return self._facts(
             exit_code=code,
-            status=run_status(run_folder) if watchdog.has_saved else "",
+            # without an error, a run that has written no result had one: it was finished before
+            status=run_status(run_folder) if watchdog.has_saved or code == EXIT_DONE else "",
             failure=(error := read_failure(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,

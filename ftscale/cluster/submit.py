@@ -18,12 +18,13 @@ from ftscale.base.startup import begin_work
 from ftscale.checks import check_run
 from ftscale.cluster import slurm
 from ftscale.cluster.node import LAUNCHERS
+from ftscale.cluster.outcome import FINISHED
 from ftscale.cluster.records import Records, is_job, run_status
 from ftscale.cluster.render import fill
 from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.precheck import read_config
-from ftscale.run.folder import at_real_folder, check_run_folder
+from ftscale.run.folder import at_real_folder, check_run_folder, is_given_more
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
 """Files in the run folder's slurm/: the job script, the resolved configuration, and an array's members."""
@@ -100,6 +101,8 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     for config in configs:
         check_run_folder(config, resume=request.resume, overwrite=False)
         _refuse_second_job(Records(Path(config.run_folder)))
+    if request.resume:
+        _refuse_finished(configs)
     records = Records(Path(base.run_folder))
     array = (request.array or _every(len(configs))) if members else None
     script = job_script(records.run_folder, request, site, array=array)
@@ -147,8 +150,8 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
     script, submitted = records.folder / SCRIPT, records.events("submit")
     if not script.is_file() or not submitted:
         raise UserError(f"{run_folder} has no {SCRIPT}: it was not submitted by `ftscale submit`; submit its run.")
-    if (status := run_status(run_folder)) in ("completed", "stopped_early"):
-        raise UserError(f"{run_folder} is finished ({status}); there is nothing to submit.")
+    if run_status(run_folder) in FINISHED:
+        _refuse_finished([at_real_folder(read_config(records.folder / RUN))])
     _refuse_second_job(records)
     records.cancel_mark.unlink(missing_ok=True)
     log = records.folder / _log_name((records.folder / RUNS).is_file())
@@ -242,6 +245,21 @@ def _write_and_submit(
     for number, config in enumerate(configs if array else ()):
         Records(Path(config.run_folder)).add("submit", jobs=[f"{jobs[0]}_{number}"])
     return tuple(jobs)
+
+
+def _refuse_finished(configs: Sequence[Config]) -> None:
+    """Raise UserError where no run has a step left: a job would end at once."""
+    finished = {
+        config.run_folder: run_status(Path(config.run_folder)) for config in configs if not is_given_more(config)
+    }
+    if len(finished) == len(configs) and all(status in FINISHED for status in finished.values()):
+        raise UserError(
+            *(
+                f"{folder} is finished ({status}); there is nothing to submit. More of train.epochs or train.max_steps "
+                "has it go on: ftscale submit RUN.yaml --resume train.epochs=..."
+                for folder, status in finished.items()
+            )
+        )
 
 
 def _refuse_second_job(records: Records) -> None:
