@@ -550,6 +550,7 @@ def job(
     min_free_gib: Annotated[float, typer.Option(min=0)] = 1,
     max_clock_skew_s: Annotated[float, typer.Option(min=0)] = 5,
     interface: Annotated[str, typer.Option()] = "",
+    container: Annotated[str, typer.Option()] = "",
 ) -> None:
     """What the job scripts of slurm/ run on their first node."""
     from ftscale.cluster.job import JobSettings, run_job
@@ -565,6 +566,7 @@ def job(
         min_free_gib=min_free_gib,
         max_clock_skew_s=max_clock_skew_s,
         interface=interface,
+        container=container,
     )
     sys.exit(run_job(run, overrides or (), settings))
 

@@ -17,6 +17,7 @@ from ftscale.base.sealed import write_text
 from ftscale.base.startup import begin_work
 from ftscale.checks import check_run
 from ftscale.cluster import slurm
+from ftscale.cluster.container import as_variable, bound_folders, container_problems, program
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.outcome import FINISHED
 from ftscale.cluster.records import Records, is_job, run_status
@@ -86,6 +87,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     """
     site = load_site()
     problems = _request_problems(request)
+    problems += container_problems(site.container) if site.container else []
     limit_s = slurm.seconds(request.time or site.time)
     configs: list[Config] = []
     try:
@@ -104,10 +106,19 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     if request.resume:
         _refuse_finished(configs)
     records = Records(Path(base.run_folder))
+    _tell_container(base, site, gpus=bool(_gpus(request, site)))
     array = (request.array or _every(len(configs))) if members else None
     script = job_script(records.run_folder, request, site, array=array)
     jobs = () if dry_run else _write_and_submit(records, configs, script, chain=request.chain or 1, array=bool(members))
     return Submission(jobs, records.folder / _log_name(bool(members)), script)
+
+
+def _tell_container(config: Config, site: Site, *, gpus: bool) -> None:
+    """Say how steps will be started in a container. Raises UserError for folders that cannot be bound."""
+    if site.container is None:
+        return
+    options, words = program(site.container, bound_folders(config, more=[site.scratch or ""]), gpus=gpus)
+    log.info("steps run in a container: srun %s", shlex.join([*options, *words]))
 
 
 def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
@@ -213,6 +224,7 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
         "MIN_FREE_GIB": f"{site.min_free_gib:g}",
         "MAX_CLOCK_SKEW_S": f"{site.max_clock_skew_s:g}",
         "INTERFACE": site.interface or "",
+        "CONTAINER": as_variable(site.container),
     }
     template = resource("slurm", "array.sbatch" if array else "train.sbatch").read_text()
     text = fill(template, options=options, variables=variables, setup=site.setup)
