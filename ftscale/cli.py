@@ -399,13 +399,14 @@ def recipes(
     from ftscale.config.recipes import recipe_text
     from ftscale.config.recipes import recipes as all_recipes
 
-    if name is None:
-        found = all_recipes()
-        print(json.dumps([asdict(recipe) for recipe in found], indent=2)) if as_json else _print_recipes(found)
-        return
-    if as_json:
+    if name is not None and as_json:
         raise UserError("--json is for the list of recipes; a recipe itself is YAML: leave it out.")
-    print(recipe_text(name), end="")
+    if name is not None:
+        print(recipe_text(name), end="")
+    elif as_json:
+        print(json.dumps([asdict(recipe) for recipe in all_recipes()], indent=2))
+    else:
+        _print_recipes(all_recipes())
 
 
 def _print_recipes(found: list[Recipe]) -> None:

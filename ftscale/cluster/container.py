@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,15 +112,13 @@ def runtime_problems(container: Container) -> list[str]:
     return []
 
 
-def bound_folders(
-    config: Config, *, more: Iterable[str] = (), environment: Mapping[str, str] = os.environ
-) -> list[str]:
+def bound_folders(config: Config, *, more: Iterable[str] = ()) -> list[str]:
     """The folders that a run reads and writes, each by its name and by where its links lead, none below another.
 
     more: further paths, "" = none. What is not there yet is given by the nearest folder above it. Raises UserError for
     a folder that cannot be named in a list of mounts.
     """
-    named = {name: environment[name] for name in FOLDER_VARIABLES if environment.get(name)}
+    named = {name: os.environ[name] for name in FOLDER_VARIABLES if os.environ.get(name)}
     paths = [os.getcwd(), *more, *named.values(), *([] if "HF_HOME" in named else [HUB])]
     for part in (config, *(stage.config for stage in stages_of(config))):
         paths += _paths(part)

@@ -23,7 +23,7 @@ from ftscale.cluster.health import CHECK_FOLDER, compare_reports, package_digest
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
 from ftscale.cluster.records import Records, checkpoint_step, read_failure, read_json, run_status
-from ftscale.cluster.step import Allocation, Start, Step
+from ftscale.cluster.step import ON_NODE, Allocation, Start, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
 from ftscale.config import Config
 from ftscale.precheck import read_config
@@ -90,7 +90,7 @@ def _check(settings: JobSettings) -> None:
 def _start_of_steps(run: Path, config: Config, settings: JobSettings) -> Start:
     """How steps are started. Raises UserError for a container that is not at hand."""
     if (container := read_container(settings.container)) is None:
-        return Start()
+        return ON_NODE
     if problems := [*container_problems(container), *runtime_problems(container)]:
         raise UserError(*problems)
     Path(config.run_folder).mkdir(parents=True, exist_ok=True)  # to be bound
@@ -201,7 +201,7 @@ class Job:
         reports = {node: read_json(folder / f"{node}.json") for node in self.nodes}
         bad, summary = compare_reports(reports, max_clock_skew_s=settings.max_clock_skew_s)
         self.say(f"health check: {summary}")
-        if settings.container and {package_digest()} != {report["ftscale"] for report in reports.values() if report}:
+        if settings.container and {report["ftscale"] for report in reports.values() if report} - {package_digest()}:
             self.say("the ftscale of the image is another one than that of this job script: build the image anew")
         for node, reasons in bad.items():
             self.say(f"bad node {node}: {'; '.join(reasons)}")

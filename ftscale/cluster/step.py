@@ -70,6 +70,9 @@ class Start:
         return {} if self.program[0] == sys.executable else {"PYTHONNOUSERSITE": "1"}
 
 
+ON_NODE = Start()
+
+
 class Step:
     """`ftscale COMMAND` on every node."""
 
@@ -82,7 +85,7 @@ class Step:
         tasks_per_node: int,
         environment: dict[str, str],
         options: Sequence[str] = (),
-        start: Start = Start(),  # noqa: B008  # frozen
+        start: Start = ON_NODE,
     ) -> None:
         self.name = name
         self.job = allocation.job
