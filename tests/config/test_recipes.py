@@ -55,6 +55,7 @@ def test_a_recipe_is_the_same_run_anywhere(name: str, tmp_path: Path, monkeypatc
             if source.format == "hub":
                 assert own == source
             else:
+                assert Path(own.path).is_file()
                 assert Path(own.path).samefile(resource("launch").parent / source.path)
 
 
