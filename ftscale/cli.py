@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,9 @@ from ftscale.base.launched import launched_processes, launched_rank
 from ftscale.base.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
 from ftscale.base.shown import shown
 from ftscale.version import __version__
+
+if TYPE_CHECKING:
+    from ftscale.config.recipes import Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -386,6 +390,38 @@ def init(
     print(shown("\n".join(found.told(out))))
 
 
+@app.command(epilog="Example: ftscale recipes sst2 > run.yaml")
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The recipe to print as a RUN.yaml.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes that come with ftscale, or print one of them."""
+    from ftscale.config.recipes import recipe_text
+    from ftscale.config.recipes import recipes as all_recipes
+
+    if name is not None and as_json:
+        raise UserError("--json is for the list of recipes; a recipe itself is YAML: leave it out.")
+    if name is not None:
+        print(recipe_text(name), end="")
+    elif as_json:
+        print(json.dumps([asdict(recipe) for recipe in all_recipes()], indent=2))
+    else:
+        _print_recipes(all_recipes())
+
+
+def _print_recipes(found: list[Recipe]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("name", "what it shows; task: model on data", box=None, pad_edge=False)
+    for recipe in found:
+        about = escape(f"{recipe.shows}\n{recipe.task}: {recipe.model} on {recipe.data}")
+        table.add_row(recipe.name, about)
+    Console().print(table, highlight=False)
+    print("\nftscale recipes NAME > run.yaml writes one; its first lines say which rows it wants.")
+
+
 @app.command(epilog="Example: ftscale doctor --json > report.json")
 def doctor(as_json: AsJson = False) -> None:
     """Tell what this machine has for training, a line each, with what to do about what it lacks."""
@@ -515,6 +551,7 @@ def job(
     min_free_gib: Annotated[float, typer.Option(min=0)] = 1,
     max_clock_skew_s: Annotated[float, typer.Option(min=0)] = 5,
     interface: Annotated[str, typer.Option()] = "",
+    container: Annotated[str, typer.Option()] = "",
 ) -> None:
     """What the job scripts of slurm/ run on their first node."""
     from ftscale.cluster.job import JobSettings, run_job
@@ -530,6 +567,7 @@ def job(
         min_free_gib=min_free_gib,
         max_clock_skew_s=max_clock_skew_s,
         interface=interface,
+        container=container,
     )
     sys.exit(run_job(run, overrides or (), settings))
 

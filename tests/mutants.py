@@ -514,6 +514,27 @@ MUTANTS = (
         'f"there is one (by {os.environ.get(names[0])})"',
         ("tests/doctor/test_machine.py::test_a_token_is_there_or_not_and_never_shown",),
     ),
+    Mutant(
+        "what a link leads to is not bound in a container",
+        "ftscale/cluster/container.py",
+        "(_folder(path), _folder(os.path.realpath(path)))",
+        "(_folder(path),)",
+        ("tests/cluster/test_container.py::test_a_link_is_bound_with_what_it_leads_to",),
+    ),
+    Mutant(
+        "a finished run that asks for no more is submitted",
+        "ftscale/cluster/submit.py",
+        "if request.resume:",
+        "if False:",
+        ("tests/cluster/test_submit.py::test_a_finished_run_that_asks_for_no_more_is_refused",),
+    ),
+    Mutant(
+        "a printed recipe keeps the places of a checkout",
+        "ftscale/config/recipes.py",
+        "json.dumps(str(_PACKAGE.parent / found[0]))",
+        "found[0]",
+        ("tests/config/test_recipes.py::test_a_recipe_is_the_same_run_anywhere[help_desk]",),
+    ),
 )
 
 

@@ -29,6 +29,7 @@ COMMANDS = (
     "schema",
     "init",
     "doctor",
+    "recipes",
 )
 COMMANDS += SLURM
 LONG = 60  # steps of a run that is stopped on its way

@@ -29,6 +29,7 @@ ALLOWED = {
     # place: what it names there, and why
     "checks/report.py": ({"tokenizer", "text", "source"}, "keys of the report"),
     "checks/show.py": ({"tokenizer", "target", "text"}, "keys of the report"),
+    "cluster/container.py": ({"image"}, "what a container is made of"),
     "cluster/submit.py": ({"output"}, "an option of sbatch"),
     "config/matrix.py": ({"text_classification"}, "the table's columns are computed from a plain run, of any task"),
     "config/problems.py": ({"input"}, "a key of pydantic's errors"),

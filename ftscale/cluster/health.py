@@ -46,7 +46,7 @@ def check_node(folder: Path, run: Path, overrides: Sequence[str], *, scratch: st
     report: Report = {
         "host": socket.gethostname(),
         "problems": [*_scratch_problems(scratch or tempfile.gettempdir(), min_free_gib), *_gpu_problems()],
-        "ftscale": _package_digest(),
+        "ftscale": package_digest(),
         "torch": version("torch"),
         "python": platform.python_version(),
         "config": _config_digest(run, overrides),
@@ -172,7 +172,7 @@ def _reduce(rank: int, number: int) -> Report:
     return {"clock": clock, "gib_per_s": REDUCED_BYTES / 2**30 / min(seconds)}
 
 
-def _package_digest() -> str:
+def package_digest() -> str:
     """A hash of ftscale's own files: two checkouts may have the same version."""
     root, digest = Path(__file__).resolve().parents[1], hashlib.blake2b(digest_size=8)
     for path in sorted(root.rglob("*.py")):

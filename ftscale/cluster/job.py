@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -17,16 +18,19 @@ from ftscale.base.logs import FAILURE, LOGS
 from ftscale.base.shown import shown
 from ftscale.base.startup import begin_work, leave_out_working_folder
 from ftscale.cluster import slurm
-from ftscale.cluster.health import CHECK_FOLDER, compare_reports
+from ftscale.cluster.container import bound_folders, container_problems, program, read_container, runtime_problems
+from ftscale.cluster.health import CHECK_FOLDER, compare_reports, package_digest
 from ftscale.cluster.node import LAUNCHERS
 from ftscale.cluster.outcome import Facts, Verdict, bounded, judge, judge_nodes
 from ftscale.cluster.records import Records, checkpoint_step, read_failure, read_json, run_status
-from ftscale.cluster.step import Allocation, Step
+from ftscale.cluster.step import ON_NODE, Allocation, Start, Step
 from ftscale.cluster.watchdog import POLL_S, Watchdog
+from ftscale.config import Config
 from ftscale.precheck import read_config
 from ftscale.run.folder import at_real_folder, current_folder, holds_run
 
 CHECK_S = 58.0  # the health check takes less than a minute, or names the nodes that did not answer
+IMAGE_S = 1800.0  # for an image that is fetched or unpacked before the check
 LIMIT_S = 5.0  # Slurm looks at time limits every half a minute
 
 
@@ -51,6 +55,8 @@ class JobSettings:
     max_clock_skew_s: float
     interface: str
     """Network interface between nodes; "" = what gloo and NCCL choose."""
+    container: str
+    """As `container.read_container` reads it; "" = the steps run on the nodes themselves."""
 
 
 def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
@@ -61,9 +67,10 @@ def run_job(run: Path, overrides: Sequence[str], settings: JobSettings) -> int:
     config = at_real_folder(read_config(run, overrides))
     _check(settings)
     records = Records(Path(config.run_folder))
+    start = _start_of_steps(run, config, settings)
     begin_work()
     leave_out_working_folder()
-    job = Job([str(run), *overrides], settings, records, before_end_s=config.checkpoint.before_end_s)
+    job = Job([str(run), *overrides], settings, records, start, before_end_s=config.checkpoint.before_end_s)
     with job.listening():
         verdict = job.start()
     return job.conclude(verdict)
@@ -80,6 +87,17 @@ def _check(settings: JobSettings) -> None:
         raise UserError(*wrong)
 
 
+def _start_of_steps(run: Path, config: Config, settings: JobSettings) -> Start:
+    """How steps are started. Raises UserError for a container that is not at hand."""
+    if (container := read_container(settings.container)) is None:
+        return ON_NODE
+    if problems := [*container_problems(container), *runtime_problems(container)]:
+        raise UserError(*problems)
+    Path(config.run_folder).mkdir(parents=True, exist_ok=True)  # to be bound
+    folders = bound_folders(config, more=[settings.scratch, str(run)])
+    return Start(*program(container, folders, gpus="SLURM_GPUS_ON_NODE" in os.environ))
+
+
 @dataclass
 class Job:
     """One start of a job, in the process that is its batch step."""
@@ -87,6 +105,8 @@ class Job:
     arguments: list[str]
     settings: JobSettings
     records: Records
+    how: Start
+    """How its steps are started."""
     before_end_s: float
     """So long before the time limit the run saves and ends by itself, where Slurm tells it the time."""
     allocation: Allocation = field(default_factory=Allocation)
@@ -167,11 +187,12 @@ class Job:
         for old in folder.glob("*.json"):
             old.unlink()
         settings = self.settings
+        check_s = CHECK_S + IMAGE_S * bool(settings.container)
         options = [f"--scratch={settings.scratch}", f"--min-free-gib={settings.min_free_gib}"]
         command = ["node-check", str(folder), *options, "--", *self.arguments]
         self.step = self._start_step(command, name="check", options=["--wait=0"])
         polls = 0
-        while self.step.is_running and polls * POLL_S < CHECK_S and not self.signal:
+        while self.step.is_running and polls * POLL_S < check_s and not self.signal:
             time.sleep(POLL_S)
             polls += 1
         self.step.end()
@@ -180,6 +201,8 @@ class Job:
         reports = {node: read_json(folder / f"{node}.json") for node in self.nodes}
         bad, summary = compare_reports(reports, max_clock_skew_s=settings.max_clock_skew_s)
         self.say(f"health check: {summary}")
+        if settings.container and {report["ftscale"] for report in reports.values() if report} - {package_digest()}:
+            self.say("the ftscale of the image is another one than that of this job script: build the image anew")
         for node, reasons in bad.items():
             self.say(f"bad node {node}: {'; '.join(reasons)}")
         return judge_nodes(bad, nodes=self.nodes)
@@ -205,7 +228,8 @@ class Job:
         failure = current_folder(run_folder) / LOGS / FAILURE  # another stage may have begun
         return self._facts(
             exit_code=code,
-            status=run_status(run_folder) if watchdog.has_saved else "",
+            # without an error, a run that has written no result had one: it was finished before
+            status=run_status(run_folder) if watchdog.has_saved or code == EXIT_DONE else "",
             failure=(error := read_failure(failure)),
             lost_peer=self._node_in(str(error.get("error", ""))),
             silent_s=silent_s,
@@ -228,6 +252,7 @@ class Job:
             tasks_per_node=tasks_per_node,
             environment=environment,
             options=options,
+            start=self.how,
         )
 
     def _facts(self, *, exit_code: int, **more: object) -> Facts:

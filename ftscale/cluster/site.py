@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 
 from ftscale.base.errors import UserError
 from ftscale.base.logs import log
+from ftscale.cluster.container import Container
 from ftscale.cluster.render import OPTION_NAME
 from ftscale.config.problems import problems_of
 from ftscale.config.schema import OneLine, Section
@@ -57,6 +58,8 @@ class Site(Section):
     """Further options of sbatch, e.g. `{qos: long, constraint: a100}`; an empty value is a flag."""
     setup: tuple[str, ...] = ()
     """Lines of bash that make the environment, e.g. `module load cuda`; empty = .venv/bin/activate where it is."""
+    container: Container | None = None
+    """What the steps of a job run in; null = the nodes' own environment."""
     interface: OneLine | None = None
     """Network interface between nodes, e.g. ib0; null = what gloo and NCCL choose."""
     scratch: OneLine | None = None

@@ -55,8 +55,26 @@ class Allocation:
         }
 
 
+@dataclass(frozen=True)
+class Start:
+    """How ftscale is started on a node: by this process's Python, or in a container."""
+
+    options: Sequence[str] = ()
+    """Further ones of srun."""
+    program: Sequence[str] = (sys.executable, "-m", "ftscale")
+    """The words before ftscale's own."""
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What the environment has besides: in a container, no packages out of the user's home."""
+        return {} if self.program[0] == sys.executable else {"PYTHONNOUSERSITE": "1"}
+
+
+ON_NODE = Start()
+
+
 class Step:
-    """`python -m ftscale COMMAND` on every node."""
+    """`ftscale COMMAND` on every node."""
 
     def __init__(
         self,
@@ -67,13 +85,14 @@ class Step:
         tasks_per_node: int,
         environment: dict[str, str],
         options: Sequence[str] = (),
+        start: Start = ON_NODE,
     ) -> None:
         self.name = name
         self.job = allocation.job
-        words = [sys.executable, "-m", "ftscale", *command]
+        words = [*start.program, *command]
         self.process = subprocess.Popen(
-            allocation.srun(words, tasks_per_node=tasks_per_node, name=name, options=options),
-            env={**os.environ, **environment},
+            allocation.srun(words, tasks_per_node=tasks_per_node, name=name, options=[*options, *start.options]),
+            env={**os.environ, **environment, **start.variables},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,13 +17,15 @@ from ftscale.base.sealed import write_text
 from ftscale.base.startup import begin_work
 from ftscale.checks import check_run
 from ftscale.cluster import slurm
+from ftscale.cluster.container import as_variable, bound_folders, container_problems, program
 from ftscale.cluster.node import LAUNCHERS
+from ftscale.cluster.outcome import FINISHED
 from ftscale.cluster.records import Records, is_job, run_status
 from ftscale.cluster.render import fill
 from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, write_config
 from ftscale.precheck import read_config
-from ftscale.run.folder import at_real_folder, check_run_folder
+from ftscale.run.folder import at_real_folder, check_run_folder, is_given_more
 
 SCRIPT, RUN, RUNS = "job.sbatch", "run.yaml", "runs.txt"
 """Files in the run folder's slurm/: the job script, the resolved configuration, and an array's members."""
@@ -85,6 +87,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     """
     site = load_site()
     problems = _request_problems(request)
+    problems += container_problems(site.container) if site.container else []
     limit_s = slurm.seconds(request.time or site.time)
     configs: list[Config] = []
     try:
@@ -100,11 +103,22 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
     for config in configs:
         check_run_folder(config, resume=request.resume, overwrite=False)
         _refuse_second_job(Records(Path(config.run_folder)))
+    if request.resume:
+        _refuse_finished(configs)
     records = Records(Path(base.run_folder))
+    _tell_container(base, site, gpus=bool(_gpus(request, site)))
     array = (request.array or _every(len(configs))) if members else None
     script = job_script(records.run_folder, request, site, array=array)
     jobs = () if dry_run else _write_and_submit(records, configs, script, chain=request.chain or 1, array=bool(members))
     return Submission(jobs, records.folder / _log_name(bool(members)), script)
+
+
+def _tell_container(config: Config, site: Site, *, gpus: bool) -> None:
+    """Say how steps will be started in a container. Raises UserError for folders that cannot be bound."""
+    if site.container is None:
+        return
+    options, words = program(site.container, bound_folders(config, more=[site.scratch or ""]), gpus=gpus)
+    log.info("steps run in a container: srun %s", shlex.join([*options, *words]))
 
 
 def _check_and_plan(run: Path, overrides: Sequence[str], request: Request, site: Site) -> None:
@@ -147,8 +161,8 @@ def resubmit(run_folder: Path, options: Sequence[str] = ()) -> Submission:
     script, submitted = records.folder / SCRIPT, records.events("submit")
     if not script.is_file() or not submitted:
         raise UserError(f"{run_folder} has no {SCRIPT}: it was not submitted by `ftscale submit`; submit its run.")
-    if (status := run_status(run_folder)) in ("completed", "stopped_early"):
-        raise UserError(f"{run_folder} is finished ({status}); there is nothing to submit.")
+    if run_status(run_folder) in FINISHED:
+        _refuse_finished([at_real_folder(read_config(records.folder / RUN))])
     _refuse_second_job(records)
     records.cancel_mark.unlink(missing_ok=True)
     log = records.folder / _log_name((records.folder / RUNS).is_file())
@@ -210,6 +224,7 @@ def job_script(run_folder: Path, request: Request, site: Site, *, array: str | N
         "MIN_FREE_GIB": f"{site.min_free_gib:g}",
         "MAX_CLOCK_SKEW_S": f"{site.max_clock_skew_s:g}",
         "INTERFACE": site.interface or "",
+        "CONTAINER": as_variable(site.container),
     }
     template = resource("slurm", "array.sbatch" if array else "train.sbatch").read_text()
     text = fill(template, options=options, variables=variables, setup=site.setup)
@@ -242,6 +257,21 @@ def _write_and_submit(
     for number, config in enumerate(configs if array else ()):
         Records(Path(config.run_folder)).add("submit", jobs=[f"{jobs[0]}_{number}"])
     return tuple(jobs)
+
+
+def _refuse_finished(configs: Sequence[Config]) -> None:
+    """Raise UserError where no run has a step left: a job would end at once."""
+    finished = {
+        config.run_folder: run_status(Path(config.run_folder)) for config in configs if not is_given_more(config)
+    }
+    if len(finished) == len(configs) and all(status in FINISHED for status in finished.values()):
+        raise UserError(
+            *(
+                f"{folder} is finished ({status}); there is nothing to submit. More of train.epochs or train.max_steps "
+                "has it go on: ftscale submit RUN.yaml --resume train.epochs=..."
+                for folder, status in finished.items()
+            )
+        )
 
 
 def _refuse_second_job(records: Records) -> None:

@@ -439,7 +439,12 @@ def _at(values: Any, name: str) -> Any:
 
 def goes_on(result: Result, config: Config, *, num_steps: int) -> bool:
     """Whether a run that has ended was given more steps since, or more patience."""
-    if result.steps >= num_steps or _has_stages(config):
+    return result.steps < num_steps and is_given_more(config)
+
+
+def is_given_more(config: Config) -> bool:
+    """Whether the settings of a run's length are others than in its newest checkpoint; those of stages never count."""
+    if _has_stages(config):
         return False
     newest = newest_manifest(Path(config.run_folder) / "checkpoints")
     return newest is not None and given_anew(newest, config, of=LENGTH)

@@ -15,7 +15,7 @@ from ftscale.base.errors import UserError
 from ftscale.base.resources import resource
 from ftscale.cluster.records import Records
 from ftscale.cluster.site import Site
-from ftscale.cluster.submit import Request, job_script, submit
+from ftscale.cluster.submit import Request, job_script, resubmit, submit
 from ftscale.cluster.watch import cancel
 
 
@@ -129,6 +129,44 @@ def test_without_slurm_submit_says_so(run: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="sbatch is not on the path"):
         submit(run, (), Request())
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- a run that is finished
+
+
+LONGER = ("train.max_steps=6",)
+
+
+@pytest.fixture
+def finished(run: Path) -> Path:
+    """A run of three steps, done."""
+    assert tiny.command("train", run).code == 0
+    return run
+
+
+def test_a_finished_run_is_submitted_for_longer_and_its_job_goes_on(finished: Path, slurm: Path, tmp_path: Path):
+    submit(finished, LONGER, Request(resume=True))
+    arguments = (slurm / "arguments").read_text().splitlines()
+    job_run = arguments[arguments.index("--") + 1]
+    assert job_run == str(tmp_path / "run/slurm/run.yaml")
+    done = tiny.command("train", job_run, "--resume")  # as the job does in a folder that holds a run
+    assert done.code == 0, done.stderr
+    assert [step["step"] for step in tiny.steps(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_that_asks_for_no_more_is_refused(finished: Path, slurm: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"is finished \(completed\); there is nothing to submit") as failure:
+        submit(finished, (), Request(resume=True))
+    assert "ftscale submit RUN.yaml --resume train.epochs=" in str(failure.value)
+    assert not (tmp_path / "run/slurm").exists()
+
+
+def test_a_longer_run_whose_job_never_began_is_submitted_again(finished: Path, slurm: Path, tmp_path: Path):
+    submit(finished, LONGER, Request(resume=True))
+    assert resubmit(tmp_path / "run").jobs == ("4242",)
+    assert tiny.command("train", tmp_path / "run/slurm/run.yaml", "--resume").code == 0
+    with pytest.raises(UserError, match=r"is finished \(completed\)"):
+        resubmit(tmp_path / "run")
 
 
 # ---------------------------------------------------------------- what reaches a shell

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from email import message_from_bytes
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trove_classifiers
 import yaml
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -104,6 +110,91 @@ def test_an_installed_wheel_finds_its_resources(wheel: Path, tmp_path: Path):
     assert names == "ddp single zero1 zero2 zero2_offload zero3 zero3_nvme zero3_offload"
 
 
+ABROAD = """
+import sys
+from ftscale.cli import main
+
+def command(*words):
+    sys.argv = ["ftscale", *words]
+    print("ftscale", *words[:1])
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, (words, stop.code)
+
+run = ["run.yaml", *sys.argv[1:]]
+command("check", *run)
+command("submit", *run, "--dry-run")
+command("train", *run)
+"""
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Path:
+    """The programs of a virtual environment with the wheel; what it requires is that of these tests."""
+    folder = tmp_path / "environment"
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(folder)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", "--no-compile", wheel], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return folder / "bin"
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_checks_and_submits_its_recipes(installed: Path, minilm: Path, tmp_path: Path):
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HOME": str(work)}
+    extensions = environment.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache/torch_extensions"))
+    environment["TORCH_EXTENSIONS_DIR"] = extensions  # what DeepSpeed has compiled, a minute's work
+
+    def output(*words: object) -> str:
+        return subprocess.run([*words], cwd=work, env=environment, text=True, stdout=subprocess.PIPE, check=True).stdout
+
+    assert "help_desk" in output(installed / "ftscale", "recipes")
+    (work / "run.yaml").write_text(output(installed / "ftscale", "recipes", "help_desk"))
+    settings = [f"model={minilm}", "run_folder=run", "data.cache_dir=cache", "distributed.strategy=zero1"]
+    settings += ["train.max_steps=2", "checkpoint.prove=never", "data.train.0.limit=64", "data.eval.0.limit=16"]
+    said = output(installed / "python", "-I", "-c", ABROAD, *settings)
+    checked, _, rest = said.partition("ftscale submit\n")
+    assert "nothing wrong found; 0 warnings" in checked
+    script, _, _ = rest.partition("ftscale train\n")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert f"set -- {work}/run/slurm/run.yaml\n" in script
+    about = json.loads((work / "run/run.json").read_text())
+    assert (about["strategy"], about["versions"]["ftscale"]) == ("zero1", __version__)
+    result = json.loads((work / "run/result.json").read_text())
+    assert (result["status"], result["steps"]) == ("completed", 2)
+    trained = (work / "run/config.yaml").read_text()
+    assert f"{installed.parent}/lib" in trained  # its own rows, not the checkout's
+    assert str(ROOT) not in trained
+
+
+def test_an_index_takes_what_the_wheel_says_of_itself(wheel: Path):
+    about = zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA")
+    found = Metadata.from_email(about, validate=True)
+    assert found.description_content_type == "text/markdown"
+    assert set(found.classifiers) <= trove_classifiers.classifiers
+    assert not any(name.startswith("License ::") for name in found.classifiers)  # PEP 639: license-expression alone
+    assert found.license_expression == "MIT"
+    assert set(found.provides_extra) == set(_project()["optional-dependencies"])
+    versions = [name.rpartition(" ")[2] for name in found.classifiers if "Python :: 3." in name]
+    assert versions
+    assert all(found.requires_python.contains(version) for version in versions)
+
+
+def test_the_page_on_an_index_has_no_link_into_the_repository(wheel: Path):
+    about = message_from_bytes(zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA"))
+    page = about.get_payload()
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert [link for link in links if not re.match(r"https?://|#", link)] == []
+    readme = (ROOT / "README.md").read_text()
+    assert page.splitlines()[0] == readme.splitlines()[0]
+    assert {line for line in readme.splitlines() if "](" not in line} <= set(page.splitlines())
+    assert {found[1] for found in re.finditer(r"[^!]\[(\w[^\]]*)\]\(", readme) if found[1] not in page} == set()
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_each_script_parses_and_stops_at_the_first_error(script: Path):
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -184,9 +275,13 @@ def _pins() -> dict[str, str]:
     return pins
 
 
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def _requirements() -> dict[str, Requirement]:
     """What pyproject.toml asks for, extras included."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = _project()
     lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     parsed = [Requirement(line) for line in lines]
     return {canonicalize_name(item.name): item for item in parsed if item.name != "ftscale"}
