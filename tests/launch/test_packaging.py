@@ -268,7 +268,7 @@ def _pins() -> dict[str, str]:
         assert hashes, f"{line}: without a hash pip takes whatever it gets"
         parsed.append(Requirement(line.strip()))
     for requirement in parsed:
-        assert re.fullmatch(r"==[0-9][0-9.]*", str(requirement.specifier)), requirement
+        assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(requirement.specifier)), requirement
     applying = [requirement for requirement in parsed if _applies(requirement)]
     pins = {canonicalize_name(item.name): str(item.specifier).removeprefix("==") for item in applying}
     assert len(pins) == len(applying), "a name is pinned twice for this Python"
