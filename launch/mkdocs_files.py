@@ -19,8 +19,10 @@ LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> str:
-    """Lead links out of docs/ to copies of the files, which are added to the site here; a file that is not there stays a
-    broken link, which --strict tells."""
+    """Lead links out of docs/ to copies of the files, which are added to the site here.
+
+    A link to a file that is not there stays as it is, and --strict tells of it.
+    """
     here = posixpath.dirname(page.file.src_uri)
 
     def to_copy(link: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
 """The tables of combinations as Markdown; `python -m ftscale.config.matrix` writes docs/combinations.md.
 
-That page has what trains under which strategy, and every row with reason, source and test. A README.md with the two marks
-gets the first of them too.
+That page has what trains under which strategy, and every row with reason, source and test. A README.md that has the
+two marks gets the first of them too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 PAGE = """# Combinations
 
-Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py. "no": `check` and `train` refuse it, with
-the sentence below; "yes": a test trains it; "untried": nothing is known.
+Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py. "no": `check` and `train` refuse it,
+with the sentence below; "yes": a test trains it; "untried": nothing is known.
 
 ## What trains under which strategy
 

@@ -10,9 +10,10 @@ from ftscale.config.load import config_schema
 
 HEAD = """# Settings
 
-Written by `ftscale schema --page` from the schema that reads a configuration. Every setting may also stand on the command
-line, by the name that it has here: `ftscale train run.yaml optimizer.lr=1e-4 data.train[0].limit=100`. A setting that is not
-here is refused, with the nearest one that is. `ftscale schema` prints the same as JSON Schema, by which editors complete.
+Written by `ftscale schema --page` from the schema that reads a configuration. Every setting may also stand on the
+command line, by the name that it has here: `ftscale train run.yaml optimizer.lr=1e-4 data.train[0].limit=100`. A setting
+that is not here is refused, with the nearest one that is. `ftscale schema` prints the same as JSON Schema, by which
+editors complete.
 
 Only `task`, `run_folder`, `model` and `data.train` must be set.
 """
