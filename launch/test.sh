@@ -69,6 +69,7 @@ step ruff format --check .
 step codespell
 step mypy
 step bandit -q -r ftscale benchmarks --severity-level medium --baseline launch/bandit.json
+NO_MKDOCS_2_WARNING=1 step mkdocs build --strict --quiet --config-file launch/mkdocs.yml
 wait $compiling || { tail -n 20 .venv/operators.log && exit 1; }
 
 if (($#)); then

@@ -72,7 +72,7 @@ def test_settings_of_a_page_are_taken(block: pages.Block, tmp_path: Path, monkey
         ("schedule: {name: cosin}", "did you mean 'cosine'?"),
         ("adapter: {method: lora}\ntrainable: {scope: head}", "leave out trainable"),
         ("data: {train: {path: a.csv, columns: {texd: 1}}}", "is no column of the task"),
-        ("stages: [{name: one, batch: {size: 3}}]", "stages.0.batch.size is not a setting"),
+        ("stages: [{name: one, batch: {size: 3}}]", "stage 1-one: batch.size is not a setting"),
     ],
 )
 def test_what_check_refuses_is_refused_in_a_page(text: str, said: str):
@@ -118,7 +118,7 @@ def test_commands_of_a_page_are_taken(page: Path):
 @pytest.mark.parametrize(
     "command",
     [
-        "trian run.yaml",
+        "trainn run.yaml",
         "train run.yaml --resum",
         "predict runs/mine",
         "launch run.yaml --processes none",
@@ -127,7 +127,7 @@ def test_commands_of_a_page_are_taken(page: Path):
     ],
 )
 def test_a_wrong_command_is_seen(command: str):
-    with pytest.raises(Exception, match=r"No such|Missing|not a valid|is not a setting"):
+    with pytest.raises(Exception, match=r"No such|Missing|valid integer|is not a setting"):
         _parse(command.split(), whole=True)
 
 
@@ -140,7 +140,8 @@ def _parse(words: list[str], *, whole: bool) -> None:
         return
     name, command, rest = group.resolve_command(outer, list(words))
     if not whole:
-        command.make_parser(command.context_class(command, parent=outer)).parse_args(rest)
+        parser = command.make_parser(command.context_class(command, parent=outer))
+        parser.parse_args([*rest, "value of a last option"])
         return
     given = command.make_context(name, rest, parent=outer).params
     settings = [*(given.get("overrides") or ()), *(choice.split(",")[0] for choice in given.get("grid") or ())]
@@ -191,6 +192,8 @@ def test_an_example_of_a_task_page_is_checked(
             _write_image(Path(image))
     settings = read_yaml(block.text, source=block.place)
     settings["model"] = _stand_in(settings["model"], shared=shared, minilm=minilm, work=tmp_path)
+    if str(settings["model"]).count("stories260K") and "generate" not in block.text:  # which has no template of its own
+        settings["task"] |= {"chat_template": "llama2"}
     settings["data"] |= {"cache_dir": str(tmp_path / "cache")}
     Path("run.yaml").write_text(write_yaml(settings))
     assert check_run("run.yaml").errors == []
@@ -213,7 +216,7 @@ def _stand_in(model: str, *, shared: Path, minilm: Path, work: Path) -> Any:
         "google/mobilenet_v1_0.75_192": str(shared / "weights/mobilenet_v1_0.25_224"),
         "Qwen/Qwen2.5-0.5B-Instruct": {
             "name": str(shared / "weights/stories260K"),
-            "processor": str(shared / "weights/stories260K"),
+            "overrides": {"max_position_embeddings": 2048},
         },
     }
     return here[model]

@@ -11,7 +11,7 @@ from ftscale.config.load import config_schema
 HEAD = """# Settings
 
 Written by `ftscale schema --page` from the schema that reads a configuration. Every setting may also stand on the
-command line, by the name that it has here: `ftscale train run.yaml optimizer.lr=1e-4 data.train[0].limit=100`. A setting
+command line, by the name that it has here: `ftscale train run.yaml optimizer.lr=1e-4 data.train[0].limit=100`. One
 that is not here is refused, with the nearest one that is. `ftscale schema` prints the same as JSON Schema, by which
 editors complete.
 
@@ -58,7 +58,8 @@ def _about(section: Part, part: Part) -> list[str]:
 
 def _section(name: str, section: Part, schema: Part) -> Iterator[str]:
     """A table of the section's settings, and one for each kind of section inside it."""
-    rows, inner = [], {}
+    rows: list[str] = []
+    inner: dict[str, tuple[Part, list[str]]] = {}
     for key, part in section["properties"].items():
         if "const" in part:  # the name of a task or method, which the heading says
             continue
