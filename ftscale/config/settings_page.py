@@ -25,7 +25,7 @@ TYPES = {
     "null": "null",
     "number": "number",
     "object": "keys and values",
-    "string": "text",
+    "string": "string",
 }
 
 Part = dict[str, Any]

@@ -20,7 +20,7 @@ def test_the_page_is_the_one_that_is_printed():
 def test_a_setting_has_its_type_its_default_and_its_meaning():
     rows = settings_page().splitlines()
     assert "| `optimizer.lr` | number, above 0 | `5e-05` | Peak learning rate. |" in rows
-    assert any(row.startswith("| `model.name` | text | required | Hub id, or a local folder") for row in rows)
+    assert any(row.startswith("| `model.name` | string | required | Hub id, or a local folder") for row in rows)
     assert any(row.startswith("| `checkpoint.async` | true or false | `false` |") for row in rows)
     assert any(row.startswith("| `task.problem` | `single_label`, `multi_label`, `regression` |") for row in rows)
     assert any(row.startswith("| `data.train[0].limit` | whole number, 0 or more | `0` |") for row in rows)
