@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from ftscale.config.problems import _RULES
@@ -45,6 +46,7 @@ REPORTS = ("checks/show.py", "plan/report.py", "run/final_model.py", "cluster/wa
 """Files whose texts are lines of a report, where they are no errors."""
 
 
+@cache
 def messages() -> dict[str, list[str]]:
     """The messages by section, in the order of the code."""
     found: dict[str, list[str]] = {title: [] for title in SECTIONS}
@@ -69,6 +71,7 @@ def pattern_of(message: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, re.split(r"\.{3,}", message))), re.DOTALL)
 
 
+@cache
 def texts() -> set[str]:
     """Every text of the program, messages or not, with holes for values."""
     trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ftscale").rglob("*.py"))

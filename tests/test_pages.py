@@ -27,7 +27,7 @@ from ftscale.base import errors
 from ftscale.base.errors import UserError
 from ftscale.checks import check_run
 from ftscale.cli import app
-from ftscale.cluster.site import load_site
+from ftscale.cluster.site import Site, load_site
 from ftscale.config import Config, parse_config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.overrides import apply_overrides
@@ -41,7 +41,8 @@ from ftscale.run.folder import Result
 
 WHOLE = {"task": "text_classification", "run_folder": "run", "model": "model", "data": {"train": "rows.csv"}}
 """What a part of a configuration is completed with."""
-SITE = "# ~/.config/ftscale/cluster.yaml\n"
+SITE = re.compile(r"# \S*cluster\.yaml\n")
+"""The first line of a block that holds the settings of a site."""
 YAML = [block for page in pages.PAGES for block in pages.blocks(page, "yaml")]
 TASK_PAGES = sorted((pages.ROOT / "docs/tasks").glob("*.md"))
 TROUBLES = pages.ROOT / "docs/troubleshooting.md"
@@ -53,9 +54,9 @@ TROUBLES = pages.ROOT / "docs/troubleshooting.md"
 @pytest.mark.parametrize("block", YAML, ids=lambda block: block.place)
 def test_settings_of_a_page_are_taken(block: pages.Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    if block.text.startswith(SITE):
+    if SITE.match(block.text):
         (tmp_path / "cluster.yaml").write_text(block.text)
-        assert load_site().partition == "gpu"
+        assert load_site() != Site()
         return
     for python in pages.blocks(block.page, "python"):  # the file that `task` or `method` names
         if found := re.match(r"# (\w+\.py)\n", python.text):
