@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import T5Config
 
 from ftscale.base import errors
-from ftscale.base.errors import UserError
+from ftscale.base.errors import UserError, unknown_name
 from ftscale.checks import check_run
 from ftscale.cli import app
 from ftscale.cluster.site import Site, load_site
@@ -32,10 +32,13 @@ from ftscale.config import Config, parse_config
 from ftscale.config.compatibility import check_combination
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.stages import stages_of
+from ftscale.config.strategies import STRATEGIES
 from ftscale.config.tasks import SETTINGS
 from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.data.formats.select import role_problems
+from ftscale.models.save import DTYPES
 from ftscale.optim.optimizers import check_optimizer
+from ftscale.plan.devices import device_names
 from ftscale.precheck import steps_problems
 from ftscale.run.folder import Result
 
@@ -125,10 +128,13 @@ def test_commands_of_a_page_are_taken(page: Path):
         "launch run.yaml --processes none",
         "check run.yaml optimizer.rate=1",
         "submit run.yaml --grid optimizer.rate=1,2",
+        "predict runs/mine new.csv input.colums.text=body",
+        "launch run.yaml --strategy zero4",
+        "plan run.yaml --gpu h1000",
     ],
 )
 def test_a_wrong_command_is_seen(command: str):
-    with pytest.raises(Exception, match=r"No such|Missing|valid integer|is not a setting"):
+    with pytest.raises(Exception, match=r"No such|Missing|valid integer|is not a setting|is not known"):
         _parse(command.split(), whole=True)
 
 
@@ -145,7 +151,11 @@ def _parse(words: list[str], *, whole: bool) -> None:
         parser.parse_args([*rest, "value of a last option"])
         return
     given = command.make_context(name, rest, parent=outer).params
+    for name, known in (("strategy", STRATEGIES), ("gpu", device_names()), ("dtype", DTYPES)):
+        if given.get(name) not in (None, *known):
+            raise UserError(unknown_name(f"--{name}", given[name], known))
     settings = [*(given.get("overrides") or ()), *(choice.split(",")[0] for choice in given.get("grid") or ())]
+    settings += [word.replace("input.", "data.train[0].", 1) for word in given.get("reading") or ()]
     base = {**WHOLE, "stages": [{"name": "one"}]} if any(word.startswith("stages") for word in settings) else WHOLE
     parse_config(apply_overrides(base, settings), source="the command line")
 
