@@ -340,6 +340,8 @@ def schema(
     from ftscale.config.resume import resume_table
     from ftscale.config.settings_page import settings_page
 
+    if page and resume:
+        raise UserError("--page and --resume print two different things; give one.")
     if page:
         print(settings_page(), end="")
     else:

@@ -128,7 +128,7 @@ def test_commands_of_a_page_are_taken(page: Path):
         "launch run.yaml --processes none",
         "check run.yaml optimizer.rate=1",
         "submit run.yaml --grid optimizer.rate=1,2",
-        "predict runs/mine new.csv input.colums.text=body",
+        "predict runs/mine new.csv input.rowz=body",
         "launch run.yaml --strategy zero4",
         "plan run.yaml --gpu h1000",
     ],
