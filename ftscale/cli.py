@@ -337,12 +337,19 @@ def plan(
 @app.command(epilog="Example: ftscale schema > ftscale.schema.json")
 def schema(
     resume: Annotated[bool, typer.Option("--resume", help="Print which settings --resume may change instead.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Print every setting as a page of Markdown instead.")] = False,
 ) -> None:
     """Print the JSON Schema of a run's configuration, for editors."""
     from ftscale.config.load import config_schema
     from ftscale.config.resume import resume_table
+    from ftscale.config.settings_page import settings_page
 
-    print(resume_table() if resume else json.dumps(config_schema(), indent=2))
+    if page and resume:
+        raise UserError("--page and --resume print two different things; give one.")
+    if page:
+        print(settings_page(), end="")
+    else:
+        print(resume_table() if resume else json.dumps(config_schema(), indent=2))
 
 
 @app.command(epilog="Example: ftscale init --from llama3_lora_sft.yaml --processes 4")

@@ -69,6 +69,8 @@ step ruff format --check .
 step codespell
 step mypy
 step bandit -q -r ftscale benchmarks --severity-level medium --baseline launch/bandit.json
+# not --quiet, with which --strict counts no warnings
+NO_MKDOCS_2_WARNING=1 step mkdocs build --strict --config-file launch/mkdocs.yml
 wait $compiling || { tail -n 20 .venv/operators.log && exit 1; }
 
 if (($#)); then

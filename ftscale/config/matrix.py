@@ -1,6 +1,7 @@
-"""The table of combinations as Markdown; `python -m ftscale.config.matrix` writes it where it is shown.
+"""The tables of combinations as Markdown; `python -m ftscale.config.matrix` writes docs/combinations.md.
 
-Into README.md goes what trains under which strategy, into docs/combinations.md every row with reason, source and test.
+That page has what trains under which strategy, and every row with reason, source and test. A README.md that has the
+two marks gets the first of them too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ftscale.config.schema import Config
 from ftscale.config.strategies import STRATEGIES, Strategy
 
 COLUMNS = sorted(STRATEGIES.values(), key=lambda strategy: (strategy.on_disk, strategy.offloads_optimizer))
-"""Strategies as the README shows them: first those that keep all on the devices, the disk last."""
+"""Strategies as they are shown: first those that keep all on the devices, the disk last."""
 LORA = {"adapter": {"method": "lora", "r": 8}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "all weights": {},
@@ -27,6 +28,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "Adafactor": {"optimizer": {"name": "adafactor"}},
     "activation checkpointing": {"train": {"activation_checkpointing": True}},
 }
+PAGE = """# Combinations
+
+Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py. "no": `check` and `train` refuse it,
+with the sentence below; "yes": a test trains it; "untried": nothing is known.
+
+## What trains under which strategy
+
+{matrix}
+
+## Every row, with its reason
+
+{table}
+"""
 START, END = "<!-- combinations: python -m ftscale.config.matrix -->", "<!-- end of combinations -->"
 
 
@@ -50,19 +64,20 @@ def table() -> str:
 
 
 def with_matrix(readme: str) -> str:
-    """A README's text with the matrix between its two marks."""
+    """A README's text with the matrix between its two marks; as it is where it has none."""
+    if START not in readme:
+        return readme
     head, rest = readme.split(START)
     return f"{head}{START}\n\n{matrix()}\n\n{END}{rest.split(END)[1]}"
 
 
 def combinations_page() -> str:
     """Return the text of docs/combinations.md."""
-    about = "Written by `python -m ftscale.config.matrix` from ftscale/config/compatibility.py."
-    return f"# Combinations\n\n{about}\n\n{table()}\n"
+    return PAGE.format(matrix=matrix(), table=table())
 
 
 def main() -> None:
-    """Write both, in the checkout that this file stands in."""
+    """Write the page, and the README's table where it has one, in the checkout that this file stands in."""
     root = Path(__file__).resolve().parents[2]
     readme = root / "README.md"
     readme.write_text(with_matrix(readme.read_text(encoding="utf-8")), encoding="utf-8")

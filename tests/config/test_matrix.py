@@ -1,4 +1,4 @@
-"""The table of combinations in README and docs is the one in the code, and the tests it names are there."""
+"""The tables of combinations in docs are those in the code, and the tests they name are there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftscale.config.matrix import combinations_page, matrix, with_matrix
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_readme_and_page_are_current():
+def test_the_page_is_current_and_a_readme_that_has_the_table():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_matrix(readme) == readme, "run python -m ftscale.config.matrix"
     assert (ROOT / "docs/combinations.md").read_text(encoding="utf-8") == combinations_page()

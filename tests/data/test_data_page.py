@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import tiny
 from transformers import T5Config
@@ -18,7 +18,6 @@ from ftscale.data.sources import read_rows
 from ftscale.run.train import train
 
 PAGE = tiny.ROOT / "docs/data.md"
-BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 
 @dataclass
@@ -32,11 +31,11 @@ class Example:
 def _examples() -> dict[str, Example]:
     """The examples of the page, by the first file of each."""
     found, example = {}, Example()
-    for language, title, content in BLOCK.findall(PAGE.read_text()):
-        if title:
-            example.files[title] = content
-        elif language == "yaml" and example.files:
-            example.settings = read_yaml(content, source="docs/data.md")
+    for block in pages.blocks(PAGE):
+        if block.title:
+            example.files[block.title] = block.text
+        elif block.language == "yaml" and example.files:
+            example.settings = read_yaml(block.text, source="docs/data.md")
             found[next(iter(example.files))] = example
             example = Example()
     return found
