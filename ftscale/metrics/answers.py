@@ -33,10 +33,11 @@ class AnswerScores(MemoryMetric):
     """`exact_match` and `f1`, 0 to 1: means over the questions, of the given answer that matches best.
 
     `predictions`: a text a question; `references`: all answers that count. That is SQuAD 1.1's script. With `margins`
-    it is SQuAD 2.0's (P. Rajpurkar, R. Jia and P. Liang, Know What You Don't Know, 2018): "" and no reference are
-    that there is no answer; `answers` are the texts that are given if one is, and `margins` by how much having none goes
-    before that. There are then also `exact_match` and `f1` over questions of one kind (`f1/has_answer`, `f1/no_answer`),
-    `best_f1`, and `best_f1_threshold`, the margin up to which an answer must be given for it. `language`: see ARTICLES.
+    it is SQuAD 2.0's (P. Rajpurkar, R. Jia and P. Liang, Know What You Don't Know, 2018): "" and no reference say that
+    there is no answer; `answers` are the texts that are given if one is, and `margins` by how much having none goes
+    before that. There are then also `exact_match` and `f1` over questions of one kind (`f1/has_answer`,
+    `f1/no_answer`), `best_f1`, and `best_f1_threshold`, the margin up to which an answer must be given for it.
+    `language`: see ARTICLES.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -45,9 +45,7 @@ def _paired(row: Row, texts: Any, starts: Any, *, column: str) -> list[GivenAnsw
     elif not isinstance(starts, (list, tuple)):
         starts = [starts] * len(texts)
     if len(texts) != len(starts):
-        raise UserError(
-            f"{where(row)}: {column} has {len(texts)} texts and {len(starts)} places where they start; give each text one."
-        )
+        raise UserError(f"{where(row)}: {column} has {len(texts)} texts and {len(starts)} starts; give each text one.")
     pairs = zip(texts, starts, strict=True)
     return [(_text(row, text, column), _start(row, start)) for text, start in pairs if _is_given(text)]
 
@@ -61,8 +59,8 @@ def _text(row: Row, value: Any, column: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise UserError(
-            f"{where(row)}: {column} = {short(row[column])} must be a text, or a list of {{text, answer_start}}; mend the "
-            "row or name another column."
+            f"{where(row)}: {column} = {short(row[column])} must be a text, or a list of {{text, answer_start}}; mend "
+            "the row or name another column."
         )
     return value
 

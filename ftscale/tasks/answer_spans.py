@@ -52,7 +52,7 @@ def windows(
 ) -> list[list[Window]]:
     """For each question its windows, at most `limit` tokens each, `stride` tokens of the context in two of them.
 
-    The tokenizer must be fast, and the questions short enough for a window to have more than `stride` tokens of context.
+    The tokenizer must be fast, and the questions short enough for more than `stride` tokens of context in a window.
     """
     encoded = tokenizer(
         list(questions),

@@ -18,6 +18,7 @@ from ftscale.metrics.answers import AnswerScores
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import length_limit
 from ftscale.modalities.text import Text
+from ftscale.models.probing import logits_of
 from ftscale.tasks.answer_rows import GivenAnswer, answers_of
 from ftscale.tasks.answer_spans import Window, best_answer, nearest_place, windows
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
@@ -114,12 +115,12 @@ class QuestionAnswering(Task):
 
     def metric_names(self) -> list[str]:
         record = (0.0, 2, {**NOTHING, "score": 0.0, "no_answer": 0.0})
-        return list(self._score([(*record, ["a"]), (*record, [])]))
+        return list(self._score([(*record, ["yes"]), (*record, [])]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The answer's text as `prediction`, its logits' sum as `score`, and the character where it starts.
 
-        With `no_answer` also `answer`, the text that is given if one is, and `no_answer`, the score of there being none.
+        With `no_answer` also `answer`, the text that is given if one is, and `no_answer`, the score of having none.
         """
         return [
             self._decided(self._best(*parts))
@@ -140,7 +141,7 @@ class QuestionAnswering(Task):
         return [(self.processor.decode(part), is_target) for part, is_target in parts if part]
 
     def _questions(self, rows: Sequence[Row]) -> tuple[list[str], list[tuple[bool, str]]]:
-        """The questions, at most `max_question` tokens of each, and for each whether it was cut, and why it is dropped."""
+        """The questions, cut to `max_question` tokens, and for each whether it was cut, and why it is dropped."""
         texts, limit = [text_of(row, "question").strip() for row in rows], self.settings.max_question
         encoded = self.processor(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         cuts = [
@@ -226,8 +227,7 @@ class QuestionAnswering(Task):
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     """(samples, 2, longest) float32: of start and end, the least number at padding."""
-    outputs = model(**batch.inputs)
-    logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).float()
+    logits = logits_of(model(**batch.inputs)).float()
     samples = [logits[row, span] for row, span in batch.spans]
     return pad_sequence(samples, batch_first=True, padding_value=torch.finfo(torch.float32).min).transpose(1, 2)
 

@@ -39,5 +39,5 @@ class QuestionAnsweringSettings(TextSettings):
     """With `no_answer`: no answer is given where its score is greater than the best answer's by more than this (scores
     are sums of two logits). Evaluations tell the best value as `best_f1_threshold`."""
     language: Literal["en", "ar", "de", "es", "hi", "vi", "zh", "other"] = "en"
-    """How answers are compared: en = as SQuAD's script does; the others as MLQA's, with the language's own articles, and
-    with each Chinese character as a word."""
+    """How answers are compared: en = as SQuAD's script does; the others as MLQA's, without the language's own articles,
+    and with each Chinese character as a word."""
