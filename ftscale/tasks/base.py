@@ -83,6 +83,10 @@ class Task:
         """
         return {}
 
+    def tuned(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that the chosen evaluation's scores tell, for test rows, `evaluate` and `predict`."""
+        return {}
+
     def model_settings(self) -> dict[str, Any]:
         """Fields of the model's config, e.g. `num_labels`, `id2label`, `label2id`, `problem_type`."""
         return {}

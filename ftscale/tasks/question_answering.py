@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,12 @@ class QuestionAnswering(Task):
         if self.settings.no_answer is not None:
             return {}
         return {"no_answer": not all(answers_of(row) for row in rows)}
+
+    def tuned(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """The threshold that is best on the evaluation rows."""
+        best = scores.get("best_f1_threshold")
+        is_number = isinstance(best, (int, float)) and self.settings.no_answer_threshold is None
+        return {"no_answer_threshold": best} if is_number else {}
 
     def model_settings(self) -> dict[str, Any]:
         """A start and an end for each token."""
@@ -202,7 +208,7 @@ class QuestionAnswering(Task):
     def _decided(self, answer: Answer) -> Answer:
         """An answer, or none where that is likelier."""
         if self.settings.no_answer:
-            given = answer["score"] is not None and _margin(answer) <= self.settings.no_answer_threshold
+            given = answer["score"] is not None and _margin(answer) <= (self.settings.no_answer_threshold or 0.0)
             answer = {**answer, "prediction": answer["answer"] if given else ""}
         return {name: answer[name] for name in self.answer_names(every=False)}
 

@@ -12,10 +12,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering
 
+from ftscale import train
 from ftscale.base.errors import UserError
+from ftscale.config import parse_config
 from ftscale.config.tasks import SETTINGS
 from ftscale.data.sample import Sample
-from ftscale.run.predict import samples_by_row
+from ftscale.run.evaluate import evaluate_run
+from ftscale.run.predict import predict_file, samples_by_row
 from ftscale.tasks import build_task
 from ftscale.tasks.answer_rows import answers_of
 from ftscale.tasks.answer_spans import most_context, nearest_place
@@ -262,3 +265,27 @@ def overlap(guess: list[str], wanted: list[str]) -> float:
         return float(guess == wanted)
     same = sum((Counter(guess) & Counter(wanted)).values())
     return 2 * same / (len(guess) + len(wanted)) if same else 0.0
+
+
+def test_a_run_answers_by_the_threshold_of_its_best_evaluation(shared: Path, tmp_path: Path):
+    """A run of a small model over questions of which some have no answer: train, test rows, evaluate, predict."""
+    model = tmp_path / "model"
+    AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased").save_pretrained(model)
+    BertConfig(vocab_size=30522, **SIZES).save_pretrained(model)
+    rows = {"path": str(shared / "data/qa/squad_v2_dev/dev-v2.0.json"), "rows": "data.paragraphs.qas", "limit": 24}
+    config = {
+        "task": {"name": "question_answering", **WINDOWS},
+        "run_folder": str(tmp_path / "run"),
+        "model": {"name": str(model), "init": "random"},
+        "data": {"train": rows, "eval": rows, "test": rows, "cache_dir": str(tmp_path / "cache")},
+        "train": {"max_steps": 2},
+        "checkpoint": {"prove": "never"},
+    }
+    metrics = train(parse_config(config, source="the test")).metrics
+    assert metrics["test/f1"] == pytest.approx(metrics["best_f1"]) != pytest.approx(metrics["f1"])
+    assert evaluate_run(tmp_path / "run")["f1"] == pytest.approx(metrics["best_f1"])
+    (tmp_path / "ask.jsonl").write_text(json.dumps({"question": "who?", "context": "Ann came."}) + "\n")
+    predict_file(tmp_path / "run", str(tmp_path / "ask.jsonl"), out=tmp_path / "out.jsonl")
+    answer = json.loads((tmp_path / "out.jsonl").read_text())
+    given = answer["no_answer"] - answer["score"] <= metrics["best_f1_threshold"]
+    assert answer["prediction"] == (answer["answer"] if given else "")

@@ -35,9 +35,9 @@ class QuestionAnsweringSettings(TextSettings):
     """Starts and ends of each window that are combined to answers, the likeliest ones."""
     no_answer: bool | None = None
     """Whether a question may have no answer in its context; null = where a training row has none."""
-    no_answer_threshold: float = 0.0
+    no_answer_threshold: float | None = None
     """With `no_answer`: no answer is given where its score is greater than the best answer's by more than this (scores
-    are sums of two logits). Evaluations tell the best value as `best_f1_threshold`."""
+    are sums of two logits); null = 0 in training, and then the `best_f1_threshold` of the chosen evaluation."""
     language: Literal["en", "ar", "de", "es", "hi", "vi", "zh", "other"] = "en"
     """How answers are compared: en = as SQuAD's script does; the others as MLQA's, without the language's own articles,
     and with each Chinese character as a word."""
