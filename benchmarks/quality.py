@@ -44,7 +44,7 @@ def entries() -> dict[str, Entry]:
     """All results that the project promises."""
     text, minilm = SHARED / "data/text_classification", f"model.name={encoder_folder()}"
     sick = SHARED / "data/text_pair/sick"
-    ncbi = SHARED / "data/ner/ncbi_disease"
+    ncbi, qa = SHARED / "data/ner/ncbi_disease", SHARED / "data/qa"
     captions = SHARED / "data/translation/multi30k_de-en"
     images = WORK / "cifar10_subset/cifar10"
     llama = f"model.name={SHARED / 'weights/stories260K'}"
@@ -119,6 +119,20 @@ def entries() -> dict[str, Entry]:
             (minilm, *parts(words, train=ncbi / "train.tsv", eval=ncbi / "devel.tsv", test=ncbi / "test.tsv")),
             "test/f1",
             at_least=0.70,
+        ),
+        "squad": Entry(
+            "squad",
+            (
+                minilm,
+                "evaluation.before=true",
+                *parts(
+                    "rows: data.paragraphs.qas",
+                    train=qa / "squad_v1/test-v1.1.json",
+                    eval=qa / "xquad_en/xquad.en.json",
+                ),
+            ),
+            "f1",
+            at_least=0.60,
         ),
         "captions_pretrained": Entry("captions", (llama, *captioned), "loss", at_most=1.85),
         "captions_random": Entry("captions", (llama, "model.init=random", *captioned), "loss", at_least=2.2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -54,8 +55,10 @@ def describe_data(sample: DataSample) -> tuple[dict[str, Any], list[str]]:
 
 def marked_rows(sample: DataSample) -> list[Pieces]:
     """The first rows as the model sees them; a class or number that is the target stands at the end."""
-    pairs = zip(sample.train.rows, sample.train.samples, strict=False)
-    return [sample.task.show(row, item) for row, item in pairs if not item.drop][:SHOWN_ROWS]
+    part = sample.train
+    kept = (item for item in enumerate(part.samples) if not item[1].drop)
+    first = islice(kept, SHOWN_ROWS)
+    return [sample.task.show(part.rows[number if item.rows is None else item.rows[0]], item) for number, item in first]
 
 
 def label_distribution(sample: DataSample) -> dict[str, int]:

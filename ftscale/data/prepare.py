@@ -63,6 +63,8 @@ class SourceReport:
     """Words of rows that were kept whole that have no token."""
     in_tokens: bool = True
     """Whether samples have a length in tokens."""
+    by_row: bool = True
+    """Whether each row made one sample, so that `kept` are rows too."""
 
     @property
     def mean_length(self) -> float:
@@ -72,7 +74,8 @@ class SourceReport:
     def sentence(self) -> str:
         """One line for the log."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items())) or "none"
-        line = f"{self.path}: {counted(self.read, 'row')} read, {self.kept} kept, "
+        kept = f"{self.kept} kept" if self.by_row else f"{counted(self.kept, 'sample')} made of them"
+        line = f"{self.path}: {counted(self.read, 'row')} read, {kept}, "
         if not self.in_tokens:
             return f"{line}dropped: {dropped}"
         return (
@@ -357,10 +360,12 @@ class Workers:
 
 def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
     """The samples to keep; counts all of them."""
-    kept = []
-    for sample in samples:
+    kept: list[Sample] = []
+    rows: set[int] = set()
+    for place, sample in enumerate(samples):
         facts = sample.facts
-        report.read += 1
+        rows.update(range(*sample.rows or (place, place + 1)))
+        report.by_row = report.by_row and sample.rows is None
         report.said += facts.get("said", 0)
         report.left_out += facts.get("left_out", 0)
         report.unseen_prompt = report.unseen_prompt or facts.get("unseen_prompt", "")
@@ -375,6 +380,7 @@ def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
         report.total_length += sample.cost
         report.targets += sample.targets
     report.kept += len(kept)
+    report.read += len(rows)
     return kept
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -77,6 +77,11 @@ class Method(TaskLike):
         return GradientRule()
 
     # ------------------------------------------------------------ for those who train
+
+    def after(self, scores: Mapping[str, Any]) -> Method:
+        """The same with what the chosen evaluation's scores tell."""
+        settings = self.inner.settings.model_copy(update=self.inner.tuned(scores))
+        return type(self)(self.own, type(self.inner)(settings, self.inner.processor))
 
     @property
     def acts_before_step(self) -> bool:

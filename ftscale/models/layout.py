@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ftscale.base.errors import UserError
 from ftscale.models.attention import FLAT, use_flat, use_padded
-from ftscale.models.probing import transformers_model, without_traces
+from ftscale.models.probing import logits_of, transformers_model, without_traces
 
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model raises that was not made for flat rows."""
@@ -79,10 +79,10 @@ def why_not_flat(model: nn.Module, *, pooled: bool) -> str | None:
         with without_traces(model):
             if implementation.startswith("flash_attention"):  # a probe may run where the kernel cannot
                 inner.set_attn_implementation("sdpa")
-            padded = _real_logits(model(**_padded(rows, inner)).logits, rows, pooled=pooled)
+            padded = _real_logits(logits_of(model(**_padded(rows, inner))), rows, pooled=pooled)
             use_flat(model)
             handles = _attach(model, pooled=pooled)
-            flat = model(**_flat(rows, inner)).logits.flatten(0, -2)
+            flat = logits_of(model(**_flat(rows, inner))).flatten(0, -2)
     except REFUSALS as error:
         return f"{type(inner).__name__} does not take flat rows ({str(error).splitlines()[0][:200] or type(error)})"
     finally:
@@ -111,7 +111,7 @@ def first_tokens_suffice(model: nn.Module) -> bool:
             handles = _attach(model, pooled=True, first_only=first_only)
             try:
                 with without_traces(model):
-                    logits.append(model(**_flat(rows, inner)).logits.float())
+                    logits.append(logits_of(model(**_flat(rows, inner))).float())
             except REFUSALS:
                 return False
             finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel):
             return module
     raise TypeError(f"{type(model).__name__} holds no transformers model")
+
+
+def logits_of(output: Any) -> Tensor:
+    """A transformers model's output as one tensor: its logits; those of start and end side by side (..., 2)."""
+    if "logits" in output:
+        return output.logits
+    return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 @contextmanager

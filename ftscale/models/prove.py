@@ -146,8 +146,9 @@ def prove_saved(
 def _padding_change(outputs: Mapping[str, Tensor]) -> float | None:
     if "alone" not in outputs:
         return None
-    change = (outputs["alone"] - outputs["beside"]).abs().max()
-    return float(change / outputs["with"]["logits"].abs().max().clamp(min=1e-6))
+    change, scores = (outputs["alone"] - outputs["beside"]).abs().max(), outputs["with"]
+    largest = (scores["logits"] if "logits" in scores else scores["start_logits"]).abs().max()
+    return float(change / largest.clamp(min=1e-6))
 
 
 def _check_padding(proof: Proof, pads: tuple[int | None, int | None] | None, folder: Path) -> None:

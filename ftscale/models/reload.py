@@ -24,6 +24,9 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+SCORES = ("logits", "start_logits")
+"""What a model may call its outputs; the latter has one number a token."""
+
 
 def main(folder: Path, work: Path) -> None:
     """Load the model in `folder`, give it the inputs in `work`, and write its outputs beside them."""
@@ -38,8 +41,9 @@ def main(folder: Path, work: Path) -> None:
     }
     with torch.no_grad():
         outputs: dict[str, Any] = {"with": floating(model(**inputs))}
-        if "attention_mask" in inputs and "logits" in outputs["with"]:
-            outputs |= row_alone(model, inputs, outputs["with"]["logits"])
+        scores = next((name for name in SCORES if name in outputs["with"]), None)
+        if "attention_mask" in inputs and scores is not None:
+            outputs |= row_alone(model, inputs, outputs["with"][scores], name=scores)
         if adapter:
             with model.disable_adapter():
                 outputs["without"] = floating(model(**inputs))
@@ -56,7 +60,9 @@ def floating(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: value.float().cpu() for name, value in tensors.items() if value.is_floating_point()}
 
 
-def row_alone(model: torch.nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor) -> dict[str, torch.Tensor]:
+def row_alone(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor, *, name: str
+) -> dict[str, torch.Tensor]:
     """The scores of the shortest row by itself, and those it had beside longer ones; nothing where all are as long."""
     mask = inputs["attention_mask"]
     lengths = mask.sum(dim=1)
@@ -68,12 +74,12 @@ def row_alone(model: torch.nn.Module, inputs: dict[str, torch.Tensor], logits: t
         name: value[row : row + 1, :length] if name in tokens else value[row : row + 1]
         for name, value in inputs.items()
     }
-    alone = model(**own).logits[0].float().cpu()
+    alone = model(**own)[name][0].float().cpu()
     beside = logits[row]
     if "labels" in inputs:  # of a decoder: the source is what was padded
         written = (inputs["labels"][row] != -100).cpu()
         alone, beside = alone[written], beside[written]
-    elif logits.ndim == 3:
+    elif logits.ndim == 3 or name != "logits":
         beside = beside[: len(alone)]
     return {"alone": alone, "beside": beside}
 

@@ -31,7 +31,7 @@ from ftscale.base.startup import unchanged_environment
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
 from ftscale.models.load import first_sentence
-from ftscale.models.probing import transformers_model
+from ftscale.models.probing import logits_of, transformers_model
 from ftscale.models.prove import QUANTIZED_TOLERANCE, TOLERANCES
 from ftscale.models.quantize import keep_gradients
 from ftscale.models.sizes import check_saved_sizes, told_as_too_large
@@ -421,4 +421,4 @@ def _logits(model: PreTrainedModel | PeftModel, probe: dict[str, torch.Tensor]) 
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in probe.items()
     }
-    return model.eval()(**inputs).logits.float().cpu()
+    return logits_of(model.eval()(**inputs)).float().cpu()

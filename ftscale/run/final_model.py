@@ -14,6 +14,7 @@ from ftscale.base.logs import log
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.base import Method
 from ftscale.methods.extra import save_extra
 from ftscale.metrics.bootstrap import Interval, intervals
 from ftscale.modalities.collate import Layout
@@ -41,7 +42,7 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
             metrics = dict(progress.best_metrics)
             log.info("the best weights are those of step %d", best.step)
         try:
-            scores, spread = _test(inputs, loop, progress, layout=layout)
+            scores, spread = _test(inputs, loop, progress, task=inputs.task.after(metrics), layout=layout)
             metrics |= scores
             if distributed.any(bool(loop.stop_request)):
                 raise Interrupted
@@ -83,14 +84,14 @@ def end_lines(result: Result, folder: Path) -> list[str]:
 
 
 def _test(
-    inputs: Inputs, loop: Loop, progress: Progress, *, layout: Layout
+    inputs: Inputs, loop: Loop, progress: Progress, *, task: Method, layout: Layout
 ) -> tuple[dict[str, float], dict[str, Interval]]:
     """Metrics of the test rows and their intervals, by names that begin with `test/`; none where there are no rows."""
     if inputs.test is None:
         return {}, {}
     run = evaluation_of(
         inputs.config,
-        inputs.task,
+        task,
         inputs.test,
         loop.distributed,
         layout=layout,

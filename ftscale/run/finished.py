@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from ftscale.base.errors import UserError
 from ftscale.base.logs import log
+from ftscale.base.sealed import DamagedError, read_json
 from ftscale.base.startup import begin_work
 from ftscale.config import Config, load_config
 from ftscale.config.own_task import reading_of_strangers
@@ -43,7 +45,16 @@ def bound_task(run_folder: Path, config: Config, task: Method) -> Method:
         processor = task.modality.load_processor(saved)
     except NeedsCodeError as error:
         raise needed_code(folder) from error
-    return build_method(config.method, config.task, processor)
+    return build_method(config.method, config.task, processor).after(_scores(run_folder))
+
+
+def _scores(run_folder: Path) -> Mapping[str, Any]:
+    """What the run noted of its chosen evaluation; nothing where that is gone or damaged."""
+    try:
+        scores = read_json(final_folder(run_folder) / "result.json").get("metrics")
+    except (OSError, DamagedError):
+        return {}
+    return scores if isinstance(scores, dict) else {}
 
 
 def load_model(run_folder: Path, config: Config, task: Task) -> Any:

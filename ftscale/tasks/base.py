@@ -83,6 +83,10 @@ class Task:
         """
         return {}
 
+    def tuned(self, scores: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that the chosen evaluation's scores tell, for test rows, `evaluate` and `predict`."""
+        return {}
+
     def model_settings(self) -> dict[str, Any]:
         """Fields of the model's config, e.g. `num_labels`, `id2label`, `label2id`, `problem_type`."""
         return {}
@@ -212,9 +216,11 @@ class Evaluator:
     read: Callable[[Outputs, Batch], Sequence[Any]]
     """One record a sample, in the batch's order; plain Python values or NumPy arrays."""
     score: Callable[[Sequence[Any]], dict[str, float]]
-    """Metrics of all records."""
+    """Metrics of the records of all rows."""
     lower_is_better: frozenset[str] = frozenset({"loss", "perplexity"})
     """The metrics of which the lower value is the better one."""
+    join: Callable[[Sequence[Any]], list[Any]] = list
+    """Makes records of rows, which `score` takes, of those of all samples in order; equal where a row is a sample."""
     records: dict[int, Any] = field(default_factory=dict)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -226,8 +232,8 @@ class Evaluator:
         self.records.update(records)
 
     def in_order(self) -> list[Any]:
-        """What was taken in, in the order of the rows."""
-        return [self.records[row] for row in sorted(self.records)]
+        """One record a row of what was taken in, in the order of the rows."""
+        return self.join([self.records[row] for row in sorted(self.records)])
 
     def compute(self) -> dict[str, float]:
         """Metrics of what was taken in."""

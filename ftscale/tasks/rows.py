@@ -14,7 +14,14 @@ from ftscale.data.sample import Sample
 from ftscale.tasks.base import Row, Task
 from ftscale.tasks.written_lists import parse_list
 
-TEXTS = ("text", "text_pair", "source", "words")  # columns in which white space alone says nothing
+TEXTS = (
+    "text",
+    "text_pair",
+    "source",
+    "words",
+    "question",
+    "context",
+)  # columns in which white space alone says nothing
 SHOWN_CHARACTERS = 1000
 PANIC = "PanicException"  # of Rust's code in Python: it can be imported from nowhere, and is no Exception
 LEAVE_OUT = "set drop: [missing] of its source to leave such rows out"

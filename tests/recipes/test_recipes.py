@@ -155,6 +155,15 @@ def sick(at: Places, *, label: str) -> Overrides:
     return {"model": str(at.minilm), **files}
 
 
+def squad(at: Places) -> Overrides:
+    rows = {"rows": "data.paragraphs.qas"}
+    return {
+        "model": str(at.minilm),
+        "data.train": at.data("qa/squad_v1/test-v1.1.json", **rows),
+        "data.eval": at.data("qa/xquad_en/xquad.en.json", **rows) | {"limit": FEW},
+    }
+
+
 def sst2(at: Places) -> Overrides:
     return {
         "model": str(at.minilm),
@@ -188,6 +197,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "ncbi_disease": ncbi_disease,
     "sick_entailment": lambda at: sick(at, label="entailment_judgment"),
     "sick_relatedness": lambda at: sick(at, label="relatedness_score"),
+    "squad": squad,
     "sst2": sst2,
     "streamed_pretraining": streamed_pretraining,
 }

@@ -17,6 +17,7 @@ import torch
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     LlamaConfig,
@@ -114,6 +115,23 @@ def seq2seq(shared: Path) -> Case:
     return Case(task, rows, model, without(rows, "target"))
 
 
+def question_answering(shared: Path) -> Case:
+    """Paragraphs in several windows; a question of each has no answer."""
+    document = json.loads((shared / "data/qa/squad_v2_dev/dev-v2.0.json").read_text())
+    rows = [
+        {"question": asked["question"], "context": paragraph["context"], "answers": asked["answers"]}
+        for paragraph in document["data"][0]["paragraphs"][:2]
+        for asked in (paragraph["qas"][0], paragraph["qas"][-1])
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    sizes = {"max_length": 120, "max_question": 40, "stride": 30}
+    task = fitted({"name": "question_answering", **sizes}, rows, tokenizer)
+    assert task.settings.no_answer
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(vocab_size=30522, **SIZES, **task.model_settings())).eval()
+    return Case(task, rows, model, without(rows, "answers"), flat=True)
+
+
 def image_classification(shared: Path) -> Case:
     with tarfile.open(shared / "data/image_classification/cifar10_subset.tar.gz") as archive:
         members = [member for member in islice(archive, 0, 1000, 150) if member.isfile()]
@@ -157,6 +175,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "token_classification": token_classification,
     "causal_lm": causal_lm,
     "seq2seq": seq2seq,
+    "question_answering": question_answering,
     "image_classification": image_classification,
 }
 

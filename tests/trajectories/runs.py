@@ -33,24 +33,23 @@ def causal_lm(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def text_classification(shared: Path, work: Path) -> dict[str, Any]:
-    """A small BERT from random weights, without dropout, with the real vocabulary, on film reviews."""
-    model = work / "tiny-bert"
-    if not model.exists():
-        from transformers import BertConfig
+def question_answering(shared: Path, work: Path) -> dict[str, Any]:
+    """The same small BERT on questions, with contexts in several windows."""
+    rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
+    sizes = {"max_length": 96, "max_question": 40, "stride": 16}
+    return {
+        "task": {"name": "question_answering", **sizes},
+        "model": {"name": str(_tiny_bert(shared, work)), "init": "random"},
+        "data": {"cache_dir": str(work / "cache"), "train": rows},
+        **_common(),
+    }
 
-        shutil.copytree(shared / "weights/tokenizers/bert-base-uncased", model)
-        BertConfig(
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ).save_pretrained(model)
+
+def text_classification(shared: Path, work: Path) -> dict[str, Any]:
+    """A small BERT from random weights on film reviews."""
     return {
         "task": {"name": "text_classification", "max_length": 64},
-        "model": {"name": str(model), "init": "random"},
+        "model": {"name": str(_tiny_bert(shared, work)), "init": "random"},
         "data": {
             "cache_dir": str(work / "cache"),
             "train": {
@@ -64,7 +63,29 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
-TASKS = {"causal_lm": causal_lm, "text_classification": text_classification}
+def _tiny_bert(shared: Path, work: Path) -> Path:
+    """A folder with the config of a small BERT without dropout, and the real vocabulary."""
+    model = work / "tiny-bert"
+    if not model.exists():
+        from transformers import BertConfig
+
+        shutil.copytree(shared / "weights/tokenizers/bert-base-uncased", model)
+        BertConfig(
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ).save_pretrained(model)
+    return model
+
+
+TASKS = {
+    "causal_lm": causal_lm,
+    "question_answering": question_answering,
+    "text_classification": text_classification,
+}
 OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 1e-3}}
 
 

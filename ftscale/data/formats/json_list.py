@@ -15,7 +15,7 @@ from ftscale.data.formats import json_lines
 from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
 from ftscale.data.formats.content import not_json
 from ftscale.data.formats.lines import LINE_LIMIT, check_encoding, is_ascii_based, known_encoding, not_decodable
-from ftscale.data.formats.nested import lists_in, value_at
+from ftscale.data.formats.nested import lists_in, rows_at
 from ftscale.data.formats.paths import listed
 
 
@@ -67,7 +67,7 @@ def _objects(file: DataFile) -> list[Any]:
     value = document.get("data") if isinstance(document, dict) else document
     if place is not None:
         try:
-            value = value_at(document, place)
+            value = rows_at(document, place)
         except LookupError as error:
             raise UserError(f"{file.setting}.rows = {place!r}: {file.path} {error.args[0]}; {error.args[1]}") from error
         if not isinstance(value, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from ftscale.base.errors import nearest
@@ -41,6 +42,34 @@ def value_at(value: Any, path: str, *, inside: str = "") -> Any:
             kind = type(value).__name__
             raise LookupError(f"has {_inside(at)}a value of type {kind}, in which is no {part!r}", FIX)
     return value
+
+
+def rows_at(document: Any, path: str) -> Any:
+    """Return what stands at a dotted path; of a list inside the items of another (`data.paragraphs.qas`) all items.
+
+    These have the keys of the objects that they lie in as well, where they have none of the same name. Raises
+    LookupError, see `value_at`.
+    """
+    with suppress(LookupError):
+        return value_at(document, path)
+    value, parts = document, path.split(".")
+    for number, part in enumerate(parts):
+        if isinstance(value, list) and not NUMBER.fullmatch(part):
+            return [row for item in value for row in _rows_in(item, parts[number:], at=parts[:number])]
+        value = value_at(value, part, inside=".".join(parts[:number]))
+    return value
+
+
+def _rows_in(item: Any, parts: list[str], *, at: list[str]) -> list[Any]:
+    """The rows inside one item of a list, with what the item says besides them."""
+    path = ".".join(parts)
+    found = rows_at(item, path)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise LookupError(f"has {_inside([*at, *parts])}a value of type {type(found).__name__}, and no list", FIX)
+    beside = {key: value for key, value in item.items() if key != parts[0]} if isinstance(item, dict) else {}
+    return [beside | row if isinstance(row, dict) else row for row in found]
 
 
 def lists_in(document: Any) -> list[str]:
