@@ -13,6 +13,7 @@ import pytest
 from ftscale.base.errors import UserError
 from ftscale.base.files import partial_path
 from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
+from ftscale.data import cache as cache_module
 from ftscale.data import prepare as prepare_module
 from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.data.sample import Sample
@@ -181,7 +182,7 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
     path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
     run([path], cache=cache)
     assert prepared_folder(cache).stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(prepare_module, "own_id", lambda folder: os.getuid() + 1)
+    monkeypatch.setattr(cache_module, "own_id", lambda folder: os.getuid() + 1)
     with pytest.raises(UserError, match="data.cache_dir.*another user.*a folder of your own"):
         run([path], cache=cache)
 
