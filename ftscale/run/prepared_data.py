@@ -61,7 +61,8 @@ def prepare_inputs(config: Config) -> Inputs:
     config, task, learned = fitted(config, task, processor, told_by_rows(config, task, fingerprints))
     if problems := metric_problems(config, task):
         raise UserError(*problems)
-    prepare = partial(_prepare, config, Preparer(task))
+    preparer = Preparer(task)
+    prepare = partial(_prepare, config, preparer, preparer.key())
     train_rows: Prepared | None
     evaluation: Prepared | None
     if splits(config):
@@ -87,7 +88,8 @@ def prepare_inputs(config: Config) -> Inputs:
 
 def evaluation_rows(config: Config, task: Method) -> Prepared:
     """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
-    prepare = partial(_prepare, config, Preparer(task))
+    preparer = Preparer(task)
+    prepare = partial(_prepare, config, preparer, preparer.key())
     if config.data.eval:
         return prepare("eval")
     if not config.data.eval_ratio:
@@ -104,19 +106,23 @@ def _is_held_out(config: Config, task: Task) -> Callable[[int, int], bool]:
 def _prepare(
     config: Config,
     prepare: Preparer,
+    key: str,
     name: str,
     *,
     keep: Callable[[int, int], bool] | None = None,
     fingerprints: Sequence[str] | None = None,
 ) -> Prepared:
-    """One part of the data: train, eval or test; with `keep`, a part of the training sources."""
+    """One part of the data: train, eval or test; with `keep`, a part of the training sources.
+
+    `key`: that of `prepare`.
+    """
     data = config.data
     split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
     return prepare_sources(
         data.train if keep else getattr(data, name),
         prepare,
         name=name,
-        key=f"{prepare.key()}/{split}",
+        key=f"{key}/{split}",
         roles=prepare.task.settings.roles,
         data=data,
         in_tokens=prepare.task.modality.in_tokens,

@@ -270,7 +270,7 @@ def _check_pattern(settings: CausalLMSettings) -> None:
 
 def _sample_of(ids: list[int], labels: list[int], *, truncated: bool = False, drop: str = "") -> Sample:
     labels = [IGNORED, *labels[1:]]
-    targets = sum(label != IGNORED for label in labels)
+    targets = len(labels) - labels.count(IGNORED)
     return Sample(
         {"input_ids": ids},
         labels[: len(ids)],
