@@ -52,7 +52,12 @@ def test_a_second_start_reads_no_row_and_begins_as_the_first(shared, tmp_path, m
                 monkeypatch.setattr(reader, unread)
     assert found[0] == found[1]
     assert said[0] == said[1]
-    for sentence in ("the class 'nan' (", "and 'Bad' (2 rows) differ in case", "another label", "input of a row of data.train too"):
+    for sentence in (
+        "the class 'nan' (",
+        "and 'Bad' (2 rows) differ in case",
+        "another label",
+        "input of a row of data.train too",
+    ):
         assert any(sentence in line for line in said[1]), sentence
     assert evaluation_rows(inputs.config, inputs.task).samples_hash == inputs.evaluation.samples_hash
 
