@@ -431,6 +431,20 @@ MUTANTS = (
         ("tests/config/test_yaml_text.py::test_aliases_that_stand_for_millions_of_values_are_refused_at_once[lists]",),
     ),
     Mutant(
+        "what other rows told is taken for what these tell",
+        "ftscale/run/told.py",
+        "*_depends_on(task), *fingerprints]",
+        "*_depends_on(task)]",
+        ("tests/run/test_told.py::test_other_rows_are_asked_anew",),
+    ),
+    Mutant(
+        "what reading says is not kept with what was read",
+        "ftscale/data/prepare.py",
+        'for sentence in saved["said"]:',
+        "for sentence in ():",
+        ("tests/data/test_prepare.py::test_what_reading_says_is_said_by_each_start",),
+    ),
+    Mutant(
         "prepared rows of a renamed folder are taken for those of the old one",
         "ftscale/data/sources.py",
         "if source.set:",

@@ -83,8 +83,9 @@ def _train(config: Config, task: Method, samples: list[Sample]) -> dict[str, Any
 
     report = SourceReport("the longest samples", read=len(samples), kept=len(samples))
     rows = [{name: value for name, value in item.stored().items() if name != HASHES} for item in samples]
-    sources = [SourceRows(0, len(rows), 1.0)]
-    prepared = Prepared(Dataset.from_list(rows), sources, [report], "", np.empty((0, 2), dtype=np.int64))
+    sources, costs = [SourceRows(0, len(rows), 1.0)], np.array([item.cost for item in samples])
+    counts = {name: np.array([(item.counts or {})[name] for item in samples]) for name in samples[0].counts or {}}
+    prepared = Prepared(Dataset.from_list(rows), sources, [report], "", costs, counts)
     evaluated = prepared if config.data.eval or config.data.eval_ratio else None
     started = time.perf_counter()
     with quiet(), warnings.catch_warnings():

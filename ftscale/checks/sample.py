@@ -108,7 +108,7 @@ def read_sample(config: Config, processor: Any, *, full: bool = False) -> DataSa
             yield row
 
     rows = training()
-    config, bound, learned = fitted(config, task, processor, rows)
+    config, bound, learned = fitted(config, task, processor, task.fit(rows))
     counted = _exhaust(rows, most=SAMPLE_ROWS if data.streaming and not full else None)
     prepare = Preparer(bound)
     sample = DataSample(

@@ -16,7 +16,7 @@ from ftscale.base.files import partial_path, remove, without_link
 from ftscale.base.hashing import hash_file
 from ftscale.base.logs import log
 from ftscale.base.sealed import DamagedError, read_json, sync, write_json
-from ftscale.data.prepare import check_owner
+from ftscale.data.cache import check_owner
 
 FORMAT = 1  # of the files below; a new number makes old caches unread
 VALUES, REPORT = "values.npy", "report.json"

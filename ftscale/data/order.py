@@ -5,7 +5,8 @@ A function of (data, seed, epoch) and of nothing else: not of ranks, workers, mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,25 @@ class SourceRows:
     start: int
     stop: int
     weight: float
+
+
+class Batches:
+    """The global batches of an epoch: runs of one array of row numbers, cut out when they are read."""
+
+    def __init__(self, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> None:
+        """Batch i is `rows[starts[i]:stops[i]]`. Raises IndexError for one that there is not."""
+        self.rows = rows
+        self.starts = starts
+        self.stops = stops
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self.rows[self.starts[place] : self.stops[place]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[place] for place in range(len(self)))
 
 
 class GlobalOrder:
@@ -51,14 +71,15 @@ class GlobalOrder:
         self.seed = seed
         self.lengths = lengths
         self._epoch: int | None = None
-        self._batches: list[np.ndarray] = []
+        self._batches = Batches(*np.empty((3, 0), dtype=np.int64))
         self._sizes: dict[int, int] = {}
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def epoch(self, epoch: int) -> Batches:
         """Row numbers of each global batch of an epoch; the last batch may be smaller."""
         if epoch != self._epoch:
             rows = self._rows(epoch)
-            self._epoch, self._batches = epoch, self._cut(rows) if self.lengths is None else self._grouped(rows, epoch)
+            self._epoch = epoch
+            self._batches = _batches(rows, self._cut(rows)) if self.lengths is None else self._grouped(rows, epoch)
         return self._batches
 
     def num_steps(self, epochs: float) -> int:
@@ -82,9 +103,8 @@ class GlobalOrder:
         return self._sizes[epoch]
 
     def _count(self, epoch: int) -> int:
-        if self.batch.unit == "samples" and all(float(source.weight).is_integer() for source in self.sources):
-            rows = sum((source.stop - source.start) * int(source.weight) for source in self.sources)
-            return -(-rows // self.batch.global_size)
+        if self.batch.unit == "samples":
+            return -(-sum(map(_rows_an_epoch, self.sources)) // self.batch.global_size)
         return len(self.epoch(epoch))
 
     def _rows(self, epoch: int) -> np.ndarray:
@@ -92,33 +112,49 @@ class GlobalOrder:
         parts = []
         for source in self.sources:
             rows = np.arange(source.start, source.stop)
-            whole, part = int(source.weight), source.weight - int(source.weight)
-            parts.extend([rows] * whole)
-            if part:
-                parts.append(np.sort(rng.choice(rows, size=max(1, round(part * len(rows))), replace=False)))
+            parts.extend([rows] * int(source.weight))
+            if drawn := _drawn_rows(source):
+                parts.append(np.sort(rng.choice(rows, size=drawn, replace=False)))
         rows = np.concatenate(parts)
-        return rng.permutation(rows) if self.shuffle else rows
+        if self.shuffle:
+            rng.shuffle(rows)
+        return rows
 
-    def _grouped(self, rows: np.ndarray, epoch: int) -> list[np.ndarray]:
+    def _grouped(self, rows: np.ndarray, epoch: int) -> Batches:
         """Global batches cut from rows that are sorted by length a stretch at a time, in a random order."""
         assert self.lengths is not None
-        random_batches = self._cut(rows)
-        stretches = [
-            np.concatenate(random_batches[start : start + GROUPED_BATCHES])
-            for start in range(0, len(random_batches), GROUPED_BATCHES)
-        ]
-        batches = self._cut(np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in stretches]))
+        edges = self._cut(rows)
+        stretches = np.append(edges[:-1:GROUPED_BATCHES], len(rows))
+        for start, stop in itertools.pairwise(stretches.tolist()):
+            part = rows[start:stop]
+            rows[start:stop] = part[np.argsort(self.lengths[part], kind="stable")]
+        batches = _batches(rows, self._cut(rows))
         places = np.random.default_rng(derive_seed(self.seed, "batches", epoch)).permutation(len(batches))
-        return [batches[place] for place in places]
+        return Batches(rows, batches.starts[places], batches.stops[places])
 
-    def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
+    def _cut(self, rows: np.ndarray) -> np.ndarray:
+        """(batches + 1,) int64: where each global batch begins in the rows, and the end of the last one."""
         size = self.batch.global_size
         if self.batch.unit == "samples":
-            edges = list(range(size, len(rows), size))
-        else:  # a batch closes with the row that reaches the wanted number of targets
-            filled = np.cumsum(self.targets[rows])
-            edges, start = [], 0
-            while (edge := int(np.searchsorted(filled, start + size)) + 1) < len(rows):
-                edges.append(edge)
-                start = int(filled[edge - 1])
-        return np.split(rows, edges)
+            return np.append(np.arange(0, len(rows), size), len(rows))
+        # a batch closes with the row that reaches the wanted number of targets
+        filled = np.cumsum(self.targets[rows])
+        edges, start = [0], 0
+        while (edge := int(filled.searchsorted(start + size)) + 1) < len(rows):
+            edges.append(edge)
+            start = int(filled[edge - 1])
+        return np.array([*edges, len(rows)])
+
+
+def _batches(rows: np.ndarray, edges: np.ndarray) -> Batches:
+    return Batches(rows, edges[:-1], edges[1:])
+
+
+def _rows_an_epoch(source: SourceRows) -> int:
+    return (source.stop - source.start) * int(source.weight) + _drawn_rows(source)
+
+
+def _drawn_rows(source: SourceRows) -> int:
+    """The rows that a weight between two whole ones draws of a source besides."""
+    rows, part = source.stop - source.start, source.weight - int(source.weight)
+    return min(rows, max(1, round(part * rows))) if part else 0

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from ftscale.base.errors import UserError, counted
-from ftscale.base.files import own_id, partial_path, remove, remove_partials, without_link
-from ftscale.base.hashing import hash_file
 from ftscale.base.logs import log
-from ftscale.base.sealed import DamagedError, read_json, write_json
 from ftscale.base.seeding import derive_seed
 from ftscale.base.shown import without_secrets
 from ftscale.base.signals import leave_signals_to_parent
 from ftscale.config.schema import DataConfig, SourceConfig
+from ftscale.data.cache import cached, place_of
+from ftscale.data.heard import heard, say_once
 from ftscale.data.order import SourceRows
-from ftscale.data.sample import COST, COUNT, HASHES, LABEL, WHERE, Sample
+from ftscale.data.sample import LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
+from ftscale.data.store import Store, read_inputs, read_numbers, read_samples
 
-FORMAT = 5  # of the files below; a new number makes old caches unread
-REPORT = "report.json"
+FORMAT = 6  # of the files below; a new number makes old caches unread
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -107,14 +104,20 @@ class Prepared:
     """A prepared data set: the samples, source after source."""
 
     dataset: Any
-    """Rows of stored samples (`Sample.stored`), a datasets.Dataset."""
+    """Rows of stored samples (`Sample.stored`) without the numbers that stand below, a datasets.Dataset."""
     sources: list[SourceRows]
     reports: list[SourceReport]
     samples_hash: str
     """A hash of the samples, equal wherever equal rows were prepared alike."""
-    row_hashes: np.ndarray
-    """(samples, 2) int64: hashes of each one's input and of its whole row (`census.content_of`); empty where samples
-    are joined from several rows."""
+    costs: np.ndarray
+    """(samples,) int: what micro-batches are cut by."""
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
+    """(samples,) int: targets by term; empty where they are known in the batch only."""
+    inputs: np.ndarray = field(default_factory=partial(np.empty, 0, dtype=np.int64))
+    """(samples,) int64, sorted: a hash of what the model reads of each (`census.content_of`); empty where samples are
+    joined from several rows."""
+    contradicting: int = 0
+    """Rows whose input another one has with another outcome."""
     folder: Path | None = None
     """Where it lies in the cache; None = nowhere."""
     computed: dict[str, np.ndarray] = field(default_factory=dict)
@@ -123,26 +126,26 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    @cached_property
-    def costs(self) -> np.ndarray:
-        """(samples,) int: what micro-batches are cut by."""
-        return np.asarray(self.dataset[COST])
-
-    @cached_property
-    def counts(self) -> dict[str, np.ndarray]:
-        """(samples,) int: targets by term; empty where they are known in the batch only."""
-        names = [name for name in self.dataset.column_names if name.startswith(COUNT)]
-        return {name.removeprefix(COUNT): np.asarray(self.dataset[name]) for name in names}
-
     @property
     def labels(self) -> list[Any]:
         """Each sample's label; none where they have none."""
         return self.dataset[LABEL] if LABEL in self.dataset.column_names else []
 
+    def label_counts(self) -> dict[Any, int]:
+        """How many samples have each label, first come first; each item of labels that are lists counts."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if LABEL not in self.dataset.column_names:
+            return {}
+        column = self.dataset.data.column(LABEL)
+        if pa.types.is_list(column.type):
+            column = pc.list_flatten(column)
+        return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
+
     @cached_property
     def _collated(self) -> Any:
-        counted = [name for name in self.dataset.column_names if name in (COST, WHERE) or name.startswith(COUNT)]
-        return self.dataset.remove_columns(counted)
+        return self.dataset.remove_columns(WHERE)
 
     def sample(self, number: int, *, epoch: int = 0, seed: int = 0) -> Sample:
         """A sample as it is collated."""
@@ -165,29 +168,24 @@ def prepare_sources(
     data: DataConfig,
     in_tokens: bool = True,
     keep: Callable[[int, int], bool] | None = None,
+    fingerprints: Sequence[str] | None = None,
 ) -> Prepared:
     """Read and prepare sources, or take them from the cache, whose content is verified.
 
     `prepare`: rows to samples, for rows of one source; `key`: everything that its result depends on besides the rows;
     `in_tokens`: whether a sample's cost is its tokens; `keep(source, row)`: which rows belong to this part of a split
-    (part of `key`). Only one process of a machine prepares; others wait for it.
+    (part of `key`); `fingerprints`: those of the sources, where they are known. Only one process of a machine prepares;
+    others wait for it.
     Raises UserError: unreadable files; no rows left; too many rows without a target (`data.max_empty`).
     """
-    from filelock import FileLock
-
-    fingerprints = [
-        source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
-    ]
-    digest = hashlib.sha256(json.dumps([FORMAT, name, key, fingerprints]).encode()).hexdigest()[:24]
-    folder = cache_folder(data).resolve() / digest
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(without_link(folder.with_name(f"{digest}.lock"))):
-        check_owner(folder)
-        if (saved := _verified(folder)) is None:
-            _build(folder, sources, prepare, name=name, roles=roles, data=data, in_tokens=in_tokens, keep=keep)
-            saved = _verified(folder)
-    assert saved is not None, f"{folder} was written just now"
+    if fingerprints is None:
+        fingerprints = source_fingerprints(sources, name=name, roles=roles)
+    folder = place_of(data, [FORMAT, name, key, fingerprints])
+    build = partial(_build, sources, prepare, name=name, roles=roles, data=data, in_tokens=in_tokens, keep=keep)
+    saved = cached(folder, lambda empty: build(empty=empty))
     prepared = _load(folder, sources, saved)
+    for sentence in saved["said"]:
+        say_once(sentence)
     for report in prepared.reports:
         log.info("data.%s %s", name, report.sentence())
         for warning in template_warnings(report, setting=f"data.{name}"):
@@ -197,9 +195,11 @@ def prepare_sources(
     return prepared
 
 
-def cache_folder(data: DataConfig) -> Path:
-    """Return the folder of prepared data: `data.cache_dir`, else one in the user's home."""
-    return Path(data.cache_dir).expanduser() if data.cache_dir else Path.home() / ".cache" / "ftscale"
+def source_fingerprints(sources: Sequence[SourceConfig], *, name: str, roles: Roles) -> list[str]:
+    """`source_fingerprint` of each source of `data.name`."""
+    return [
+        source_fingerprint(source, setting=f"data.{name}[{index}]", roles=roles) for index, source in enumerate(sources)
+    ]
 
 
 def processor_key(processor: Any) -> str:
@@ -239,25 +239,27 @@ def split_rows(
 
     held = []
     for index, source in enumerate(sources):
-        rows = list(read_rows(source, roles=roles, setting=f"data.train[{index}]"))
-        strata = None
-        if data.stratify:
-            if data.stratify not in rows[0]:
+        number, used, strata = -1, [], []  # not the rows themselves, which may be many
+        for number, row in enumerate(read_rows(source, roles=roles, setting=f"data.train[{index}]")):
+            if number == 0 and data.stratify and data.stratify not in row:
                 raise UserError(
                     f"data.stratify = {data.stratify!r} is not a column the task reads; "
-                    f"name one of {', '.join(sorted(name for name in rows[0] if not name.startswith('_')))}."
+                    f"name one of {', '.join(sorted(name for name in row if not name.startswith('_')))}."
                 )
-            strata = [str(row[data.stratify]) for row in rows if is_used(row)]
+            if is_used(row):
+                used.append(number)
+                if data.stratify:
+                    strata.append(str(row[data.stratify]))
         try:
             _, evaluation = train_test_split(
-                [number for number, row in enumerate(rows) if is_used(row)],
+                used,
                 test_size=data.eval_ratio,
-                stratify=strata,
+                stratify=strata if data.stratify else None,
                 random_state=derive_seed(seed, "split") % 2**32,
             )
         except ValueError as error:
             raise UserError(
-                f"data.eval_ratio = {data.eval_ratio} cannot split the {counted(len(rows), 'row')} of {source.path}: "
+                f"data.eval_ratio = {data.eval_ratio} cannot split the {counted(number + 1, 'row')} of {source.path}: "
                 f"{error} Change the ratio, or name a file in data.eval."
             ) from error
         held.append(set(evaluation))
@@ -265,7 +267,6 @@ def split_rows(
 
 
 def _build(
-    folder: Path,
     sources: Sequence[SourceConfig],
     prepare: Prepare,
     *,
@@ -274,48 +275,33 @@ def _build(
     data: DataConfig,
     in_tokens: bool,
     keep: Callable[[int, int], bool] | None,
-) -> None:
-    remove_partials(folder)
-    partial = partial_path(folder)
-    partial.mkdir(mode=0o700)
-    reports, files, samples = [], {}, xxhash.xxh3_128()
-    with Workers(prepare, data.prepare_workers) as workers:
+    empty: Path,
+) -> dict[str, Any]:
+    reports, store = [], Store(empty)
+    with Workers(prepare, data.prepare_workers) as workers, heard() as said:
         for index, source in enumerate(sources):
             rows: Iterable[dict[str, Any]] = read_rows(source, roles=roles, setting=f"data.{name}[{index}]")
             if keep is not None:
                 rows = (row for number, row in enumerate(rows) if keep(index, number))
             report = SourceReport(without_secrets(source.path), in_tokens=in_tokens)
-            path = partial / f"source-{index}.arrow"
-            _write(path, (sift(chunk, report) for chunk in workers.prepare(rows)), samples)
+            store.write(_file_of(index), (sift(chunk, report) for chunk in workers.prepare(rows)))
             reports.append(asdict(report))
-            files[path.name] = hash_file(path)
-    write_json(partial / REPORT, {"sources": reports, "files": files, "samples": samples.hexdigest()})
-    remove(folder)
-    os.rename(partial, folder)
+    return {"sources": reports, "said": said, **store.close()}
 
 
-def _verified(folder: Path) -> dict[str, Any] | None:
-    """The report of a prepared folder whose files are as they were written; None: there is none, or it is damaged."""
-    if not folder.is_dir():
-        return None
-    try:
-        report = read_json(folder / REPORT, needs_hash=True)
-        intact = all(hash_file(folder / name) == known for name, known in report["files"].items())
-    except (OSError, DamagedError):
-        intact = False
-    if intact:
-        return report
-    log.warning("the prepared data in %s is damaged or was changed: it is prepared anew", folder)
-    return None
+def _file_of(source: int) -> str:
+    return f"source-{source}.arrow"
 
 
-def check_owner(folder: Path) -> None:
-    """Raise UserError where another user wrote the folder: a hash proves no origin."""
-    if folder.exists() and folder.stat().st_uid != own_id(folder.parent):
-        raise UserError(
-            f"data.cache_dir: the prepared data in {folder} was written by another user, who may have changed it; "
-            "set data.cache_dir to a folder of your own."
-        )
+def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) -> Prepared:
+    reports, spans, start = [SourceReport(**about) for about in saved["sources"]], [], 0
+    for source, report in zip(sources, reports, strict=True):
+        spans.append(SourceRows(start, start + report.kept, source.weight))
+        start += report.kept
+    dataset = read_samples(folder, [_file_of(index) for index, report in enumerate(reports) if report.kept])
+    costs, counts = read_numbers(folder, saved["numbers"])
+    inputs, contradicting = read_inputs(folder), saved["contradicting"]
+    return Prepared(dataset, spans, reports, saved["samples"], costs, counts, inputs, contradicting, folder)
 
 
 class Workers:
@@ -382,66 +368,6 @@ def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
     report.kept += len(kept)
     report.read += len(rows)
     return kept
-
-
-def _write(path: Path, chunks: Iterator[list[Sample]], content: xxhash.xxh3_128) -> None:
-    """Samples as an Arrow stream; what is in them goes into the hash `content` too."""
-    import pyarrow as pa
-
-    writer = None
-    with pa.OSFile(str(path), "wb") as sink:
-        for chunk in chunks:
-            if not chunk:
-                continue
-            stored = [sample.stored() for sample in chunk]
-            schema = writer[1] if writer else pa.schema(map(_narrow, pa.Table.from_pylist(stored).schema))
-            table = pa.Table.from_pylist(stored, schema=schema)
-            writer = writer or (pa.ipc.new_stream(sink, schema), schema)
-            writer[0].write_table(table)
-            for column in sorted(table.column_names):
-                if column not in (WHERE, HASHES) and not column.endswith("_path"):  # not of places
-                    _add_column(content, column, table.column(column))
-        if writer:
-            writer[0].close()
-
-
-def _add_column(content: xxhash.xxh3_128, name: str, column: Any) -> None:
-    content.update(f"{name} {column.type} {len(column)}\0".encode())
-    for chunk in column.chunks:
-        for buffer in chunk.buffers():
-            content.update(buffer or b"")
-
-
-def _narrow(item: Any) -> Any:
-    """Lists of token ids as int32: half the bytes."""
-    import pyarrow as pa
-
-    if item.name == HASHES:
-        return item
-    if pa.types.is_struct(item.type):
-        return pa.field(
-            item.name, pa.struct([_narrow(item.type.field(place)) for place in range(item.type.num_fields)])
-        )
-    return pa.field(item.name, pa.list_(pa.int32())) if item.type == pa.list_(pa.int64()) else item
-
-
-def _load(folder: Path, sources: Sequence[SourceConfig], saved: dict[str, Any]) -> Prepared:
-    from datasets import Dataset, concatenate_datasets
-
-    reports = [SourceReport(**about) for about in saved["sources"]]
-    parts, hashes, spans, start = [], [np.empty((0, 2), dtype=np.int64)], [], 0
-    for index, (source, report) in enumerate(zip(sources, reports, strict=True)):
-        if report.kept:
-            part = Dataset.from_file(str(folder / f"source-{index}.arrow"))
-            if HASHES in part.column_names:
-                chunks = part.data.column(HASHES).chunks
-                hashes += [chunk.flatten().to_numpy().reshape(-1, 2) for chunk in chunks]
-                part = part.remove_columns(HASHES)
-            parts.append(part)
-        spans.append(SourceRows(start, start + report.kept, source.weight))
-        start += report.kept
-    whole = concatenate_datasets(parts) if parts else []
-    return Prepared(whole, spans, reports, saved["samples"], np.concatenate(hashes), folder)
 
 
 def part_problems(reports: Sequence[SourceReport], *, name: str, data: DataConfig) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,7 +14,6 @@ import xxhash
 
 from ftscale.base.errors import UserError
 from ftscale.base.hashing import fit_to_hash_whole, hash_file, sampled_hash
-from ftscale.base.logs import log
 from ftscale.base.shown import without_secrets
 from ftscale.base.startup import begin_work
 from ftscale.config.schema import SourceConfig
@@ -24,6 +23,7 @@ from ftscale.data.formats.derived import LEFT_OUT, Derived, constants
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.select import Selection, select
+from ftscale.data.heard import say
 from ftscale.data.missing import with_none
 from ftscale.data.values import MOST_TEXT, check_characters, without_made_nulls
 
@@ -252,6 +252,7 @@ def _file_rows(
     folder = _folder(file)
     missing_values, drop = file.source.missing_values, file.source.drop
     is_remote, is_typed = is_url(file.path), file.format in TYPED_FORMATS
+    shown_path = without_secrets(file.path)
     for row, here in rows:
         if is_remote:
             row["_where"] = without_secrets(row["_where"])
@@ -264,7 +265,7 @@ def _file_rows(
         if "image" in row:
             row["image"] = _image(row["image"], folder)
         elif is_typed:
-            without_made_nulls(row, names, setting=file.setting, path=file.path)
+            without_made_nulls(row, names, setting=file.setting, path=shown_path)
         if drop:
             row["_drop"] = drop
         yield row, here
@@ -274,13 +275,8 @@ def _is_empty(file: DataFile) -> bool:
     """Whether a local file has no byte, which is said: it may be one that was never written."""
     if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
         return False
-    _say_empty(file.path)
+    say(f"{file.path} is empty (0 bytes) and passed over; see whether it was written")
     return True
-
-
-@cache
-def _say_empty(path: str) -> None:
-    log.warning("%s is empty (0 bytes) and passed over; see whether it was written", path)
 
 
 def _table_rows(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from ftscale.base.errors import UserError
-from ftscale.base.logs import log
+from ftscale.data.heard import say
 
 SHOWN_CHARACTERS = 40
 BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, "0.": 0, "1.": 1}
@@ -53,14 +52,10 @@ def without_made_nulls(row: dict[str, Any], names: list[str], *, setting: str, p
                 _say(setting, path, name)
 
 
-@lru_cache(maxsize=1024)  # once for each column
 def _say(setting: str, path: str, name: str) -> None:
-    log.warning(
-        "%s.path: %s: nulls inside the objects of %s are left out: a typed file has one for each key that another row "
-        "has; to keep those that are meant, write arguments and tools as JSON text",
-        setting,
-        path,
-        name,
+    say(
+        f"{setting}.path: {path}: nulls inside the objects of {name} are left out: a typed file has one for each key "
+        "that another row has; to keep those that are meant, write arguments and tools as JSON text"
     )
 
 

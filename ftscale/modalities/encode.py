@@ -67,13 +67,13 @@ def _call(
         return_attention_mask=False,
         verbose=False,  # its warning about long texts: they are counted in the data report
     )
-    names = [name for name in ("input_ids", "token_type_ids") if name in batch]
+    columns = {name: batch[name] for name in ("input_ids", "token_type_ids") if name in batch}
     encodings = []
-    for index in range(len(batch["input_ids"])):
-        inputs = {name: list(batch[name][index]) for name in names}
+    for index in range(len(columns["input_ids"])):
+        inputs = {name: list(values[index]) for name, values in columns.items()}
         words = batch.word_ids(index) if kind == "words" else []
         if not inputs["input_ids"]:
-            inputs = dict.fromkeys(names, [0]) | {"input_ids": [end_token(tokenizer)]}
+            inputs = dict.fromkeys(columns, [0]) | {"input_ids": [end_token(tokenizer)]}
             words = [None] if kind == "words" else []
         encodings.append(Encoded(inputs, len(inputs["input_ids"]), words))
     return encodings

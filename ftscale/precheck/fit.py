@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from ftscale.base.errors import UserError
@@ -14,18 +14,20 @@ from ftscale.models.classes import judge_head, labels_of_model
 from ftscale.models.generate import obeyed
 from ftscale.models.load import load_generation_config, load_model_config
 from ftscale.precheck.settings import fit_problems
-from ftscale.tasks.base import Row, Task
+from ftscale.tasks.base import Task
 
 
-def fitted(config: Config, task: Method, processor: Any, rows: Iterable[Row]) -> tuple[Config, Method, dict[str, Any]]:
+def fitted(
+    config: Config, task: Method, processor: Any, told: Mapping[str, Any]
+) -> tuple[Config, Method, dict[str, Any]]:
     """The configuration with what the training rows told filled in, its task bound to a processor, and those settings.
 
-    `processor`: what `check_config` returned; where that is None, it is built of what the rows told. Raises UserError
-    where it does not go with the model.
+    `told`: what `task.fit` returned; where `processor`, from `check_config`, is None, it is built of that. Raises
+    UserError where it does not go with the model.
     """
-    told = dict(task.fit(rows))
-    learned = {name: told.pop(name) for name in sorted(task.modality.learns) if name in told}
-    settings = in_model_order(config, task, told)
+    learned = {name: told[name] for name in sorted(task.modality.learns) if name in told}
+    of_task = {name: value for name, value in told.items() if name not in learned}
+    settings = in_model_order(config, task, of_task)
     config = config.model_copy(update={"task": config.task.model_copy(update=settings)})
     if processor is None and learned:
         processor = task.modality.load_processor(config.model, learned=learned)

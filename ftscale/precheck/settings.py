@@ -100,7 +100,7 @@ def machine_problems(config: Config) -> list[str]:
     """What this machine cannot do for a run: half precision without a GPU, folders that it may not write."""
     import torch
 
-    from ftscale.data.prepare import cache_folder
+    from ftscale.data.cache import cache_folder
 
     problems = []
     if config.train.precision == "fp16" and not torch.cuda.is_available():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,16 @@ from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.config.own_task import file_hash
 from ftscale.config.schema import MethodField, TaskField
-from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
+from ftscale.data.census import odd_labels, row_warnings, shared, shared_warning
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
+from ftscale.data.prepare import Prepared, prepare_sources, processor_key, source_fingerprints, split_rows
 from ftscale.data.sample import Sample
-from ftscale.data.sources import read_rows
 from ftscale.methods import build_method
 from ftscale.methods.base import Method
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
 from ftscale.precheck.fit import fitted
 from ftscale.precheck.vocabulary import vocabulary_warnings
+from ftscale.run.told import told_by_rows
 from ftscale.tasks.base import Task
 from ftscale.tasks.rows import left_out, prepare_rows
 from ftscale.version import __version__
@@ -43,6 +43,11 @@ class Inputs:
     evaluation: Prepared | None
     test: Prepared | None
 
+    @cached_property
+    def order(self) -> GlobalOrder | None:
+        """The order of prepared training rows, which remembers what it was asked; None for a stream."""
+        return None if self.train is None else _order_of(self.config, self.task, self.train)
+
 
 def prepare_inputs(config: Config) -> Inputs:
     """Check the configuration and prepare its data: no process group, no weights."""
@@ -50,20 +55,24 @@ def prepare_inputs(config: Config) -> Inputs:
         raise UserError(*problems)
     processor = check_config(config)
     task, data = build_method(config.method, config.task), config.data
-    held = held_out(config, task) if splits(config) else None
-    config, task, learned = fitted(config, task, processor, _training_rows(config, task))
+    is_held = _is_held_out(config, task)
+    roles = task.settings.roles
+    fingerprints = [] if data.streaming else source_fingerprints(data.train, name="train", roles=roles)
+    config, task, learned = fitted(config, task, processor, told_by_rows(config, task, fingerprints))
     if problems := metric_problems(config, task):
         raise UserError(*problems)
-    prepare = Preparer(task)
+    preparer = Preparer(task)
+    prepare = partial(_prepare, config, preparer, preparer.key())
     train_rows: Prepared | None
     evaluation: Prepared | None
-    if held is not None:
-        train_rows = _prepare(config, prepare, "train", keep=lambda source, row: row not in held[source])
-        evaluation = _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
+    if splits(config):
+        kept = lambda source, row: not is_held(source, row)  # noqa: E731
+        train_rows = prepare("train", fingerprints=fingerprints, keep=kept)
+        evaluation = prepare("eval", fingerprints=fingerprints, keep=is_held)
     else:
-        train_rows = None if data.streaming else _prepare(config, prepare, "train")
-        evaluation = _prepare(config, prepare, "eval") if data.eval else None
-    test = _prepare(config, prepare, "test") if data.test else None
+        train_rows = None if data.streaming else prepare("train", fingerprints=fingerprints)
+        evaluation = prepare("eval") if data.eval else None
+    test = prepare("test") if data.test else None
     for warning in vocabulary_warnings(config, task):
         log.warning("%s", warning)
     inputs = Inputs(config, task, train_rows, evaluation, test)
@@ -79,30 +88,46 @@ def prepare_inputs(config: Config) -> Inputs:
 
 def evaluation_rows(config: Config, task: Method) -> Prepared:
     """The prepared evaluation rows of a run's configuration. Raises UserError where there are none."""
-    prepare = Preparer(task)
+    preparer = Preparer(task)
+    prepare = partial(_prepare, config, preparer, preparer.key())
     if config.data.eval:
-        return _prepare(config, prepare, "eval")
+        return prepare("eval")
     if not config.data.eval_ratio:
         raise UserError("the run has no evaluation rows (data.eval); name some with --data.")
-    held = held_out(config, task)
-    return _prepare(config, prepare, "eval", keep=lambda source, row: row in held[source])
+    return prepare("eval", keep=_is_held_out(config, task))
+
+
+def _is_held_out(config: Config, task: Task) -> Callable[[int, int], bool]:
+    """Whether a row of a training source is evaluated on instead; nobody asks where all rows are prepared."""
+    held = cache(lambda: held_out(config, task))
+    return lambda source, row: row in held()[source]
 
 
 def _prepare(
-    config: Config, prepare: Preparer, name: str, *, keep: Callable[[int, int], bool] | None = None
+    config: Config,
+    prepare: Preparer,
+    key: str,
+    name: str,
+    *,
+    keep: Callable[[int, int], bool] | None = None,
+    fingerprints: Sequence[str] | None = None,
 ) -> Prepared:
-    """One part of the data: train, eval or test; with `keep`, a part of the training sources."""
+    """One part of the data: train, eval or test; with `keep`, a part of the training sources.
+
+    `key`: that of `prepare`.
+    """
     data = config.data
     split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
     return prepare_sources(
         data.train if keep else getattr(data, name),
         prepare,
         name=name,
-        key=f"{prepare.key()}/{split}",
+        key=f"{key}/{split}",
         roles=prepare.task.settings.roles,
         data=data,
         in_tokens=prepare.task.modality.in_tokens,
         keep=keep,
+        fingerprints=fingerprints,
     )
 
 
@@ -149,10 +174,7 @@ def held_out(config: Config, task: Task) -> list[set[int]]:
 
 def _class_counts(labels: Sequence[str], prepared: Prepared) -> dict[str, int]:
     """Rows of each class; none where classes are of words."""
-    numbers: Counter[int] = Counter()
-    for value in prepared.labels:
-        numbers.update(value if isinstance(value, list) else [value])
-    return {labels[number]: count for number, count in numbers.items()}
+    return {labels[number]: count for number, count in prepared.label_counts().items()}
 
 
 def _row_warnings(inputs: Inputs) -> list[str]:
@@ -161,57 +183,44 @@ def _row_warnings(inputs: Inputs) -> list[str]:
     for setting, part in (("data.train", inputs.train), ("data.eval", inputs.evaluation), ("data.test", inputs.test)):
         if part is not None:
             blank, lost = sum(report.blank for report in part.reports), sum(report.lost for report in part.reports)
-            found += row_warnings(setting, contradicting(part.row_hashes), blank=blank, lost=lost)
+            found += row_warnings(setting, part.contradicting, blank=blank, lost=lost)
         if part is not None and part is not inputs.train and inputs.train is not None:
             is_held = part is inputs.evaluation and splits(inputs.config)
-            number = shared(inputs.train.row_hashes, part.row_hashes)
+            number = shared(inputs.train.inputs, part.inputs)
             found += shared_warning(setting, number, len(part), held_out=is_held)
     return found
 
 
-def global_order(inputs: Inputs) -> GlobalOrder | None:
-    """The order of prepared training rows; None for a stream."""
-    if inputs.train is None:
-        return None
-    config = inputs.config
+def _order_of(config: Config, task: Method, train: Prepared) -> GlobalOrder:
     return GlobalOrder(
-        _targets(inputs),
-        inputs.train.sources,
+        _targets(config, task, train),
+        train.sources,
         batch=config.batch,
         shuffle=config.data.shuffle,
         seed=config.seed,
-        lengths=inputs.train.costs if config.data.group_by_length else None,
+        lengths=train.costs if config.data.group_by_length else None,
     )
 
 
-def _targets(inputs: Inputs) -> np.ndarray:
+def _targets(config: Config, task: Method, train: Prepared) -> np.ndarray:
     """(rows,) int: targets of each training row, of the first term of the loss."""
-    assert inputs.train is not None
-    counts = inputs.train.counts.get(next(iter(inputs.task.terms)))
-    if counts is None and inputs.config.batch.unit == "targets":
+    counts = train.counts.get(next(iter(task.terms)))
+    if counts is None and config.batch.unit == "targets":
         raise UserError(
-            f"batch.unit = targets needs to know each row's targets before, and task = {inputs.config.task.name} knows "
-            "them in its batches only; set batch.unit: samples."
+            f"batch.unit = targets needs to know each row's targets before, and task = {config.task.name} knows them "
+            "in its batches only; set batch.unit: samples."
         )
-    return np.zeros(len(inputs.train), dtype=np.int64) if counts is None else counts
+    return np.broadcast_to(0, len(train)) if counts is None else counts
 
 
 def num_steps_of(inputs: Inputs) -> int:
     """Optimizer steps of the run."""
     if inputs.config.train.max_steps:
         return inputs.config.train.max_steps
-    order = global_order(inputs)
-    assert order is not None, "a stream has max_steps"
-    return order.num_steps(inputs.config.train.epochs)
+    assert inputs.order is not None, "a stream has max_steps"
+    return inputs.order.num_steps(inputs.config.train.epochs)
 
 
 def splits(config: Config) -> bool:
     """Whether evaluation rows are a share of the training rows."""
     return bool(config.data.eval_ratio and not config.data.eval)
-
-
-def _training_rows(config: Config, task: Task) -> Iterator[dict[str, Any]]:
-    for index, source in enumerate(config.data.train):
-        for row in read_rows(source, roles=task.settings.roles, setting=f"data.train[{index}]"):
-            if not left_out(task.settings, row):
-                yield row

@@ -22,9 +22,9 @@ from ftscale.config.load import config_digest, public
 from ftscale.config.resume import LENGTH, SCHEDULED
 from ftscale.config.schema import DistributedConfig
 from ftscale.data.batching import Division, Ranks, describe_batch
+from ftscale.data.cache import cache_folder
 from ftscale.data.loader import TrainingSteps
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import cache_folder
 from ftscale.data.stream import StreamSteps
 from ftscale.distributed.process_state import leaving_no_trace
 from ftscale.distributed.runtime import Distributed
@@ -54,7 +54,7 @@ from ftscale.run.folder import (
     write_result,
 )
 from ftscale.run.frozen import compute_columns, place_companions
-from ftscale.run.prepared_data import Inputs, Preparer, global_order, num_steps_of, prepare_inputs
+from ftscale.run.prepared_data import Inputs, Preparer, num_steps_of, prepare_inputs
 from ftscale.run.stages import Part, train_stages
 from ftscale.tasks.base import collate_samples
 from ftscale.tasks.batch import total_of
@@ -266,7 +266,7 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
     from ftscale.optim.schedules import Schedules
 
     config, task = inputs.config, inputs.task
-    order, num_steps = global_order(inputs), num_steps_of(inputs)
+    order, num_steps = inputs.order, num_steps_of(inputs)
     laid_out = _place_frozen(inputs, distributed)
     model, head_names, layout = build_model(laid_out, task, distributed, num_steps=num_steps)
     check_agreement({"the layout of batches": layout}, distributed.gather_objects)

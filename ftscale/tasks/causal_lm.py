@@ -28,7 +28,14 @@ from ftscale.models.generate import check_options, generate, mean_until_end
 from ftscale.models.lm_head import lm_log_probs, lm_loss, lm_states, lm_target_logits, lm_target_losses
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
-from ftscale.tasks.causal_rows import EncodedRow, encode_row, encode_row_prompt, encode_text, is_completion, row_column
+from ftscale.tasks.causal_rows import (
+    EncodedRow,
+    encode_row_prompt,
+    encode_rows,
+    encode_texts,
+    is_completion,
+    row_column,
+)
 from ftscale.tasks.embedding import mean_of_tokens
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
@@ -81,7 +88,8 @@ class CausalLM(Task):
             return [self._prompt_sample(row, limit) for row in rows]
         if self.settings.join_texts:
             return _joined(rows, self.processor, limit)
-        return [self._sample(row, limit) for row in rows]
+        encoded = encode_rows(rows, self.processor, targets=self.settings.targets, template=self.template)
+        return [self._sample(row, item, limit) for row, item in zip(rows, encoded, strict=True)]
 
     def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
         fill = {"input_ids": pad_id(self.processor)}
@@ -197,8 +205,7 @@ class CausalLM(Task):
         """As prediction has them."""
         return stop_ids(self.processor)
 
-    def _sample(self, row: Row, limit: int) -> Sample:
-        encoded = encode_row(row, self.processor, targets=self.settings.targets, template=self.template)
+    def _sample(self, row: Row, encoded: EncodedRow, limit: int) -> Sample:
         truncated, drop = is_cut(len(encoded.input_ids), row, limit=limit, too_long=self.settings.too_long)
         sample = _sample_of(encoded.input_ids[:limit], encoded.labels[:limit], truncated=truncated, drop=drop)
         sample.facts |= encoded.of_template
@@ -263,7 +270,7 @@ def _check_pattern(settings: CausalLMSettings) -> None:
 
 def _sample_of(ids: list[int], labels: list[int], *, truncated: bool = False, drop: str = "") -> Sample:
     labels = [IGNORED, *labels[1:]]
-    targets = sum(label != IGNORED for label in labels)
+    targets = len(labels) - labels.count(IGNORED)
     return Sample(
         {"input_ids": ids},
         labels[: len(ids)],
@@ -280,7 +287,7 @@ def _joined(rows: Sequence[Row], processor: Any, limit: int) -> list[Sample]:
         raise UserError(
             f"task.join_texts = true joins plain texts, but {where(other)} has `{row_column(other)}`; set it to false."
         )
-    ids = list(chain.from_iterable(encode_text(text_of(row, "text"), processor) for row in rows))
+    ids = list(chain.from_iterable(encode_texts([text_of(row, "text") for row in rows], processor)))
     blocks = [ids[start : start + limit] for start in range(0, len(ids), limit)]
     return [replace(_sample_of(block, block), rows=(0, len(rows))) for block in blocks]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from ftscale.base.errors import UserError
@@ -15,6 +16,8 @@ from ftscale.modalities.collate import IGNORED
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import LEAVE_OUT, mend, text_of, where
 
+BATCH_CHARACTERS = 100_000
+"""Characters of plain texts that are tokenised together: a tokenizer takes 150 bytes of memory for each."""
 COLUMNS = ("messages", "conversations", "instruction", "prompt", "text")  # the first of these says what a row is
 
 
@@ -31,31 +34,34 @@ class EncodedRow:
     """Of a chat: what its template did with it, as a sample tells it (`data.prepare.SourceReport`)."""
 
 
-def encode_row(
-    row: Row, tokenizer: Any, *, targets: Literal["assistant", "last", "all"], template: str | None
-) -> EncodedRow:
-    """Tokens and labels of a row. `targets`, `template`: as in `data.chat.encode_chat`.
+def encode_rows(
+    rows: Sequence[Row], tokenizer: Any, *, targets: Literal["assistant", "last", "all"], template: str | None
+) -> Iterator[EncodedRow]:
+    """Tokens and labels of rows, in order. `targets`, `template`: as in `data.chat.encode_chat`.
 
     Raises UserError, with the row's place: a column that is no text or no chat, an unusable template.
     """
-    column = row_column(row)
-    absent = next((role for role in ("completion", "output") if role in row and is_missing(row[role])), None)
-    if absent is not None:
-        raise UserError(f"{where(row)}: {absent} = {row[absent]!r} must be a text; {mend(row[absent])}.")
-    if column == "text":
-        ids = encode_text(text_of(row, "text"), tokenizer)
-        return EncodedRow(ids, list(ids), reference=None)
-    if is_completion(row, column):
-        return _encode_completion(row, tokenizer, every_token=targets == "all")
-    if column == "prompt" and targets == "assistant":
-        targets = "last"  # turns of the model in `prompt` are given, not to be learned
-    with _naming(row):
-        messages = normalize(row)
-        chat = encode_conversation(messages, tokenizer, targets=targets, template=template, tools=row_tools(row))
-    last = messages[-1]
-    reference = last["content"] if last["role"] == "assistant" else None
-    told = {"said": chat.said, "left_out": chat.left_out, "unseen_prompt": chat.unseen_prompt}
-    return EncodedRow(chat.input_ids, chat.labels, reference, told)
+    columns = [_answered_column(row) for row in rows]
+    texts = [text_of(row, column) for row, column in zip(rows, columns, strict=True) if column == "text"]
+    encoded = iter(encode_texts(texts, tokenizer))
+    frame = cache(lambda: special_frame(tokenizer))
+    for row, column in zip(rows, columns, strict=True):
+        if column == "text":
+            ids = next(encoded)
+            yield EncodedRow(ids, list(ids), reference=None)
+        elif is_completion(row, column):
+            yield _encode_completion(row, tokenizer, frame, every_token=targets == "all")
+        else:
+            # turns of the model in `prompt` are given, not to be learned
+            learned = "last" if column == "prompt" and targets == "assistant" else targets
+            yield _encode_chat(row, tokenizer, targets=learned, template=template)
+
+
+def encode_row(
+    row: Row, tokenizer: Any, *, targets: Literal["assistant", "last", "all"], template: str | None
+) -> EncodedRow:
+    """`encode_rows` of one."""
+    return next(encode_rows([row], tokenizer, targets=targets, template=template))
 
 
 def encode_row_prompt(row: Row, tokenizer: Any, *, template: str | None) -> list[int]:
@@ -63,13 +69,30 @@ def encode_row_prompt(row: Row, tokenizer: Any, *, template: str | None) -> list
     column = row_column(row)
     with _naming(row):
         if column == "text" or is_completion(row, column):
-            return _begun(text_of(row, column), tokenizer)
+            return _begun(text_of(row, column), tokenizer, special_frame(tokenizer)[0])
         return encode_prompt(normalize(row), tokenizer, template=template, tools=row_tools(row))
 
 
-def encode_text(text: str, tokenizer: Any) -> list[int]:
-    """Tokens of a plain text and the end token; nothing of an empty text."""
-    return _ended(_tokens(text, tokenizer), tokenizer) if text else []
+def encode_texts(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Tokens of plain texts, each with the end token; nothing of an empty text."""
+    found: list[list[int]] = []
+    for batch in _batches(texts):
+        # verbose: its warning about long texts; they are counted in the data report
+        found += tokenizer(batch, return_attention_mask=False, verbose=False)["input_ids"]
+    return [_ended(ids, tokenizer) if text else [] for text, ids in zip(texts, found, strict=True)]
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def row_column(row: Row) -> str:
@@ -83,21 +106,46 @@ def row_column(row: Row) -> str:
     return found
 
 
-def _encode_completion(row: Row, tokenizer: Any, *, every_token: bool) -> EncodedRow:
+def _answered_column(row: Row) -> str:
+    """`row_column` of a row whose answer, where it has a column of one, is not missing."""
+    column = row_column(row)
+    absent = next((role for role in ("completion", "output") if role in row and is_missing(row[role])), None)
+    if absent is not None:
+        raise UserError(f"{where(row)}: {absent} = {row[absent]!r} must be a text; {mend(row[absent])}.")
+    return column
+
+
+def _encode_chat(
+    row: Row, tokenizer: Any, *, targets: Literal["assistant", "last", "all"], template: str | None
+) -> EncodedRow:
+    with _naming(row):
+        messages = normalize(row)
+        chat = encode_conversation(messages, tokenizer, targets=targets, template=template, tools=row_tools(row))
+    last = messages[-1]
+    reference = last["content"] if last["role"] == "assistant" else None
+    told = {"said": chat.said, "left_out": chat.left_out, "unseen_prompt": chat.unseen_prompt}
+    return EncodedRow(chat.input_ids, chat.labels, reference, told)
+
+
+def _encode_completion(
+    row: Row, tokenizer: Any, frame: Callable[[], tuple[list[int], list[int]]], *, every_token: bool
+) -> EncodedRow:
     """Prompt and completion with the special tokens that their whole text has: before both, and behind both."""
     prompt, completion = text_of(row, "prompt"), text_of(row, "completion")
     with _naming(row):
-        before = _begun(prompt, tokenizer)
-    start, behind = special_frame(tokenizer)
+        start, behind = frame()
+        before = _begun(prompt, tokenizer, start)
     joined = start + tokenize_parts(prompt + completion, [len(prompt)], tokenizer)[0]
     ids = _ended(joined if joined[-1:] == behind[-1:] else joined + behind, tokenizer)
     labels = list(ids) if every_token else [IGNORED] * len(before) + ids[len(before) :]
     return EncodedRow(ids, labels if completion else [IGNORED] * len(ids), reference=completion)
 
 
-def _begun(text: str, tokenizer: Any) -> list[int]:
-    """Tokens of a text that goes on: what a tokenizer puts behind a whole text, as an end token, is left out."""
-    start, _ = special_frame(tokenizer)
+def _begun(text: str, tokenizer: Any, start: list[int]) -> list[int]:
+    """Tokens of a text that goes on: what a tokenizer puts behind a whole text, as an end token, is left out.
+
+    `start`: the special tokens that it puts before one.
+    """
     ids = tokenize_parts(text, (), tokenizer)[0]
     if start and ids[:1] == start[-1:]:
         token = tokenizer.convert_ids_to_tokens(start[-1])
@@ -111,11 +159,6 @@ def _begun(text: str, tokenizer: Any) -> list[int]:
 def is_completion(row: Row, column: str) -> bool:
     """Whether a row is a prompt and its completion as texts. `column`: see `row_column`."""
     return column == "prompt" and not isinstance(row["prompt"], (list, tuple))
-
-
-def _tokens(text: str, tokenizer: Any) -> list[int]:
-    # verbose: its warning about long texts; they are counted in the data report
-    return tokenizer(text, verbose=False)["input_ids"]
 
 
 def _ended(ids: list[int], tokenizer: Any) -> list[int]:

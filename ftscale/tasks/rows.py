@@ -93,10 +93,11 @@ def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> l
             first, stop = numbers[sample.rows[0]], numbers[sample.rows[1] - 1] + 1
             sample.rows, sample.where = (first, stop), _span(rows[first:stop])
         return [*noted, *samples]
+    inputs = task.settings.input_columns
     for sample, row in zip(samples, kept, strict=True):
         sample.where = where(row)
         if not sample.drop:
-            sample.facts |= {"blank": is_blank(row), "hashes": content_of(row, inputs=task.settings.input_columns)}
+            sample.facts |= {"blank": is_blank(row), "hashes": content_of(row, inputs=inputs)}
     ready, aside = iter(samples), iter(Sample(cost=0, drop=reason) for reason in reasons if reason)
     return [next(aside if reason else ready) for reason in reasons]
 

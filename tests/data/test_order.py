@@ -1,9 +1,13 @@
 from __future__ import annotations
 
-import numpy as np
+import itertools
 
+import numpy as np
+import pytest
+
+from ftscale.base.seeding import derive_seed
 from ftscale.config.schema import BatchConfig
-from ftscale.data.order import GlobalOrder, SourceRows
+from ftscale.data.order import GROUPED_BATCHES, GlobalOrder, SourceRows
 
 
 def order(
@@ -103,3 +107,83 @@ def test_batches_of_like_length_come_at_other_places_in_each_epoch():
     first, second = ([batch.tolist() for batch in made.epoch(epoch)] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == [list(range(start, start + 4)) for start in range(0, 40, 4)]
     assert first != second
+
+
+# ---------------------------------------------------------------- beside a plain way to the same
+
+
+def plainly(
+    targets: np.ndarray,
+    sources: list[SourceRows],
+    *,
+    batch: BatchConfig,
+    shuffle: bool,
+    seed: int,
+    lengths: np.ndarray | None,
+    epoch: int,
+) -> list[list[int]]:
+    """The batches of an epoch as lists, a row at a time."""
+    rng = np.random.default_rng(derive_seed(seed, "order", epoch))
+    rows: list[int] = []
+    for source in sources:
+        own = list(range(source.start, source.stop))
+        rows += own * int(source.weight)
+        if part := source.weight - int(source.weight):
+            drawn = rng.choice(own, size=max(1, round(part * len(own))), replace=False)
+            rows += sorted(drawn.tolist())
+    if shuffle:
+        rows = rng.permutation(rows).tolist()
+    if lengths is None:
+        return cut(rows, targets, batch)
+    random, sorted_rows = cut(rows, targets, batch), []
+    for start in range(0, len(random), GROUPED_BATCHES):
+        sorted_rows += sorted(itertools.chain(*random[start : start + GROUPED_BATCHES]), key=lambda row: lengths[row])
+    batches = cut(sorted_rows, targets, batch)
+    places = np.random.default_rng(derive_seed(seed, "batches", epoch)).permutation(len(batches))
+    return [batches[place] for place in places]
+
+
+def cut(rows: list[int], targets: np.ndarray, batch: BatchConfig) -> list[list[int]]:
+    """A batch closes when it has its number of samples or targets."""
+    batches: list[list[int]] = [[]]
+    held = 0
+    for row in rows:
+        if held >= batch.global_size:
+            batches.append([])
+            held = 0
+        batches[-1].append(row)
+        held += 1 if batch.unit == "samples" else int(targets[row])
+    return batches
+
+
+@pytest.mark.parametrize("unit", ["samples", "targets"])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (2.0, 1.0), (0.3, 2.5)])
+def test_batches_are_those_of_a_plain_loop(unit: str, shuffle: bool, grouped: bool, weights: tuple[float, float]):
+    drawn = np.random.default_rng(5)
+    targets, lengths = drawn.integers(0, 9, size=1500), drawn.integers(1, 60, size=1500)
+    sources = [SourceRows(0, 400, weights[0]), SourceRows(400, 1500, weights[1])]
+    settings = {"batch": BatchConfig(global_size=7, unit=unit), "shuffle": shuffle, "seed": 11}
+    settings["lengths"] = lengths if grouped else None
+    made = GlobalOrder(targets, sources, **settings)
+    expected = [plainly(targets, sources, **settings, epoch=epoch) for epoch in range(3)]
+    for epoch in (0, 2, 1, 1):
+        assert [batch.tolist() for batch in made.epoch(epoch)] == expected[epoch]
+        assert made.epoch(epoch)[3].tolist() == expected[epoch][3]
+    assert [made.size(epoch) for epoch in range(3)] == [len(batches) for batches in expected]
+    assert made.num_steps(2.0) == len(expected[0]) + len(expected[1])
+
+
+def test_the_number_of_steps_in_samples_draws_no_epoch(monkeypatch):
+    made = order(rows=10, weight=2.5)
+    monkeypatch.setattr(made, "_rows", lambda epoch: pytest.fail("drawn"))
+    assert made.num_steps(3) == 21
+    assert made.locate(20) == (2, 6)
+
+
+def test_a_source_of_which_nothing_was_kept_gives_no_rows():
+    sources = [SourceRows(0, 0, 0.5), SourceRows(0, 3, 1.0)]
+    made = GlobalOrder(np.ones(3), sources, batch=BatchConfig(global_size=2), shuffle=False, seed=0)
+    assert [batch.tolist() for batch in made.epoch(0)] == [[0, 1], [2]]
+    assert made.num_steps(1) == 2

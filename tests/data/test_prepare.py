@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ftscale.base.errors import UserError
 from ftscale.base.files import partial_path
 from ftscale.config.schema import DataConfig, ModelConfig, SourceConfig
+from ftscale.data import cache as cache_module
 from ftscale.data import prepare as prepare_module
+from ftscale.data.heard import say_once
 from ftscale.data.prepare import prepare_sources, processor_key, split_rows
 from ftscale.data.sample import Sample
 from ftscale.modalities.text import Text
@@ -181,7 +184,7 @@ def test_what_another_user_prepared_is_refused(tmp_path, monkeypatch):
     path, cache = write(tmp_path / "a.csv", ["one", "three"]), tmp_path / "cache"
     run([path], cache=cache)
     assert prepared_folder(cache).stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(prepare_module, "own_id", lambda folder: os.getuid() + 1)
+    monkeypatch.setattr(cache_module, "own_id", lambda folder: os.getuid() + 1)
     with pytest.raises(UserError, match="data.cache_dir.*another user.*a folder of your own"):
         run([path], cache=cache)
 
@@ -267,3 +270,67 @@ def test_a_processor_of_speech_has_the_digest_of_its_letters_too(tmp_path):
         return processor_key(Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer))
 
     assert key("abc") == key("abc") != key("abx")
+
+
+def classified(rows):
+    """Words to their lengths, a class of a row's length, and two terms of a loss."""
+    samples = []
+    for row in rows:
+        words = list(map(len, row["text"].split()))
+        facts = {"hashes": [hash(row["text"]), hash((row["text"], row["label"]))]}
+        counts = {"words": len(words), "letters": sum(words)}
+        samples.append(Sample({"input_ids": words}, len(words) % 3, cost=len(words) + 1, counts=counts, facts=facts))
+    return samples
+
+
+def test_numbers_of_samples_are_mapped_and_those_of_the_samples(tmp_path):
+    texts = ["one two", "three", "one two three four", "three", "a b"]
+    first, second = write(tmp_path / "a.csv", texts), write(tmp_path / "b.csv", ["five six"])
+    run([first, second], cache=tmp_path / "cache", function=classified)
+    made = run([first, second], cache=tmp_path / "cache", function=classified)
+    words = [text.split() for text in [*texts, "five six"]]
+    assert made.costs.tolist() == [len(item) + 1 for item in words]
+    assert sorted(made.counts) == ["letters", "words"]
+    assert made.counts["letters"].tolist() == [sum(map(len, item)) for item in words]
+    assert made.counts["words"].tolist() == list(map(len, words))
+    assert made.inputs.tolist() == sorted(hash(text) for text in [*texts, "five six"])
+    for values in (made.costs, made.inputs, *made.counts.values()):
+        assert values.dtype == np.int64
+        assert isinstance(values.base, np.memmap)
+    assert made.contradicting == 2  # "three" has two labels
+    assert list(made.label_counts().items()) == [(2, 3), (1, 3)]
+    assert made.sample(2).inputs == {"input_ids": [3, 3, 5, 4]}
+    assert made.where(5) == ""
+
+
+def test_each_of_several_labels_is_counted_as_they_come(tmp_path):
+    def several(rows):
+        lists = {"x": [2, 0], "y": [], "z": [0]}
+        return [Sample({"input_ids": [1]}, lists[row["text"]], counts={"loss": 1}) for row in rows]
+
+    made = run([write(tmp_path / "a.csv", list("xyzx"))], cache=tmp_path / "cache", function=several)
+    assert list(made.label_counts().items()) == [(2, 2), (0, 3)]
+    other = run([write(tmp_path / "b.csv", ["one"])], cache=tmp_path / "cache")
+    assert other.label_counts() == {}
+
+
+def test_samples_are_the_same_in_blocks_of_any_size(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.csv", [f"word {'y' * (number % 9)}" for number in range(3500)])
+    whole = run([path], cache=tmp_path / "one")
+    monkeypatch.setattr("ftscale.data.store.BLOCK_BYTES", 1)
+    pieces = run([path], cache=tmp_path / "two")
+    assert (len(whole.dataset.data.column(0).chunks), len(pieces.dataset.data.column(0).chunks)) == (1, 4)
+    assert pieces.dataset[:] == whole.dataset[:]
+    assert pieces.samples_hash == whole.samples_hash
+
+
+def test_what_reading_says_is_said_by_each_start(tmp_path, caplog):
+    (tmp_path / "rows").mkdir()
+    write(tmp_path / "rows/a.csv", ["one", "two"])
+    (tmp_path / "rows/b.csv").write_text("")
+    for _ in range(2):
+        say_once.cache_clear()
+        caplog.clear()
+        run([str(tmp_path / "rows")], cache=tmp_path / "cache")
+        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert said == f"{tmp_path}/rows/b.csv is empty (0 bytes) and passed over; see whether it was written"

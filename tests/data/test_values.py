@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ftscale.config.schema import SourceConfig
 from ftscale.config.tasks import SETTINGS
-from ftscale.data import values
+from ftscale.data.heard import say_once
 from ftscale.data.sources import read_rows
 from ftscale.tasks.causal_rows import encode_row
 
@@ -93,7 +93,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def test_chats_of_parquet_are_those_of_json_lines(shared: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    values._say.cache_clear()
+    say_once.cache_clear()
     qwen2 = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/qwen2")
     frame = pandas.DataFrame(CHATS)
     frame.to_parquet(tmp_path / "chats.parquet")
@@ -125,7 +125,7 @@ def test_a_null_that_json_lines_hold_stays(shared: Path, tmp_path: Path, caplog:
 
 
 def test_arguments_as_json_text_keep_their_nulls_in_parquet(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    values._say.cache_clear()
+    say_once.cache_clear()
     turn = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"a": null}'}]}
     pandas.DataFrame([{"messages": [TURNS[0], turn]}]).to_parquet(tmp_path / "a.parquet")
     [row] = rows_of(tmp_path / "a.parquet")

@@ -120,7 +120,8 @@ def case_of(toy: str, shared: Path, work: Path) -> Case:
     config = Config(task=settings, run_folder="run", model="model", data={"train": "rows.csv"})
     rows = [{"text": text, "label": number % 2} for number, text in enumerate(TEXTS)]
     processor = ModelConfig(name=str(shared / "weights/stories260K"))
-    _, task, _ = fitted(config, build_task(config.task), Text().load_processor(processor), rows)
+    task = build_task(config.task)
+    _, task, _ = fitted(config, task, Text().load_processor(processor), task.fit(rows))
     for number, companion in enumerate(task.companions()):
         folder = save_bert(work / f"companion-{number}", hidden=24, seed=number)
         companion.module = AutoModelForSequenceClassification.from_pretrained(folder).eval()
