@@ -19,8 +19,8 @@ from ftscale.config.problems import problems_of
 from ftscale.config.section import OneLine, Section
 from ftscale.config.stages import stages_of
 from ftscale.config.yaml_text import read_yaml
+from ftscale.data.cache import cache_folder
 from ftscale.data.formats.base import is_url
-from ftscale.data.prepare import cache_folder
 
 URLS = {"apptainer": ("docker", "library", "oras"), "pyxis": ("docker",)}
 """Schemes of images that a runtime fetches by itself."""
