@@ -163,17 +163,6 @@ def test_the_resolved_config_is_a_runnable_config(shared: Path, tmp_path: Path):
     assert difference.startswith("run_folder")
 
 
-def test_trackers_get_the_figures(shared: Path, tmp_path: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
-    assert tiny.command("train", file, "train.trackers=[tensorboard]").code == 0
-    events = EventAccumulator(str(tmp_path / "run/trackers"))
-    events.Reload()
-    found = [event.value for event in events.Scalars("loss")]
-    assert found == pytest.approx(losses(tmp_path / "run"))
-
-
 def test_three_lines_of_python_train_and_again_with_another_config(shared: Path, tmp_path: Path):
     file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
     first = ftscale.train(ftscale.load_config(file))

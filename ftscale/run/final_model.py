@@ -60,9 +60,17 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
         write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
+        loop.trackers.log(_told(result), step=result.steps)
         for line in end_lines(result, folder):
             log.info("%s", line)
     return result
+
+
+def _told(result: Result) -> dict[str, float]:
+    """What trackers get at the end: the best evaluation, the test scores, and the time over all starts."""
+    best = result.best and {"best/step": result.best["step"], f"best/{result.best['metric']}": result.best["value"]}
+    scores = {name: value for name, value in result.metrics.items() if name.startswith("test/")}
+    return {**(best or {}), **scores, "duration_s": result.duration_s}
 
 
 def end_lines(result: Result, folder: Path) -> list[str]:

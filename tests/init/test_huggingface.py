@@ -66,7 +66,7 @@ def test_a_text_classification_of_the_example_script(tmp_path: Path):
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (3e-5, 0.1)
     assert (config.optimizer.betas, config.optimizer.eps) == ((0.9, 0.98), 1e-6)
     assert (config.schedule.name, config.schedule.warmup_ratio) == ("linear", 0.06)
-    assert (config.train.epochs, config.train.precision, config.train.trackers) == (4, "fp16", ("tensorboard",))
+    assert (config.train.epochs, config.train.precision, config.report.to) == (4, "fp16", ("tensorboard",))
     evaluation = config.evaluation
     assert (evaluation.metric, evaluation.higher_is_better, evaluation.keep_best) == ("f1_macro", True, True)
     assert config.checkpoint.keep == 1
