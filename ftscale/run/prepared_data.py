@@ -186,7 +186,7 @@ def _advice(inputs: Inputs) -> list[str]:
         if part is not None:
             found += cut_warnings(setting, cut=sum(report.truncated for report in part.reports), rows=len(part))
             found += [] if part is train else held_out_warnings(setting, rows=len(part))
-    labels = getattr(config.task, "labels", None) or ()
+    labels = (getattr(config.task, "labels", None) or ()) if "labels" in config.task.learned else ()
     if train is not None and labels and "tags_words" not in config.task.can:
         none = dict.fromkeys(labels, 0)
         counts = [none | _class_counts(labels, part) for part in (train, evaluation) if part is not None]

@@ -103,6 +103,7 @@ def test_classes_of_one_row_and_those_that_are_not_scored_are_named():
     assert absent.startswith("data.eval: 'spam' has no row")
     assert class_warnings({"ham": 90, "spam": 40}, {"ham": 9, "spam": 4}) == []
     assert class_warnings({"ham": 90, "spam": 40}, None) == []
+    assert class_warnings({"ham": 0, "spam": 0}, None) == []
 
 
 def test_evaluation_at_every_step_of_a_long_run_is_told_with_its_share():
