@@ -16,7 +16,7 @@ from ftscale.distributed.runtime import Distributed
 from ftscale.methods.extra import save_extra
 from ftscale.metrics.bootstrap import Interval, intervals
 from ftscale.modalities.collate import Layout
-from ftscale.run.end import tell_end
+from ftscale.run.end_lines import tell_end
 from ftscale.run.folder import Result, write_result
 from ftscale.run.prepared_data import Inputs, Preparer
 from ftscale.train.evaluate import evaluation_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftscale.base.logs import log
-from ftscale.run.end import end_lines, tell_end
+from ftscale.run.end_lines import end_lines, tell_end
 from ftscale.run.folder import Result
 
 SCORES = {"loss": 0.4, "test/loss": 0.5, "test/accuracy": 0.75, "test/f1_micro": 0.75, "test/f1/spam": 0.1}
