@@ -15,7 +15,15 @@ import typer
 
 from ftscale.base.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, told_if_full, unknown_name
 from ftscale.base.launched import launched_processes, launched_rank
-from ftscale.base.logs import escape_output, note_failure, quiet_libraries, report_fault, setup_logging
+from ftscale.base.logs import (
+    escape_output,
+    note_failure,
+    quiet_libraries,
+    report_fault,
+    setup_logging,
+    stdout_for_answers,
+)
+from ftscale.base.sealed import finite
 from ftscale.base.shown import shown
 from ftscale.version import __version__
 
@@ -92,7 +100,13 @@ def options(
 
 
 @app.command(epilog="Example: ftscale train run.yaml optimizer.lr=1e-4 train.epochs=2")
-def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False) -> None:
+def train(
+    run: RunFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON at the end.")] = False,
+) -> None:
     """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
     from ftscale.base.signals import stop_with_launcher
     from ftscale.train.stop_request import Interrupted, StopRequest
@@ -106,12 +120,15 @@ def train(run: RunFile, overrides: Overrides = None, resume: Resume = False, ove
         config = read_config(run, overrides or ())
         from ftscale.run.train import train as run_training
 
-        result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
+        with stdout_for_answers():
+            result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
     except Interrupted:
         sys.exit(EXIT_PREEMPTED)
     except UserError:
         stop_request.release()  # the launcher may end this process while it waits for the first to speak
         raise
+    if as_json and launched_rank() == 0:
+        print(json.dumps(finite(asdict(result)), indent=2), flush=True)
     if result.status == "preempted":
         sys.exit(EXIT_PREEMPTED)
 
@@ -184,7 +201,8 @@ def evaluate(
     from ftscale.run.evaluate import evaluate_run
 
     trust = Trust(code=trust_remote_code, pickle=allow_pickle)
-    metrics = evaluate_run(run_folder, data=data, overrides=overrides or (), trust=trust)
+    with stdout_for_answers():
+        metrics = evaluate_run(run_folder, data=data, overrides=overrides or (), trust=trust)
     if launched_rank() == 0:
         text = json.dumps(metrics, indent=2)
         print(text)
@@ -266,16 +284,17 @@ def check(
     """Check RUN.yaml, its model and its data, and show what would be trained on. Needs no GPU; reads no weights."""
     from ftscale.checks.report import check_run
 
-    found = check_run(
-        run,
-        overrides or (),
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        resume=resume,
-        overwrite=overwrite,
-        full=full,
-        deep=deep,
-    )
+    with stdout_for_answers():
+        found = check_run(
+            run,
+            overrides or (),
+            nodes=nodes,
+            gpus_per_node=gpus_per_node,
+            resume=resume,
+            overwrite=overwrite,
+            full=full,
+            deep=deep,
+        )
     if as_json:
         print(found.as_json())
     elif found.facts:
@@ -312,7 +331,9 @@ def plan(
     if calibrate:
         from ftscale.plan.calibrate import calibrate_here
 
-        print(calibrate_here(config))
+        with stdout_for_answers():
+            said = calibrate_here(config)
+        print(said, file=sys.stderr if as_json else sys.stdout)
     found = plan_run(
         config,
         gpu=gpu,

@@ -102,6 +102,28 @@ MUTANTS = (
             "test_values_are_plain_transformers_computed_once_and_read_by_any_number_of_ranks",
         ),
     ),
+    # ------------------------------------------------------------ trackers
+    Mutant(
+        "a tracker that fails gets more lines",
+        "ftscale/train/trackers.py",
+        "at_work = [tracker for tracker in at_work if _tried(tracker, partial(tracker.log, values, step=step))]",
+        "[_tried(tracker, partial(tracker.log, values, step=step)) for tracker in at_work]",
+        ("tests/train/test_trackers.py::test_a_tracker_that_fails_is_named_once_and_the_others_get_everything[log]",),
+    ),
+    Mutant(
+        "a resumed run is another one to mlflow",
+        "ftscale/train/tracker_kinds.py",
+        "return found[0].info.run_id if found else None",
+        "return None",
+        ("tests/train/test_tracker_kinds.py::test_mlflow_has_one_run_that_was_gone_on_with_and_one_that_failed",),
+    ),
+    Mutant(
+        "steps that are done again stay in the event files",
+        "ftscale/train/tracker_kinds.py",
+        '{"purge_step": run.step + 1 if run.step else 0}',
+        "{}",
+        ("tests/train/test_tracker_kinds.py::test_tensorboard_shows_each_step_once",),
+    ),
     # ------------------------------------------------------------ full disks
     Mutant(
         "a full disk is a fault of ours",

@@ -135,7 +135,17 @@ SETTINGS = {
         ("distributed.strategy = 'zero-2' is not known; did you mean 'zero2'?",), ("distributed.strategy=zero-2",)
     ),
     "an unknown tracker": Case(
-        ("train.trackers = 'tensorbord' is not known; did you mean 'tensorboard'?",), ("train.trackers=[tensorbord]",)
+        ("report.to = 'tensorbord' is not known; did you mean 'tensorboard'?",), ("report=[tensorbord]",)
+    ),
+    "an option that a tracker does not take": Case(
+        ("report.options.wandb = 'mod' is not known; did you mean 'mode'?",),
+        ("report=wandb", "report.options={wandb: {mod: offline}}"),
+    ),
+    "options of a tracker that is not named": Case(
+        ("report.options has 'mlflow', which report.to does not name",), ("report.options={mlflow: {}}",)
+    ),
+    "trackers beside their earlier name": Case(
+        ("train.trackers is not a setting; did you mean report?",), ("report=wandb", "train.trackers=[wandb]")
     ),
     "an unknown attention": Case(
         ("model.attention = 'sdpaa' is not known; did you mean 'sdpa'?",), ("model.attention=sdpaa",)

@@ -111,6 +111,8 @@ ALLOWED = {
     "init/trl.py": ({"causal_lm", "text"}, OF_OTHERS),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
+    "run/tracking.py": ({"tags"}, "what trackers call the words that a run is found by"),
+    "train/tracker_kinds.py": ({"tags"}, "what trackers call the words that a run is found by"),
     "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
 }
 

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -106,6 +106,16 @@ def close_log() -> None:
     _kept.setTarget(None)
     _kept.buffer.clear()
     _failures = None
+
+
+@contextmanager
+def in_file_alone() -> Iterator[None]:
+    """Write lines to the run folder's log and nowhere else."""
+    handlers, log.handlers[:] = log.handlers[:], [_kept]
+    try:
+        yield
+    finally:
+        log.handlers[:] = handlers
 
 
 @contextmanager
@@ -223,6 +233,28 @@ def escape_output() -> None:
     """What the terminal's encoding cannot show (ASCII, Latin-1) is printed as an escape, as errors are already."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def stdout_for_answers() -> Iterator[None]:
+    """Lead what is printed within to stderr, by libraries in C and by processes that are started within too.
+
+    DeepSpeed logs to stdout, trackers greet there; who reads a command's answer there is to get nothing else.
+    """
+    out, err = sys.__stdout__, sys.__stderr__
+    if out is None or err is None or sys.stdout is not out:  # a Python program has its own
+        with redirect_stdout(sys.stderr):
+            yield
+        return
+    out.flush()
+    kept = os.dup(out.fileno())
+    os.dup2(err.fileno(), out.fileno())
+    try:
+        yield
+    finally:
+        out.flush()
+        os.dup2(kept, out.fileno())
+        os.close(kept)
 
 
 def quiet_libraries() -> None:

@@ -52,8 +52,8 @@ def write_json(path: Path, value: Mapping[str, Any], *, seal: bool = True) -> No
 
     Numbers that are not finite become null, which JSON has. `seal`: with its hash in it.
     """
-    finite = _finite(value)
-    write_text(path, json.dumps(sealed(finite) if seal else finite, indent=2) + "\n")
+    found = finite(value)
+    write_text(path, json.dumps(sealed(found) if seal else found, indent=2) + "\n")
 
 
 def read_json(path: Path, *, needs_hash: bool = False) -> dict[str, Any]:
@@ -127,13 +127,14 @@ def _whole(digits: str) -> int:
 
 def content_hash(value: Mapping[str, Any]) -> str:
     """Hash an object as JSON holds it, whatever its order and blanks."""
-    text = json.dumps(_finite(value), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(finite(value), sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64(text.encode()).hexdigest()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null, which JSON has, in the place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ from ftscale.data.census import contradicting, odd_labels, repeated, row_warning
 from ftscale.data.prepare import SourceReport, sift, template_warnings
 from ftscale.data.sample import Sample
 from ftscale.modalities.collate import IGNORED
+from ftscale.precheck.advice import MANY_CUT
 from ftscale.tasks.base import Pieces
 from ftscale.tasks.rows import is_blank
 
@@ -166,7 +167,7 @@ def _warnings(setting: str, facts: dict[str, Any]) -> list[str]:
             f"{f' (characters: {_shown(characters)})' if characters else ''}; look at the encoding of the data, or "
             "choose a model with another tokenizer."
         )
-    if facts.get("truncated", 0) > facts["rows_looked_at"] / 10:
+    if facts["rows_looked_at"] / 10 < facts.get("truncated", 0) < facts["kept"] * MANY_CUT:
         warnings.append(
             f"{setting}: {facts['truncated']} of {looked_at} are cut off; raise task.max_length if their ends matter."
         )

@@ -133,7 +133,7 @@ def _short(config: Config) -> Config:
     return config.model_copy(
         update={
             "batch": config.batch.model_copy(update={"global_size": SAMPLES, "unit": "samples"}),
-            "train": config.train.model_copy(update={"max_steps": STEPS, "trackers": ()}),
+            "train": config.train.model_copy(update={"max_steps": STEPS}),
             "schedule": type(config.schedule)(name=config.schedule.name, options=options),
             "evaluation": config.evaluation.model_copy(update={"every": 0, "before": False, "patience": 0}),
             "data": config.data.model_copy(update={"num_workers": 0, "group_by_length": False, "streaming": False}),

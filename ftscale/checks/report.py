@@ -126,6 +126,7 @@ def _check(config: Config, start: Start, problems: list[str], *, full: bool, dee
 
     `init`: of the model of a stage, which the stages before make; "" = as configured.
     """
+    from ftscale.checks.advice import advice
     from ftscale.checks.data import describe_data, marked_rows
     from ftscale.checks.metric import metric_warnings
     from ftscale.checks.model import model_problems
@@ -172,6 +173,7 @@ def _check(config: Config, start: Start, problems: list[str], *, full: bool, dee
     flat = config.batch.layout == "flat" if sample.task.modality.in_tokens else None
     schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
     report.facts["schedule"] = schedule
+    report.warnings += advice(sample, num_steps=schedule["total_steps"])
     built = _as_built(sample.config, start)
     refused, untried = model_problems(built, sample.task, here=start.here)
     report.warnings += untried

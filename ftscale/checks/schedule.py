@@ -33,15 +33,21 @@ def describe_schedule(config: Config, sample: DataSample, *, world_size: int, fl
 
 def steps_per_epoch(config: Config, sample: DataSample) -> int | None:
     """Optimizer steps of a pass over the training rows."""
-    train = sample.train
-    if train.num_rows is None or not train.rows:
+    train, rows = sample.train, training_rows(config, sample)
+    if rows is None:
         return None
-    share = len(train.kept) / len(train.rows)
-    weights = [source.weight for source in config.data.train]
-    rows = train.num_rows * share * (sum(weights) / len(weights)) * (1 - _held_out(config))
     if config.batch.unit == "targets":
         rows *= sum(item.targets for item in train.kept) / max(len(train.kept), 1)
     return max(1, math.ceil(rows / config.batch.global_size))
+
+
+def training_rows(config: Config, sample: DataSample) -> float | None:
+    """Rows of a pass over the training data, those that are held out or dropped left out; None = not counted."""
+    train = sample.train
+    if train.num_rows is None or not train.rows:
+        return None
+    weights = [source.weight for source in config.data.train]
+    return train.num_rows * (len(train.kept) / len(train.rows)) * (sum(weights) / len(weights))
 
 
 def learning_rates(config: Config, *, num_steps: int) -> dict[str, float]:
@@ -58,10 +64,6 @@ def learning_rates(config: Config, *, num_steps: int) -> dict[str, float]:
         (factor,) = schedule.lr_lambdas
         return {name: config.optimizer.lr * factor(step) for name, step in wanted.items()}
     return dict.fromkeys(wanted, config.optimizer.lr)  # these go by the loss
-
-
-def _held_out(config: Config) -> float:
-    return config.data.eval_ratio if not config.data.eval else 0.0
 
 
 def _evaluates(config: Config) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shlex
 import shutil
@@ -94,7 +95,7 @@ def submit(run: Path, overrides: Sequence[str], request: Request, *, dry_run: bo
         base = at_real_folder(read_config(run, overrides))
         _check_and_plan(run, overrides, request, site)
         problems += _time_problems(base, request, limit_s)
-        members = _members(request, base.run_folder)
+        members = _members(request, base)
         configs = [at_real_folder(read_config(run, [*overrides, *member])) for member in members] or [base]
     except UserError as error:
         problems += error.problems
@@ -295,17 +296,27 @@ def _sbatch(script: Path, *, chain: int, options: Sequence[str] = ()) -> list[st
     return jobs
 
 
-def _members(request: Request, run_folder: str) -> list[list[str]]:
-    """The settings by which each member of an array differs, its run folder last; empty where there is no array."""
+def _members(request: Request, base: Config) -> list[list[str]]:
+    """The settings by which each member of an array differs, its run folder last; empty where there is no array.
+
+    Trackers show the members as one group, each by a name of its own.
+    """
     axes = [[f"seed={seed}" for seed in range(request.seeds)]] if request.seeds else []
     for axis in request.grid:
         name, _, values = axis.partition("=")
         axes.append([f"{name}={value}" for value in values.split(",")])
     if not axes:
         return []
+    whole = Path(base.run_folder).name
+    group, begins = json.dumps(base.report.group or whole), base.report.name or whole
     return [
-        [*member, f"run_folder={run_folder}/{'-'.join(setting.replace('=', '-') for setting in member)}"]
+        [
+            *member,
+            *((f"report.name={json.dumps(f'{begins}-{name}')}", f"report.group={group}") if base.report.to else ()),
+            f"run_folder={base.run_folder}/{name}",
+        ]
         for member in itertools.product(*axes)
+        for name in ["-".join(setting.replace("=", "-") for setting in member)]
     ]
 
 

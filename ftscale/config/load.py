@@ -96,23 +96,24 @@ def write_config(config: Config, path: str | Path, *, with_secrets: bool = False
 
 
 def public(config: Config) -> Config:
-    """The configuration without the secrets in the URLs of its data: names and passwords, tokens, signatures."""
+    """The configuration without secrets in the URLs of data and trackers: names and passwords, tokens, signatures."""
     parts = {
         part: tuple(source.model_copy(update={"path": without_secrets(source.path)}) for source in sources)
         for part in ("train", "eval", "test")
         if (sources := getattr(config.data, part))
     }
     update: dict[str, Any] = {"data": config.data.model_copy(update=parts)}
+    update["report"] = config.report.model_copy(update={"options": _in_public(config.report.options)})
     if config.stages:
         update["stages"] = tuple(
-            {key: _in_public(value) if key == "data" else value for key, value in stage.items()}
+            {key: _in_public(value) if key in ("data", "report") else value for key, value in stage.items()}
             for stage in config.stages
         )
     return config.model_copy(update=update)
 
 
 def _in_public(value: Any) -> Any:
-    """What a stage says of its data, without the secrets of URLs."""
+    """A part of the settings as it is, without the secrets of URLs."""
     if isinstance(value, dict):
         return {key: _in_public(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

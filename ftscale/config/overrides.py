@@ -73,6 +73,8 @@ def _as_section(node: Any, key: str, at: tuple[str, ...]) -> Any:
         return [] if key == "0" else {}
     if isinstance(node, str) and (name := _short_form(at)):
         node = {name: node}
+    if at == ("report",) and isinstance(node, (str, list, tuple)) and not key.isdecimal():
+        return {"to": node}
     if isinstance(node, dict) and at[:1] == ("data",) and len(at) == 2 and key.isdecimal():
         return [node]
     return list(node) if isinstance(node, tuple) else node

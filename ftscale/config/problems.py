@@ -54,8 +54,9 @@ _OTHER_NAMES = {  # what transformers' TrainingArguments and peft's examples cal
     "optim": "optimizer.name",
     "output_dir": "run_folder",
     "per_device_train_batch_size": "batch.micro_size",
-    "report_to": "train.trackers",
+    "report_to": "report",
     "save_steps": "checkpoint.every",
+    "trackers": "report",
 }
 
 

@@ -14,11 +14,11 @@ FREE_TO_CHANGE = (
     "data.cache_dir",
     "data.test",
     "train.log_every",
-    "train.trackers",
     "train.activation_checkpointing",
     "evaluation",
     "checkpoint",
     "distributed",
+    "report",
     "model.attention",
     "task.file",  # what the file says may not
     "method.file",

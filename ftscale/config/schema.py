@@ -18,6 +18,7 @@ from pydantic import (
     SerializeAsAny,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
 
 from ftscale.config.methods import METHODS
@@ -275,9 +276,33 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     log_every: PositiveInt = 10
-    """Optimizer steps between lines of the log; metrics.jsonl has every step."""
-    trackers: tuple[str, ...] = ()
-    """Trackers of Accelerate to report to: tensorboard, wandb, mlflow, ..."""
+    """Optimizer steps between lines of the log, and between those that trackers get; metrics.jsonl has every step."""
+
+
+def _as_report(value: Any) -> Any:
+    return {"to": value} if isinstance(value, (str, list, tuple)) else value
+
+
+def _as_names(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class ReportConfig(Section):
+    """Trackers that a run is reported to, by rank 0 (docs/trackers.md); a list of their names is short for `to`."""
+
+    to: Annotated[tuple[str, ...], BeforeValidator(_as_names, json_schema_input_type=str | list[str])] = ()
+    """Names of Accelerate's trackers: tensorboard, wandb, mlflow, trackio, comet_ml, ...; empty = none."""
+    project: OneLine | None = None
+    """Project of wandb and trackio, experiment of mlflow; null = what WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME or
+    TRACKIO_PROJECT says, else ftscale."""
+    name: OneLine | None = None
+    """The run's name there; null = that of its folder."""
+    group: OneLine | None = None
+    """Runs of a group are shown together; null = none, but for the stages of a run and the members of an array."""
+    tags: tuple[OneLine, ...] = ()
+    """Words to find the run by."""
+    options: dict[str, dict[str, Any]] = {}
+    """Further arguments of a tracker's own start, by its name, e.g. `{wandb: {mode: offline}}`."""
 
 
 class EvaluationConfig(Section):
@@ -401,6 +426,21 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     distributed: DistributedConfig = DistributedConfig()
+    report: Annotated[
+        ReportConfig, BeforeValidator(_as_report, json_schema_input_type=str | list[str] | ReportConfig)
+    ] = ReportConfig()
     stages: tuple[dict[str, Any], ...] = Field((), exclude_if=lambda stages: not stages)
     """Runs one after another, each of which goes on with the model of the one before: a section each, with a `name` and
     the settings in which it differs from the rest of the configuration; empty = one run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_earlier_names(cls, data: Any) -> Any:
+        """Take `train.trackers`, as run folders of earlier versions have it, for `report`."""
+        train = data.get("train") if isinstance(data, dict) else None
+        if not isinstance(train, dict) or not isinstance(names := train.get("trackers"), (list, tuple)):
+            return data
+        if names and "report" in data:
+            return data
+        moved = {"report": names} if names else {}
+        return {**data, **moved, "train": {key: value for key, value in train.items() if key != "trackers"}}

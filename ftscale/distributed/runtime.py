@@ -260,7 +260,7 @@ class Distributed:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Finish trackers and free the engine, so that another run can follow in the same process.
+        """Free the engine, so that another run can follow in the same process.
 
         The process group of several processes stays until they end: they may not come to its end together.
         """
@@ -269,8 +269,6 @@ class Distributed:
             shutil.rmtree(self._swap_folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # the other ranks' are still there
                 self._swap_folder.parent.rmdir()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
         alone = self.world_size == 1
         forget_libraries_state()
         restore_environment(self._environment)

@@ -68,10 +68,8 @@ LACKS = {
         *("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_layer_norm", "cut_cross_entropy"),
         *("liger_fused_linear_cross_entropy", "liger_cross_entropy", "experimental_skip_move_to_device"),
     ),
-    "a tracker's run has the name of the run folder; set its own variables (WANDB_PROJECT, ...)": (
-        *("wandb_entity", "wandb_watch", "wandb_name", "wandb_run_id", "wandb_log_model", "wandb_mode"),
-        *("mlflow_experiment_name", "mlflow_run_name", "comet_project_name"),
-    ),
+    "see report, which says what trackers get": ("wandb_watch", "wandb_log_model", "comet_project_name"),
+    "a run's id there is made of its run folder's": ("wandb_run_id",),
     "a loss that is out of line is seen by guard.spike_z, in standard deviations": (
         *("loss_watchdog_threshold", "loss_watchdog_patience"),
     ),
@@ -108,12 +106,21 @@ LACKS = {
     "fp8 is not trained in": ("fp8",),
     "recomputed activations stay on the device": ("activation_offloading",),
 }
+TRACKED = {
+    "report.project": ("mlflow_experiment_name", "wandb_project"),
+    "report.name": ("mlflow_run_name", "wandb_name"),
+}
+"""Our settings of trackers, and the keys for them; the last one counts."""
+TRACKER_OPTIONS = {
+    "wandb": {"entity": "wandb_entity", "mode": "wandb_mode"},
+    "mlflow": {"tracking_uri": "mlflow_tracking_uri"},
+}
 NO_MATTER = words(
     "strict model_type tokenizer_type is_llama_derived_model is_mistral_derived_model is_falcon_derived_model "
     "is_qwen_derived_model tokenizer_use_fast base_model_config base_model_ignore_patterns dataset_keep_in_memory "
     "shuffle_merged_datasets lora_fan_in_fan_out gc_steps low_cpu_mem_usage lora_on_cpu float16 float32 "
     "world_size device ddp hf_use_auth_token push_dataset_to_hub preprocess_iterable chat_template_jinja "
-    "wandb_project profiler_steps trust_remote_code_dataset skip_prepare_dataset dataset_shard_num "
+    "profiler_steps trust_remote_code_dataset skip_prepare_dataset dataset_shard_num "
     "dataset_shard_idx resize_token_embeddings_to_32x loraplus_lr_embedding qlora_sharded_model_loading "
     "torchdistx_path tokenizer_legacy"
 )
@@ -397,8 +404,20 @@ def _trackers(draft: Draft) -> None:
         "comet_ml": ("use_comet",),
     }
     found = {name: key for name, keys in names.items() for key in keys if draft.ask(key) and draft.values[key]}
-    if found:
-        draft.put("train.trackers", list(found), ", ".join(found.values()))
+    draft.ignore(*(key for keys in TRACKED.values() for key in keys))
+    draft.ignore(*(key for own in TRACKER_OPTIONS.values() for key in own.values()))
+    if not found:
+        return
+    draft.put("report.to", list(found), ", ".join(found.values()))
+    for setting, keys in TRACKED.items():
+        for key in keys:
+            given = draft.ask(key)
+            if given is not None and key.partition("_")[0] in found:
+                draft.put(setting, draft.text(given), given.said)
+    for name, own in TRACKER_OPTIONS.items():
+        if name in found and (asked := {option: key for option, key in own.items() if draft.ask(key)}):
+            options = {option: draft.values[key] for option, key in asked.items()}
+            draft.put(f"report.options.{name}", options, ", ".join(asked.values()))
 
 
 def _checkpointing(draft: Draft) -> None:

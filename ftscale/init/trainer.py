@@ -101,7 +101,7 @@ LACKS: dict[str, tuple[str, ...]] = {  # why: keys
         "activation_checkpointing_kwargs",
     ),
     "evaluation begins with the first that is due": ("eval_delay",),
-    "a tracker's run has the name of the run folder": ("run_name", "project", "trackio_space_id"),
+    "see report.project and report.options, which trackers get": ("project", "trackio_space_id"),
     "evaluation is in the precision of training": ("bf16_full_eval", "fp16_full_eval"),
     "ftscale evaluate and ftscale predict do that with a finished run": ("do_predict", "do_test"),
 }
@@ -346,14 +346,16 @@ def _logging(draft: Draft) -> None:
     strategy, steps = draft.ask("logging_strategy"), draft.ask("logging_steps")
     if steps is not None and (strategy is None or _word(strategy) == "steps"):
         _every(draft, "train.log_every", steps)
-    report = draft.ask("report_to")
+    report, name = draft.ask("report_to"), draft.ask("run_name")
     if report is None or report.value in ("none", ["none"], [], ""):
         return
     names = [name.lower() for name in draft.names_of(report)]
     if "all" in names:
-        draft.lacks[report.said] = "name the trackers: train.trackers: [tensorboard, wandb, mlflow]"
+        draft.lacks[report.said] = "name the trackers: report: [tensorboard, wandb, mlflow, trackio]"
     else:
-        draft.put("train.trackers", names, report.said)
+        draft.put("report.to", names, report.said)
+        if name is not None:
+            draft.put("report.name", draft.text(name), name.said)
 
 
 def _every(draft: Draft, setting: str, given: Given) -> None:

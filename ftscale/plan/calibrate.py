@@ -48,7 +48,8 @@ def measure_step(config: Config) -> float:
         short = config.model_copy(
             update={
                 "run_folder": str(run_folder := Path(folder) / "run"),
-                "train": config.train.model_copy(update={"max_steps": LEFT_OUT + STEPS, "trackers": ()}),
+                "train": config.train.model_copy(update={"max_steps": LEFT_OUT + STEPS}),
+                "report": type(config.report)(),
                 "data": config.data.model_copy(update={"eval": (), "eval_ratio": 0.0, "test": ()}),
                 "evaluation": type(config.evaluation)(),
             }

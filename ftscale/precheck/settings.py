@@ -22,11 +22,13 @@ from ftscale.config.schema import (
     DistributedConfig,
     ModelConfig,
     OptimizerConfig,
+    ReportConfig,
     ScheduleConfig,
 )
 from ftscale.config.stages import by_stage, stages_of
 from ftscale.config.strategies import find_strategy
 from ftscale.config.tasks import SETTINGS
+from ftscale.train.tracker_kinds import option_names
 
 if TYPE_CHECKING:
     from ftscale.modalities.base import Modality
@@ -68,7 +70,7 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
         *_strategy_problems(config),
         *_optimizer_problems(config.optimizer),
         *steps_problems(config, num_steps=None),
-        *_tracker_problems(config.train.trackers),
+        *_report_problems(config.report),
     ]
     problems += _frozen_problems(config, task, runs_code=runs_code)
     model_config = processor = None
@@ -306,20 +308,33 @@ def _optimizer_problems(config: OptimizerConfig) -> list[str]:
     return _problems(partial(check_optimizer, config))
 
 
-def _tracker_problems(names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
+def _report_problems(report: ReportConfig) -> list[str]:
+    """Trackers that are not known or not installed, and options that are not theirs."""
+    unused = [
+        f"report.options has {name!r}, which report.to does not name; add it there, or take it out."
+        for name in report.options
+        if name not in report.to
+    ]
+    if not report.to:
+        return unused
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
     known = {kind.value for kind in LoggerType} - {"all"}
     installed = {LoggerType(kind).value for kind in get_available_trackers()}
-    return [
-        unknown_name("train.trackers", name, known)
+    missing = [
+        unknown_name("report.to", name, known)
         if name not in known
-        else f"train.trackers = {name} is not installed; pip install {name}, or leave it out."
-        for name in names
+        else f"report.to = {name} is not installed; pip install {name}, or leave it out."
+        for name in report.to
         if name not in installed
+    ]
+    return [*missing, *unused] or [
+        unknown_name(f"report.options.{name}", option, taken)
+        for name, options in report.options.items()
+        if options and (taken := option_names(name)) is not None
+        for option in options
+        if option not in taken
     ]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftscale.base.errors import UserError, counted
+from ftscale.base.errors import UserError
 from ftscale.base.logs import log
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
@@ -18,11 +17,12 @@ from ftscale.methods.base import Method
 from ftscale.methods.extra import save_extra
 from ftscale.metrics.bootstrap import Interval, intervals
 from ftscale.modalities.collate import Layout
+from ftscale.run.end_lines import tell_end
 from ftscale.run.folder import Result, write_result
 from ftscale.run.prepared_data import Inputs, Preparer
 from ftscale.train.evaluate import evaluation_of
-from ftscale.train.loop import Loop, best_checkpoint, duration, main_metrics
-from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes
+from ftscale.train.loop import Loop, best_checkpoint
+from ftscale.train.metrics_file import MetricsFile
 from ftscale.train.state import Progress
 from ftscale.train.stop_request import Interrupted
 
@@ -61,26 +61,16 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
         write_result(folder, result)
     distributed.barrier()
     if status != "preempted":
-        for line in end_lines(result, folder):
-            log.info("%s", line)
+        loop.trackers.log(_told(result), step=result.steps)
+        tell_end(result, folder)
     return result
 
 
-def end_lines(result: Result, folder: Path) -> list[str]:
-    """What a run came to, in a few lines: its length, best evaluation, test scores, and what is done with it next."""
-    memory = f"{peak_memory_bytes() / 2**30:.1f} GiB at most"
-    lines = [f"{result.status} after {counted(result.steps, 'step')} in {duration(result.duration_s)}, {memory}"]
-    if result.best is not None:
-        lines.append(
-            f"  best evaluation  step {result.best['step']}: {result.best['metric']} {result.best['value']:.4f}"
-        )
-    scores = {name.removeprefix("test/"): value for name, value in result.metrics.items() if name.startswith("test/")}
-    for name in main_metrics(scores):
-        interval = result.intervals.get(f"test/{name}")
-        of_other_rows = f"  (95 of 100 such samples: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
-        lines.append(f"  test             {name} {scores[name]:.4f}{of_other_rows}")
-    lines.append(f"  model            {result.model}")
-    return [*lines, f"  to use it        ftscale predict {shlex.quote(str(folder))} INPUT"]
+def _told(result: Result) -> dict[str, float]:
+    """What trackers get at the end: the best evaluation, the test scores, and the time over all starts."""
+    best = result.best and {"best/step": result.best["step"], f"best/{result.best['metric']}": result.best["value"]}
+    scores = {name: value for name, value in result.metrics.items() if name.startswith("test/")}
+    return {**(best or {}), **scores, "duration_s": result.duration_s}
 
 
 def _test(

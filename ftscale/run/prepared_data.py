@@ -22,6 +22,14 @@ from ftscale.data.sample import Sample
 from ftscale.methods import build_method
 from ftscale.methods.base import Method
 from ftscale.precheck import check_config, machine_problems, metric_problems, steps_problems
+from ftscale.precheck.advice import (
+    batch_warnings,
+    class_warnings,
+    cut_warnings,
+    evaluation_warnings,
+    held_out_warnings,
+    rate_warnings,
+)
 from ftscale.precheck.fit import fitted
 from ftscale.precheck.vocabulary import vocabulary_warnings
 from ftscale.run.told import told_by_rows
@@ -79,8 +87,8 @@ def prepare_inputs(config: Config) -> Inputs:
     if "labels" in learned and train_rows is not None and "tags_words" not in config.task.can:
         for sentence in odd_labels(_class_counts(learned["labels"], train_rows)):
             log.warning(sentence)
-    for sentence in _row_warnings(inputs):
-        log.warning(sentence)
+    for sentence in [*_row_warnings(inputs), *_advice(inputs)]:
+        log.warning("%s", sentence)
     if problems := steps_problems(config, num_steps=num_steps_of(inputs)):
         raise UserError(*problems)
     return inputs
@@ -188,6 +196,25 @@ def _row_warnings(inputs: Inputs) -> list[str]:
             is_held = part is inputs.evaluation and splits(inputs.config)
             number = shared(inputs.train.inputs, part.inputs)
             found += shared_warning(setting, number, len(part), held_out=is_held)
+    return found
+
+
+def _advice(inputs: Inputs) -> list[str]:
+    """What a practitioner would say of the run."""
+    config, train, evaluation = inputs.config, inputs.train, inputs.evaluation
+    found = [*rate_warnings(config), *batch_warnings(config, rows=0 if train is None else len(train))]
+    held_out = "data.eval_ratio" if splits(config) else "data.eval"
+    for setting, part in (("data.train", train), (held_out, evaluation), ("data.test", inputs.test)):
+        if part is not None:
+            found += cut_warnings(setting, cut=sum(report.truncated for report in part.reports), rows=len(part))
+            found += [] if part is train else held_out_warnings(setting, rows=len(part))
+    labels = (getattr(config.task, "labels", None) or ()) if "labels" in config.task.learned else ()
+    if train is not None and labels and "tags_words" not in config.task.can:
+        none = dict.fromkeys(labels, 0)
+        counts = [none | _class_counts(labels, part) for part in (train, evaluation) if part is not None]
+        found += class_warnings(counts[0], counts[1] if evaluation is not None else None)
+    if evaluation is not None:
+        found += evaluation_warnings(config, rows=len(evaluation), num_steps=num_steps_of(inputs))
     return found
 
 

@@ -56,6 +56,7 @@ from ftscale.run.folder import (
 from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.prepared_data import Inputs, Preparer, num_steps_of, prepare_inputs
 from ftscale.run.stages import Part, train_stages
+from ftscale.run.tracking import open_trackers
 from ftscale.tasks.base import collate_samples
 from ftscale.tasks.batch import total_of
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
@@ -208,14 +209,18 @@ def _train(
     check_agreement(derived(inputs), distributed.gather_objects)
     loop = build_loop(inputs, distributed, stop_request, started=started)
     checkpoint = _open(loop, inputs, overwrite=overwrite, part=part)
-    if config.train.trackers:
-        _start_trackers(config, distributed)
     if checkpoint is not None:
         _resume(loop, checkpoint, config)
+    if distributed.is_main:
+        about = {"processes": distributed.world_size, "strategy": distributed.strategy.name, "steps": loop.num_steps}
+        run, step = loop.saver.identity["run_id"], loop.state.progress.step
+        open_trackers(loop.trackers, config, run_id=run, about=about, step=step)
     log.info("%s; %s", counted(loop.num_steps, "optimizer step"), _described_batch(loop, config))
+    ended = "failed"
     try:
         status = run_loop(loop)
         result = finish(inputs, loop, loop.state.progress, status, layout=loop.layout)
+        ended = result.status
     except Exception as error:
         if distributed.is_main:
             progress = loop.state.progress
@@ -226,6 +231,7 @@ def _train(
     finally:
         loop.saver.end()
         loop.metrics.close()
+        loop.trackers.close(ended)
     return result
 
 
@@ -448,12 +454,3 @@ def _resume(loop: Loop, checkpoint: Checkpoint, config: Config) -> None:
     if anew:
         left = counted(loop.num_steps - loop.saver.saved, "optimizer step")
         log.info("a new schedule of the learning rate begins here, over the %s that are left", left)
-
-
-def _start_trackers(config: Config, distributed: Distributed) -> None:
-    from accelerate.utils import LoggerType
-
-    accelerator = distributed.accelerator
-    accelerator.project_configuration.set_directories(config.run_folder)
-    accelerator.log_with = [LoggerType(name) for name in config.train.trackers]
-    accelerator.init_trackers("trackers")

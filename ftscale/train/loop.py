@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -31,6 +31,10 @@ from ftscale.train.manifest import Checkpoint, complete_checkpoints
 from ftscale.train.metrics_file import MetricsFile, peak_memory_bytes, rows_hash
 from ftscale.train.state import Progress, RunState
 from ftscale.train.stop_request import Interrupted, StopRequest
+from ftscale.train.trackers import Trackers
+
+UNTOLD = ("rows_hash", "tokens", "targets", "step_s")
+"""Figures of a step that trackers do not get."""
 
 
 class TaskModule(nn.Module):
@@ -102,6 +106,7 @@ class Loop:
     stop_request: StopRequest
     statistics: Statistics
     """Of the module's batch norms."""
+    trackers: Trackers = field(default_factory=Trackers)
 
 
 @dataclass(frozen=True)
@@ -378,10 +383,11 @@ def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> Non
     rate, memory = result.tokens / max(step_s, 1e-9), peak_memory_bytes()
     measured = {"step_s": round(step_s, 6), "tokens_per_s": round(rate, 1), "memory_bytes": memory}
     loop.metrics.write("train", progress.step, **figures, **measured)
-    loop.distributed.accelerator.log({name: figures[name] for name in ("loss", "grad_norm", "lr")}, step=progress.step)
     speed, used = f"{rate:.0f} {loop.task.modality.unit}s/s", f"{memory / 2**30:.1f} GiB"
     show(Now(progress.step, result.loss, speed, used, _best_so_far(loop)))
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
+        told = {name: value for name, value in (figures | measured).items() if name not in UNTOLD}
+        loop.trackers.log({f"train/{name}": value for name, value in told.items()}, step=progress.step)
         left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
             "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %s  %s  %s left",
@@ -409,7 +415,7 @@ def _evaluate(loop: Loop) -> bool:
     progress, metrics = loop.state.progress, loop.evaluations.score()
     improved = loop.evaluations.judge(metrics, progress)
     loop.metrics.write("eval", progress.step, **metrics)
-    loop.distributed.accelerator.log({f"eval/{key}": value for key, value in metrics.items()}, step=progress.step)
+    loop.trackers.log({f"eval/{name}": value for name, value in metrics.items()}, step=progress.step)
     shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in main_metrics(metrics))
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved

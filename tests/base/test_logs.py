@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +137,19 @@ def test_torchs_own_errors_of_collectives_count_as_a_lost_process():
 
     assert logs._is_peer_lost(DistBackendError("NCCL communicator was aborted"))
     assert logs._is_peer_lost(DistStoreError("timed out"))
+
+
+def test_nothing_but_answers_reaches_stdout():
+    program = """
+import os, subprocess, sys
+from ftscale.base.logs import stdout_for_answers
+held = sys.stdout  # as the logger of a library does
+with stdout_for_answers():
+    print("chatter", file=held)
+    os.write(1, b"of C ")
+    subprocess.run(["echo", "of a child"])
+print("answer")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "answer\n"), done.stderr
+    assert all(text in done.stderr for text in ("chatter", "of C", "of a child"))

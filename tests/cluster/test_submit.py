@@ -17,6 +17,7 @@ from ftscale.cluster.records import Records
 from ftscale.cluster.site import Site
 from ftscale.cluster.submit import Request, job_script, resubmit, submit
 from ftscale.cluster.watch import cancel
+from ftscale.config import load_config
 
 
 @pytest.fixture
@@ -226,7 +227,9 @@ def test_every_member_of_an_array_gets_its_own_file_whatever_its_folder_is_calle
     folder: str, run: Path, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TASK", "1")
-    submit(run, [f"run_folder={tmp_path / folder}"], Request(seeds=2))
+    submit(run, [f"run_folder={tmp_path / folder}", "report=tensorboard"], Request(seeds=2))
+    name, report = Path(folder).name, load_config(tmp_path / folder / "slurm/run-00001.yaml").report
+    assert (report.name, report.group) == (f"{name}-seed-1", name)
     arguments = (slurm / "arguments").read_text().splitlines()
     assert arguments[arguments.index("--") + 1 :] == [str(tmp_path / folder / "slurm/run-00001.yaml")]
     assert not list(tmp_path.rglob("PWN"))

@@ -50,6 +50,7 @@ OWNERS = {  # what a section is called where its settings are read
     "CheckpointConfig": {"checkpoint", "config"},
     "GuardConfig": {"guard", "config"},
     "DistributedConfig": {"distributed", "config"},
+    "ReportConfig": {"report", "config"},
     "Config": {"config"},
 }
 

@@ -35,6 +35,7 @@ lora_dropout: 0.05
 lora_target_linear: true
 
 wandb_project: alpaca
+wandb_mode: offline
 gradient_accumulation_steps: 4
 micro_batch_size: 2
 num_epochs: 4
@@ -94,7 +95,8 @@ def test_a_qlora_on_packed_instructions(tmp_path: Path):
     assert (config.batch.global_size, config.batch.micro_tokens) == (16, 8192)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("paged_adamw", 2e-4, 0.0)
     assert (config.schedule.name, config.schedule.warmup_steps, config.schedule.warmup_ratio) == ("cosine", 10, 0)
-    assert (config.train.epochs, config.train.precision, config.train.trackers) == (4, "bf16", ("wandb",))
+    assert (config.train.epochs, config.train.precision, config.report.to) == (4, "bf16", ("wandb",))
+    assert (config.report.project, config.report.options) == ("alpaca", {"wandb": {"mode": "offline"}})
     assert (config.evaluation.every, config.evaluation.keep_best) == (0, False)
     assert (config.checkpoint.every, config.checkpoint.keep) == (0, 4)
     assert {line.split(":")[0] for line in done.found.lacks} == {"pad_to_sequence_len", "special_tokens"}

@@ -42,6 +42,7 @@ REVIEWS: dict[str, Any] = {  # in the form of run_classification's own arguments
     "seed": 7,
     "output_dir": "out/reviews",
     "report_to": ["tensorboard"],
+    "run_name": "first try",
     "push_to_hub": True,
     "hub_token": "hf_abcdefgh",
 }
@@ -66,7 +67,8 @@ def test_a_text_classification_of_the_example_script(tmp_path: Path):
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (3e-5, 0.1)
     assert (config.optimizer.betas, config.optimizer.eps) == ((0.9, 0.98), 1e-6)
     assert (config.schedule.name, config.schedule.warmup_ratio) == ("linear", 0.06)
-    assert (config.train.epochs, config.train.precision, config.train.trackers) == (4, "fp16", ("tensorboard",))
+    assert (config.train.epochs, config.train.precision, config.report.to) == (4, "fp16", ("tensorboard",))
+    assert config.report.name == "first try"
     evaluation = config.evaluation
     assert (evaluation.metric, evaluation.higher_is_better, evaluation.keep_best) == ("f1_macro", True, True)
     assert config.checkpoint.keep == 1
