@@ -345,9 +345,7 @@ def schema(
 def init(
     rows: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[FILE]", help="Rows to write a RUN.yaml for: a file, a folder, a hub data set."
-        ),
+        typer.Argument(metavar="[FILE]", help="Rows to write a RUN.yaml for: a file, a folder, a hub data set."),
     ] = None,
     other: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="YAML or JSON file of another tool, to translate.")

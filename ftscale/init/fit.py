@@ -7,11 +7,16 @@ from typing import Any
 
 from ftscale.base.errors import UserError
 from ftscale.config import Config
+from ftscale.config.schema import EvaluationConfig
+from ftscale.config.strategies import STRATEGIES
+from ftscale.data.sample import Sample
 from ftscale.init.device import Machine
 from ftscale.init.models import ACTIVATIONS_GIB, Known
 from ftscale.plan import Choice, Plan
 
 GIB = 2**30
+SOME_ROWS = 500
+"""Of each source, whose lengths are measured."""
 NF4_SHARE = 0.3
 """What nf4 and its scales take of bf16."""
 LORA = {
@@ -71,6 +76,26 @@ def fit_by_plan(config: Config, machine: Machine) -> Fit:
     return Fit(settings, why, millions=plan.step.sizes.elements / 1e6, steps=steps, seconds=seconds)
 
 
+def measured(config: Config) -> list[Sample]:
+    """Prepare some training rows as a run would, as long as the model takes them. Raises UserError as `check` does."""
+    from ftscale.checks.sample import read_sample
+    from ftscale.precheck import check_config
+
+    few = SOME_ROWS if "label" not in config.task.label_columns else 0  # of few rows some classes may be missing
+    sources = tuple(source.model_copy(update={"limit": few}) for source in config.data.train)
+    data = {"train": sources, "eval": (), "test": (), "eval_ratio": 0.0, "stratify": None}
+    whole: dict[str, Any] = {"max_length": None, "max_target_length": None, "too_long": "truncate"}
+    lengths = {name: value for name, value in whole.items() if name in type(config.task).model_fields}
+    bare = config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "task": config.task.model_copy(update=lengths),
+            "evaluation": EvaluationConfig(),
+        }
+    )
+    return read_sample(bare, check_config(bare, runs_code=False), full=False).train.samples
+
+
 def fit_by_size(known: Known, machine: Machine, *, may_adapt: bool) -> Fit:
     """Guess from the number of parameters. `may_adapt`: whether the task is one for adapters."""
     room = machine.device.memory_gib
@@ -89,7 +114,7 @@ def fit_by_size(known: Known, machine: Machine, *, may_adapt: bool) -> Fit:
 
 def _chosen(plan: Plan) -> Choice | None:
     """The recommended choice; on one device one that needs no launcher, where there is any."""
-    plain = [choice for choice in plan.choices if "distributed.strategy" not in choice.settings]
+    plain = [choice for choice in plan.choices if not STRATEGIES[choice.strategy].is_zero]
     return next(iter(plain or plan.choices), None)
 
 
@@ -104,7 +129,7 @@ def _settings(choice: Choice, plan: Plan) -> dict[str, tuple[Any, str]]:
     if choice.checkpointing:
         why = taken if choice.weights == "as configured" else "recomputes activations, which do not fit otherwise"
         settings["train.activation_checkpointing"] = (True, why)
-    if "distributed.strategy" in choice.settings:
+    if STRATEGIES[choice.strategy].is_zero:
         settings["distributed.strategy"] = (choice.strategy, f"{taken} a device")
     return settings
 

@@ -19,11 +19,11 @@ from ftscale.init.columns import Rows, rows_of
 from ftscale.init.device import Machine, this_machine
 from ftscale.init.doubts import Ask, Doubts
 from ftscale.init.draft import Draft
-from ftscale.init.fit import LORA, Fit, fit_by_plan, fit_by_size
+from ftscale.init.fit import LORA, Fit, fit_by_plan, fit_by_size, measured
 from ftscale.init.labels import put_label
 from ftscale.init.language import Language, language_of
 from ftscale.init.lengths import READ, WRITTEN, lengths_of, texts_of
-from ftscale.init.limits import put_length, put_metric
+from ftscale.init.limits import put_length, put_measured, put_metric
 from ftscale.init.look import SETTING, Look, look_at
 from ftscale.init.markup import refuse_archive
 from ftscale.init.models import Known
@@ -82,7 +82,10 @@ def guide_to(
     language = language_of(texts_of(found, rows.columns, (*READ, *WRITTEN)))
     known = put_model(draft, rows, found, model, language, machine)
     put_sources(draft, found, rows, parts, total)
-    put_length(draft, found, rows, known, language)
+    unread = _unread(draft.value("model.name")) if plan else None
+    can_read = plan and unread is None
+    if not can_read or draft.value("task.join_texts"):
+        put_length(draft, found, rows, known, language)
     if "label" in SETTINGS[rows.task].label_columns:
         put_label(draft, rows, found.path, doubts)
     else:
@@ -90,7 +93,12 @@ def guide_to(
     samples = _samples(draft, found, rows, total, language)
     put_batch(draft, rows.task, samples, is_whole=found.is_whole or total is not None)
     _put_device(draft, rows, machine)
-    fit = _fit(draft, path, rows, known, machine, plan=plan)
+    if can_read:
+        fit = _measured_and_planned(draft, path, rows, machine)
+    else:
+        fit = _guessed(draft, rows, known, machine, unread)
+    if model is not None and (of_model := [problem for problem in fit.problems if problem.startswith("model.")]):
+        raise UserError(*of_model)
     _put_fit(draft, fit)
     put_rates(draft, rows.task, known, adapts=fit.adapts, millions=fit.millions)
     draft.open += doubts.notes
@@ -162,12 +170,18 @@ def _put_device(draft: Draft, rows: Rows, machine: Machine) -> None:
 # ---------------------------------------------------------------- fit
 
 
-def _fit(draft: Draft, path: str, rows: Rows, known: Known | None, machine: Machine, *, plan: bool) -> Fit:
-    """What fits: by a plan where the model can be read here, else by what is known of it."""
+def _measured_and_planned(draft: Draft, path: str, rows: Rows, machine: Machine) -> Fit:
+    """What fits by a plan, with lengths as the model's own tokenizer cuts the rows."""
+    try:
+        put_measured(draft, rows, measured(_written(draft, path, "")[1]))
+    except UserError as error:  # as check will tell
+        return Fit(problems=error.problems)
+    return fit_by_plan(_written(draft, path, "")[1], machine)
+
+
+def _guessed(draft: Draft, rows: Rows, known: Known | None, machine: Machine, unread: UserError | None) -> Fit:
+    """What fits by what is known of the model, which was not read. `unread`: why it cannot be; None = nobody tried."""
     adapts = rows.task == "causal_lm"
-    unread = _unread(draft.value("model.name")) if plan else None
-    if plan and unread is None:
-        return fit_by_plan(_written(draft, path, "")[1], machine)
     if known is not None:
         return fit_by_size(known, machine, may_adapt=adapts)
     if unread is not None and draft.value("model.name").startswith((".", "/", "~")):

@@ -42,10 +42,14 @@ def lengths_of(texts: Sequence[str], *, english: bool) -> Lengths | None:
     if not texts:
         return None
     if english:
-        tokens = sorted(pieces(text) * TOKENS_A_WORD for text in texts)
-    else:
-        tokens = sorted(len(text) * TOKENS_A_CHARACTER for text in texts)
-    return Lengths(_share(tokens, 0.95), _share(tokens, 0.99), sum(tokens))
+        return of_tokens([pieces(text) * TOKENS_A_WORD for text in texts])
+    return of_tokens([len(text) * TOKENS_A_CHARACTER for text in texts])
+
+
+def of_tokens(tokens: Sequence[float]) -> Lengths:
+    """Return the lengths of rows of so many tokens."""
+    ordered = sorted(tokens)
+    return Lengths(_share(ordered, 0.95), _share(ordered, 0.99), sum(ordered))
 
 
 def repeated(texts: Sequence[str]) -> float:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from ftscale.data.sample import Sample
 from ftscale.init.choose import positions_of
 from ftscale.init.columns import Rows
 from ftscale.init.draft import Draft
 from ftscale.init.language import Language
-from ftscale.init.lengths import READ, WRITTEN, Lengths, lengths_of, texts_of
+from ftscale.init.lengths import READ, WRITTEN, Lengths, lengths_of, of_tokens, texts_of
 from ftscale.init.look import Look
 from ftscale.init.models import Known
 
@@ -38,21 +40,44 @@ def put_length(draft: Draft, found: Look, rows: Rows, known: Known | None, langu
     most = min(LONGEST.get(rows.task, MORE), positions)
     if known is not None and known.positions and known.positions > MORE and read.p95 > MORE:
         most = min(known.positions, max(most, LONG))
-    value = _put_tokens(draft, "task.max_length", read, most)
-    if read.p99 > most:
-        draft.open.append(f"task.max_length = {value} cuts some rows; ftscale check counts them.")
-    if one_text:
+    target = None if one_text else lengths_of(texts_of(found, rows.columns, WRITTEN), english=language.is_english)
+    _put_lengths(draft, rows, read, target, most=most, by="about {} tokens or fewer, by their words")
+
+
+def put_measured(draft: Draft, rows: Rows, samples: Sequence[Sample]) -> None:
+    """Set the lengths anew by rows that were prepared as for a run, as long as the model takes them."""
+    if rows.task == "image_classification" or draft.value("task.join_texts") or not samples:
         return
-    target = lengths_of(texts_of(found, rows.columns, WRITTEN), english=language.is_english)
+    limit = max(len(sample.inputs["input_ids"]) for sample in samples)
+    most = LONGEST.get(rows.task, LONG)
+    if any(sample.truncated for sample in samples):
+        most = min(most, limit)
+    read = of_tokens([len(sample.inputs["input_ids"]) + sample.truncated for sample in samples])
+    target = of_tokens([len(sample.label) for sample in samples]) if rows.task == "seq2seq" else None
+    by = f"{{}} tokens or fewer, of {len(samples)} as the model's tokenizer cuts them"
+    _put_lengths(draft, rows, read, target, most=most, by=by)
+
+
+def _put_lengths(draft: Draft, rows: Rows, read: Lengths, target: Lengths | None, *, most: int, by: str) -> None:
+    """Set the longest input, and the longest target of a task that has them apart."""
+    value = _put_tokens(draft, "task.max_length", read, most, by=by)
+    if read.p99 > most and rows.task == "causal_lm":
+        draft.put("task.too_long", "drop", "a row that is cut would lose the end of its answer")
+        draft.note(f"rows of more than task.max_length = {value} tokens are left out; ftscale check counts them.")
+    elif read.p99 > most:
+        draft.note(f"task.max_length = {value} cuts some rows; ftscale check counts them.")
     if target is not None:
-        written = _put_tokens(draft, "task.max_target_length", target, most)
+        written = _put_tokens(draft, "task.max_target_length", target, most, by=by)
         draft.put("task.generate.max_new_tokens", written, "of the texts that evaluation writes and scores")
 
 
-def _put_tokens(draft: Draft, setting: str, lengths: Lengths, most: int) -> int:
+def _put_tokens(draft: Draft, setting: str, lengths: Lengths, most: int, *, by: str) -> int:
     value = min(most, max(32, 32 * math.ceil((lengths.p99 + 8) / 32)))
-    counted_by = "by their words" if setting != "task.max_target_length" else "of a target"
-    draft.put(setting, value, f"99 % of the rows have about {lengths.p99:.0f} tokens or fewer, {counted_by}")
+    what = "targets" if setting == "task.max_target_length" else "rows"
+    if lengths.p99 > most:
+        draft.put(setting, value, f"the longest that is usual or that the model takes; some {what} are longer")
+    else:
+        draft.put(setting, value, f"99 % of the {what} have {by.format(f'{lengths.p99:.0f}')}")
     return value
 
 

@@ -12,9 +12,7 @@ ALTERNATIVES = ("<a1>", "<choice1>", "<option>", "alternative")
 def refuse_archive(path: str) -> None:
     """Raise UserError for a tar archive, by its name."""
     if path.lower().endswith(ARCHIVES):
-        raise UserError(
-            f"FILE = {path} is an archive; unpack it (mkdir data && tar -xf {path} -C data), then: ftscale init data"
-        )
+        raise no_archive(path)
 
 
 def refuse_markup(path: str, head: str) -> None:
@@ -26,6 +24,12 @@ def refuse_markup(path: str, head: str) -> None:
         nearest = "text_classification with a row for each answer (text, text_pair, and a label of right or wrong)"
         raise no_task(path, "multiple choice", "XML with alternatives", nearest)
     raise no_format(path, "XML or HTML")
+
+
+def no_archive(path: str) -> UserError:
+    """Return the error for an archive, with what unpacks it."""
+    how = f"unzip {path} -d data" if path.lower().endswith(".zip") else f"mkdir data && tar -xf {path} -C data"
+    return UserError(f"FILE = {path} is an archive; unpack it ({how}), then: ftscale init data")
 
 
 def no_task(path: str, what: str, seen: str, nearest: str) -> UserError:

@@ -10,7 +10,8 @@ from typing import Any
 
 from ftscale.init.draft import words
 from ftscale.init.look import Look
-from ftscale.init.markup import no_format, no_task, refuse_markup
+from ftscale.init.markup import ARCHIVES, no_archive, no_format, no_task, refuse_markup
+from ftscale.init.parts import NO_ROWS
 
 LOOKED_AT = 10_000
 """Characters of a text."""
@@ -30,6 +31,9 @@ def refuse_files(path: str, files: Sequence[str]) -> None:
     folders = {part for file in files for part in os.path.relpath(file, path).split(os.sep)[:-1]}
     if any(end in SOUNDS for end in ends):
         raise no_task(path, "speech", f"{sum(end in SOUNDS for end in ends)} sound files", "none; it reads no sound")
+    packed = [file for file in files if file.lower().endswith((*ARCHIVES, ".zip"))]
+    if packed and all(file in packed or NO_ROWS.fullmatch(os.path.basename(file)) for file in files):
+        raise no_archive(packed[0])
     images = any(end in (".jpg", ".jpeg", ".png", ".bmp") for end in ends)
     if images and any(MASKS.fullmatch(folder) for folder in folders) and ".xml" not in ends:
         seen = f"the folder {next(folder for folder in sorted(folders) if MASKS.fullmatch(folder))} beside its images"
@@ -37,7 +41,7 @@ def refuse_files(path: str, files: Sequence[str]) -> None:
     if images and ".xml" in ends:
         raise no_task(path, "detection", "an XML file beside images", "image_classification of what the boxes hold")
     if ends and set(ends) <= {".xml", ".dtd"}:
-        with open(max(files), encoding="utf-8", errors="replace") as stream:
+        with open(max(files, key=os.path.getsize), encoding="utf-8", errors="replace") as stream:
             refuse_markup(path, stream.read(LOOKED_AT))
         raise no_format(path, "XML files")
 
@@ -94,6 +98,8 @@ def _ratings(found: Look) -> str | None:
 
 
 def _captions(found: Look) -> str | None:
+    if {"image_id", "caption"} <= _named(found).keys():
+        return "columns image_id and caption"
     return "annotations with captions, as COCO has them" if "caption" in _annotation(found) else None
 
 
