@@ -127,6 +127,12 @@ def _names(found: Look) -> str:
     return ", ".join(str(column.name) for column in found.columns) or "none"
 
 
+def _texts(found: Look, but: Column | None = None) -> list[Column]:
+    """Columns of texts; one of ids only where there is no other."""
+    texts = [column for column in found.columns if column.is_text and column is not but]
+    return [column for column in texts if not column.is_id] or texts
+
+
 def _mapped(columns: Columns) -> Columns:
     """Without those that the file calls as the task does."""
     return {role: name for role, name in columns.items() if role != name}
@@ -187,7 +193,7 @@ def _chat_or_text(found: Look, asked: bool) -> Rows | None:
         one, two = found.column(first), found.column(second)
         if one is not None and two is not None and two.is_text:
             return _completion(found, one.name, two.name)
-    texts = [column for column in found.columns if column.is_text]
+    texts = _texts(found)
     if found.form == "text" or (len(found.columns) == 1 and texts) or (asked and texts):
         columns = {} if found.form == "text" else _mapped({"text": texts[0].name})
         joined = {"join_texts": (True, "lines are laid end to end and cut at task.max_length")}
@@ -259,7 +265,7 @@ def _source_and_target(found: Look, asked: bool) -> Rows | None:
         one, two = found.column(first), found.column(second)
         if one is not None and two is not None and two.is_text:
             return Rows("seq2seq", _mapped({"source": one.name, "target": two.name}), f"columns {first} and {second}")
-    texts = [column for column in found.columns if column.is_text]
+    texts = _texts(found)
     if asked and len(texts) >= 2:
         source = _column(found, "source", texts, texts[0], note=None)
         others = [column for column in texts if column is not source]
@@ -278,8 +284,7 @@ def _classes(found: Look, asked: bool) -> Rows | None:
     label = None if flags else several[0] if several else _label(found)
     if label is None and not flags:
         return None
-    texts = [column for column in found.columns if column.is_text and column is not label]
-    texts = [column for column in texts if not column.is_id] or texts
+    texts = _texts(found, but=label)
     if not texts:
         return None
     settings: dict[str, tuple[Any, str]] = {}

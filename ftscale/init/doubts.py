@@ -58,14 +58,14 @@ def ask(question: str, options: Sequence[Option], default: str) -> str:
     from rich.console import Console
     from rich.prompt import Prompt
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(f"\n{visible(question)}")
     width = max(len(option.name) for option in options)
     for option in options:
         console.print(f"  {option.name:{width}}  {shortened(option.about)}".rstrip())
     names = [option.name for option in options]
     try:
-        return Prompt.ask("", console=console, choices=names, show_choices=False, default=default)
+        return Prompt.ask("answer", console=console, choices=names, show_choices=False, default=default)
     except EOFError as error:
         raise UserError("the terminal was closed before the question was answered; --yes asks none.") from error
 

@@ -6,12 +6,16 @@ import json
 import re
 from pathlib import Path
 
+import yaml
+
+from ftscale.data.formats.splits import FRONT_MATTER
 from ftscale.init.columns import Rows
 from ftscale.init.doubts import Doubts, Option
 from ftscale.init.draft import Draft
 from ftscale.init.look import Column
 
 IMBALANCE = 3.0
+CARD = "README.md"
 NAMED = re.compile(r"(class(es)?|labels?|categories)(_?names?)?\.(txt|json)", re.IGNORECASE)
 """Files beside the rows that name the classes which they number."""
 
@@ -69,11 +73,23 @@ def _names_beside(path: str, label: Column) -> tuple[str, dict[int, str]] | None
     if not folder.is_dir() or numbers[0] not in (0, 1):
         return None
     for file in sorted(folder.iterdir()):
-        if file.is_file() and NAMED.fullmatch(file.name):
-            names = _names_in(file)
+        if file.is_file() and (NAMED.fullmatch(file.name) or file.name == CARD):
+            names = _names_in_card(file, str(label.name)) if file.name == CARD else _names_in(file)
             if len(names) == len(set(names)) and numbers == list(range(numbers[0], numbers[0] + len(names))):
                 return file.name, dict(zip(numbers, names, strict=True))
     return None
+
+
+def _names_in_card(file: Path, column: str) -> list[str]:
+    """The names of a column's classes in the metadata of a README.md, as data sets of the hub have it."""
+    try:
+        matter = FRONT_MATTER.match(file.read_text(encoding="utf-8"))
+        about = yaml.safe_load(matter[1])["dataset_info"] if matter else None
+        features = (about[0] if isinstance(about, list) else about)["features"]
+        found = {item["name"]: item["dtype"] for item in features}[column]["class_label"]["names"]
+        return [str(found[key]) for key in sorted(found, key=int)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):  # as anybody may write it
+        return []
 
 
 def _names_in(file: Path) -> list[str]:
