@@ -35,6 +35,10 @@ from ftscale.init.write import as_yaml, one_line
 
 MICRO_TOKENS = {False: 4096, True: 16384}
 """Tokens on a processor, and on a GPU, at once."""
+WHY_HALVES = {
+    "bf16": "half the memory of fp32 for weights, and faster here",
+    "fp16": "faster than fp32 here, and bf16 is not",
+}
 HOUR = 3600.0
 
 
@@ -70,6 +74,7 @@ def guide_to(
     path, doubts = str(path), Doubts(ask)
     parts, total = _parts(path, task, doubts)
     found = look_at(parts.train[0]["path"], doubts=doubts, **without_path(parts.train[0]))
+    found.is_whole &= len(parts.train) == 1
     if task is None:
         refuse_rows(found)
     rows = rows_of(found, task)
@@ -164,7 +169,7 @@ def _put_device(draft: Draft, rows: Rows, machine: Machine) -> None:
         tokens = MICRO_TOKENS[machine.gpu is not None]
         draft.put("batch.micro_tokens", tokens, "tokens on the device at once; the global batch stays the same")
     if machine.halves is not None and (machine.gpu or rows.task == "causal_lm"):
-        draft.put("train.precision", machine.halves, "half the memory of fp32 for weights, and faster here")
+        draft.put("train.precision", machine.halves, WHY_HALVES[machine.halves])
 
 
 # ---------------------------------------------------------------- fit

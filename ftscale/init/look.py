@@ -111,7 +111,7 @@ class Look:
     rows: int = 0
     """Rows looked at, at most MOST_ROWS."""
     is_whole: bool = True
-    """Whether these are all."""
+    """Whether these are all: of a file that is not long, and not the first of several."""
 
     def column(self, name: str | int) -> Column | None:
         """Return a column by its name; capitals make no difference."""
@@ -300,13 +300,13 @@ def _source(found: Look) -> SourceConfig:
 
 def _read(found: Look) -> None:
     """Read rows as a run would, and lay them into columns."""
-    [file, *_] = discover(_source(found), setting=SETTING)
+    file, *more = discover(_source(found), setting=SETTING)
     module = load_format(file.format)
     names = module.columns(file)
     wanted = [] if names is None else range(len(names))
     most = MOST_HUB_ROWS if file.format == "hub" else MOST_ROWS
     rows = [values for values, _, _ in islice(module.records(file, place=None, wanted=wanted), most + 1)]
-    found.is_whole = len(rows) <= most
+    found.is_whole = len(rows) <= most and not more
     rows = rows[:most]
     found.rows = len(rows)
     if not rows:
