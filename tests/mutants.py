@@ -512,7 +512,9 @@ MUTANTS = (
         "ftscale/init/guide.py",
         "        refuse_rows(found)\n",
         "        pass\n",
-        ("tests/init/test_every_set.py::test_data_of_a_task_that_there_is_not_are_told_by_what_they_are_for",),
+        (
+            "tests/init/test_every_set.py::test_data_of_a_task_that_there_is_not_are_told_by_what_they_are_for[qa/squad_v1]",
+        ),
     ),
     Mutant(
         "a question is answered by what is likely though somebody sits at the terminal",
