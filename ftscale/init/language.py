@@ -17,9 +17,9 @@ ENGLISH = frozenset(
 )
 OTHERS = frozenset(
     words(
-        "der die das und ist nicht ein eine ich den von zu auf sich dem mit le la les des est et une dans que pour pas "
+        "der die das und nicht ein eine ich den von zu auf sich dem mit le la les des est et une dans que pour pas "
         "vous je du el los las es por con para del una il che di non sono della gli um uma com em os het een van niet "
-        "dat zijn och att som det jag en ett og er ikke nie jest na ve bir bu da w z"
+        "dat zijn och att det jag en ett og er ikke nie jest na ve bir da w z"
     )
 )
 """Of German, French, Spanish, Italian, Portuguese, Dutch, Swedish, Danish, Norwegian, Polish and Turkish."""

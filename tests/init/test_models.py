@@ -24,8 +24,8 @@ def gpu(key: str, count: int = 1) -> Machine:
     ("text", "english"),
     [
         ("the cat sat down and it was happy", True),
-        ("Der Zug nach Rom fährt heute nicht, und das ist schade", False),
-        ("le train est en retard et je ne sais pas pour quelle raison", False),
+        ("Der Zug nach Rom fährt heute nicht, und das auch nicht mit dem Wagen", False),
+        ("le train est en retard et je ne le vois pas dans la gare", False),
         ("el tren no llega por la tarde y los viajeros esperan", False),
         ("поезд опаздывает", False),
         ("列車が遅れています", False),
