@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -84,7 +85,7 @@ def _names_in_card(file: Path, column: str) -> list[str]:
     """The names of a column's classes in the metadata of a README.md, as data sets of the hub have it."""
     try:
         matter = FRONT_MATTER.match(file.read_text(encoding="utf-8"))
-        about = yaml.safe_load(matter[1] or "")["dataset_info"] if matter else None
+        about: Any = yaml.safe_load(matter[1] or "")["dataset_info"] if matter else None
         features = (about[0] if isinstance(about, list) else about)["features"]
         found = {item["name"]: item["dtype"] for item in features}[column]["class_label"]["names"]
         return [str(found[key]) for key in sorted(found, key=int)]
