@@ -280,7 +280,7 @@ def _by_name(place: str | None, files: Iterable[str]) -> dict[str, list[str]]:
 
 def _as_parts(parts: dict[str, list[str]], by: str) -> Parts:
     sources = {part: [{"path": file} for file in files] for part, files in parts.items() if files}
-    why = f"{', '.join(sources)} by {by}" if len(sources) > 1 else ""
+    why = f"parts {', '.join(sources)} by {by}" if len(sources) > 1 else ""
     return Parts(sources.pop("train"), sources, why)
 
 

@@ -103,7 +103,7 @@ def test_the_command_writes_what_trains(shared: Path, tmp_path: Path):
     data = shared / "data/text_classification/sst2/train.tsv"
     done = tiny.command("init", data, "--out", out, "--model", shared / "weights/stories260K", "--no-plan")
     assert (done.code, done.stderr) == (0, "")
-    assert "no header, train, eval, test by the names of the files beside it; 6920 rows" in done.stdout
+    assert "no header, parts train, eval, test by the names of the files beside it; 6920 rows" in done.stdout
     assert done.stdout.splitlines()[-1] == f"next: ftscale check {out}"
     small = [f"data.{part}.0.limit=32" for part in ("train", "eval", "test")]
     fast = [*small, f"data.cache_dir={tmp_path / 'cache'}", f"run_folder={tmp_path / 'run'}", "train.max_steps=2"]
