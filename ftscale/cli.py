@@ -376,7 +376,8 @@ def schema(
 @app.command(epilog="Example: ftscale init --from llama3_lora_sft.yaml --processes 4")
 def init(
     rows: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A file or folder of rows to write a RUN.yaml for.")
+        str | None,
+        typer.Argument(metavar="[FILE]", help="Rows to write a RUN.yaml for: a file, a folder, a hub data set."),
     ] = None,
     other: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="YAML or JSON file of another tool, to translate.")
@@ -389,14 +390,17 @@ def init(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that the other tool ran on, for the global batch.")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is likely, and write it down.")] = False,
+    plan: Annotated[bool, typer.Option(help="Ask ftscale plan whether the model fits this machine.")] = True,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("run.yaml"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write a commented RUN.yaml for a file of rows, or from a configuration of transformers, TRL, LLaMA-Factory, ...
 
-    Each line says why it is there; what is not sure, and what has no counterpart, stands at the end.
+    Each line says why it is there; what is not sure is asked on a terminal, or else stands at the end, as does what has
+    no counterpart.
     """
-    from ftscale.init.written import write_file
+    from ftscale.init.written import check_free, write_file
 
     if (rows is None) == (other is None):
         raise UserError("ftscale init needs either FILE, rows to learn from, or --from FILE of another tool; give one.")
@@ -411,9 +415,11 @@ def init(
         assert rows is not None
         if tool is not None or processes is not None:
             raise UserError("--tool and --processes are for --from; leave them out.")
+        check_free(out, overwrite=overwrite)
+        from ftscale.init.doubts import on_terminal
         from ftscale.init.guide import guide_to
 
-        found = guide_to(rows, task=task, model=model)
+        found = guide_to(rows, task=task, model=model, ask=on_terminal(yes=yes), plan=plan)
     write_file(found.text, out, overwrite=overwrite)
     print(shown("\n".join(found.told(out))))
 

@@ -544,6 +544,29 @@ MUTANTS = (
         ("tests/init/test_huggingface.py::test_steps_go_before_epochs_and_shares_are_of_the_steps",),
     ),
     Mutant(
+        "data of a task that there is not become the nearest task",
+        "ftscale/init/guide.py",
+        "        refuse_rows(found)\n",
+        "        pass\n",
+        (
+            "tests/init/test_every_set.py::test_data_of_a_task_that_there_is_not_are_told_by_what_they_are_for[qa/squad_v1]",
+        ),
+    ),
+    Mutant(
+        "a question is answered by what is likely though somebody sits at the terminal",
+        "ftscale/init/doubts.py",
+        "if self.ask is not None and len(options) > 1:",
+        "if self.ask is None and len(options) > 1:",
+        ("tests/init/test_doubts.py::test_what_is_not_sure_is_asked_on_a_terminal",),
+    ),
+    Mutant(
+        "the other parts of a folder are overlooked",
+        "ftscale/init/parts.py",
+        'return Parts(sources.pop("train"), sources, why)',
+        'return Parts(sources.pop("train"), {}, why)',
+        ("tests/init/test_parts.py::test_files_beside_a_training_file_are_its_other_parts",),
+    ),
+    Mutant(
         "the doctor shows the hub's token",
         "ftscale/doctor/machine.py",
         'f"there is one (by {names[0]})"',

@@ -23,7 +23,7 @@ NAMES = {*SETTINGS, *METHODS, *COLUMNS, *KINDS}
 AUTO_CLASS = re.compile(r"AutoModelFor\w+")
 
 OF_OTHERS = "the tasks of ours, and the columns, that another tool's settings speak of"
-GUESSED = "the task of ours that a file of rows is for, by its columns"
+GUESSED = "the task of ours that a file of rows is for, by its columns, and what is usual for it"
 
 ALLOWED = {
     # place: what it names there, and why
@@ -60,11 +60,13 @@ ALLOWED = {
         {"causal_lm", "completion", "conversations", "input", "instruction", "messages", "output", "text", "tools"},
         OF_OTHERS,
     ),
-    "init/guide.py": (
+    "init/choose.py": ({"causal_lm", "image_classification", "seq2seq", "token_classification"}, GUESSED),
+    "init/columns.py": (
         {
             "causal_lm",
             "completion",
             "conversations",
+            "image",
             "image_classification",
             "input",
             "instruction",
@@ -80,10 +82,25 @@ ALLOWED = {
             "text_classification",
             "text_pair",
             "token_classification",
+            "tools",
             "words",
         },
         GUESSED,
     ),
+    "init/fit.py": ({"label"}, GUESSED),
+    "init/guide.py": ({"causal_lm", "image_classification", "label"}, GUESSED),
+    "init/labels.py": ({"text_classification"}, GUESSED),
+    "init/lengths.py": (
+        {"completion", "input", "instruction", "output", "prompt", "source", "target", "text", "text_pair", "words"},
+        GUESSED,
+    ),
+    "init/limits.py": ({"causal_lm", "image_classification", "seq2seq", "token_classification"}, GUESSED),
+    "init/sources.py": ({"image_classification", "label"}, GUESSED),
+    "init/training.py": (
+        {"causal_lm", "image_classification", "seq2seq", "text_classification", "token_classification"},
+        GUESSED,
+    ),
+    "init/unlearned.py": ({"completion", "conversations", "label", "messages"}, GUESSED),
     "init/huggingface.py": (
         {
             "causal_lm",

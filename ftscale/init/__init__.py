@@ -1,1 +1,1 @@
-"""`ftscale init`: a commented run.yaml, translated from the configuration of another tool."""
+"""`ftscale init`: a commented run.yaml, for a file of rows or from the configuration of another tool."""

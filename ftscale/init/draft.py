@@ -92,6 +92,11 @@ class Draft:
         """Set one of our settings."""
         self.lines[setting] = Line(value, why)
 
+    def note(self, sentence: str) -> None:
+        """Leave something to the user, once."""
+        if sentence not in self.open:
+            self.open.append(sentence)
+
     def value(self, setting: str) -> Any:
         """Return what one of our settings has been set to; None = it has not."""
         line = self.lines.get(setting)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,15 +19,19 @@ from ftscale.data.formats import load_format
 from ftscale.data.formats.base import TEXT_FORMATS, DataFile, open_bytes
 from ftscale.data.formats.content import wide_encoding
 from ftscale.data.formats.discover import detect_format, discover
-from ftscale.data.formats.paths import files_below
-from ftscale.data.formats.splits import Splits, splits_of
+from ftscale.data.formats.image_folder import SUFFIXES as IMAGES
+from ftscale.init.doubts import Doubts, Option, shortened
 from ftscale.init.draft import words
+from ftscale.init.markup import refuse_markup
 
 SETTING = "FILE"
 MOST_BYTES = 2**26
 """Of a file that are looked at for its encoding."""
 MOST_LINES = 2000
 MOST_ROWS = 20_000
+MOST_HUB_ROWS = 2000
+"""Of a data set of the hub, each of which comes over the network."""
+FORMS = {"idx": "IDX images", "image_folder": "images in folders", "parallel": "lines side by side", "hub": "the hub"}
 SEPARATORS = "\t,;|"
 NAMES_OF = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 TAG = re.compile(r"O|[BIES]-\S+")
@@ -75,6 +78,19 @@ class Column:
         few = min(MANY_CLASSES, max(2, len(self.values) / 4))
         return 1 < len(self.counts) <= few and not self.is_fraction
 
+    @property
+    def is_id(self) -> bool:
+        """Whether each value is a word of its own, as numbers of rows are."""
+        return self.words < 1.5 and len(self.counts) == len(self.values)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds images, as the hub writes them, or their paths."""
+        first = self.values[:100]
+        return bool(first) and all(
+            value.lower().endswith(IMAGES) if isinstance(value, str) else _is_image(value) for value in first
+        )
+
     @cached_property
     def words(self) -> float:
         """Words of a text, on average."""
@@ -86,57 +102,41 @@ class Column:
 class Look:
     """What was seen."""
 
-    path: Path
+    path: str
     form: str
     source: dict[str, Any]
     """Settings of the source that differ from their defaults, beside `path`."""
+    doubts: Doubts
     why: list[str] = field(default_factory=list)
     """What was seen of its form, a phrase each."""
-    unsure: list[str] = field(default_factory=list)
-    """What could be otherwise, a sentence each."""
     columns: list[Column] = field(default_factory=list)
     rows: int = 0
     """Rows looked at, at most MOST_ROWS."""
-    splits: Splits = field(default_factory=dict)
-    """Of a folder, or of the files beside the file."""
+    is_whole: bool = True
+    """Whether these are all: of a file that is not long, and not the first of several."""
 
     def column(self, name: str | int) -> Column | None:
         """Return a column by its name; capitals make no difference."""
         return next((column for column in self.columns if str(column.name).lower() == str(name).lower()), None)
 
 
-def look_at(path: Path) -> Look:
-    """Look at a file or folder. Raises UserError where it cannot be read, or is of no known form."""
-    text = str(path)
+def look_at(path: str | Path, *, doubts: Doubts | None = None, **source: Any) -> Look:
+    """Look at a file or folder. `source`: settings that are known. Raises UserError where it cannot be read."""
+    text, doubts = str(path), doubts or Doubts()
     try:
-        form = detect_format(text, setting=SETTING)
+        form = source.get("format") or detect_format(text, setting=SETTING)
     except UserError:
-        if not path.is_file():
+        if not Path(text).is_file():
             raise
-        form = "text"  # of another suffix; its content tells
-        found = Look(path, form, {"format": form})
+        found = Look(text, "text", {**source, "format": "text"}, doubts)  # of another suffix; its content tells
     else:
-        found = Look(path, form, {})
-    _find_splits(found)
-    if form in TEXT_FORMATS and form != "parallel":
+        found = Look(text, form, dict(source), doubts)
+    if found.form in TEXT_FORMATS and found.form != "parallel":
         _sniff(found)
+    else:
+        found.why.append(FORMS.get(found.form, found.form))
     _read(found)
     return found
-
-
-def _find_splits(found: Look) -> None:
-    """Splits by the names of a folder's files, or of the files beside a file that have its suffix."""
-    folder = found.path if found.path.is_dir() else found.path.parent
-    files = [os.path.join(folder, name) for name in files_below(str(folder), hidden=(".", "_"))]
-    if found.path.is_file():
-        files = [file for file in files if Path(file).parent == folder and Path(file).suffix == found.path.suffix]
-    try:
-        found.splits = splits_of(str(folder), files, name=None, setting=SETTING)
-    except UserError:  # a README that names several data sets: the user's choice
-        return
-    if found.path.is_dir() and len(found.splits) > 1:
-        found.source["split"] = "train" if "train" in found.splits else next(iter(found.splits))
-        found.why.append(f"splits by the names of its files: {', '.join(found.splits)}")
 
 
 def _sniff(found: Look) -> None:
@@ -148,8 +148,9 @@ def _sniff(found: Look) -> None:
         found.source["encoding"] = encoding
         found.why.append(f"{encoding} text")
         if encoding == "cp1252":
-            found.unsure.append("encoding = cp1252 is a guess: it is not UTF-8; see whether accents come out right.")
+            found.doubts.note("encoding = cp1252 is a guess: it is not UTF-8; see whether accents come out right.")
     lines = head.decode(encoding, errors="replace").lstrip("\ufeff").splitlines()[:MOST_LINES]
+    refuse_markup(found.path, "\n".join(lines[:200]))
     form = _format(lines, found)
     if form != found.form:
         found.form = found.source["format"] = form
@@ -179,7 +180,7 @@ def _format(lines: list[str], found: Look) -> str:
     if not full:
         raise UserError(f"{SETTING} = {found.path} has no rows; name another file.")
     if full[0].lstrip()[:1] in ("{", "["):
-        return "jsonl" if _is_object(full[0]) and (len(full) == 1 or _is_object(full[1])) else "json"
+        return "jsonl" if _is_row(full[0]) and (len(full) == 1 or _is_row(full[1])) else "json"
     if _is_tagged(lines):
         return "conll"
     separator = _separator(full, found.form)
@@ -191,23 +192,35 @@ def _format(lines: list[str], found: Look) -> str:
     rows = _cells(full, separator)
     width = Counter(map(len, rows)).most_common(1)[0][0]
     whole = [row for row in rows if len(row) == width]
-    header = _has_header(whole)
+    header = _header(whole, found)
     if not header:
         found.source["header"] = False
     found.why += [f"{width} columns by {NAMES_OF[separator]}", "a header" if header else "no header"]
-    if not _is_plain(whole[0], header=header):
-        found.unsure.append(
-            f"the first line of {found.path.name} is taken for {'a header' if header else 'a row, without a header'}; "
-            f"header: {str(not header).lower()} says otherwise."
-        )
     return form
 
 
-def _is_object(line: str) -> bool:
+def _header(rows: list[list[str]], found: Look) -> bool:
+    header = _has_header(rows)
+    if _is_plain(rows[0], header=header):
+        return header
+    name = Path(found.path).name
+    answer = found.doubts.settle(
+        f"The first line of {name} is: {shortened(', '.join(rows[0]))}; is it a header or a row?",
+        options=[Option("header", "it names the columns"), Option("row", "the columns have no names")],
+        default="header" if header else "row",
+        note=f"the first line of {name} is taken for {'a header' if header else 'a row, without a header'}; "
+        f"header: {str(not header).lower()} says otherwise.",
+    )
+    return answer == "header"
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line is an object, and not a whole document with its rows under `data`."""
     try:
-        return isinstance(json.loads(line), dict)
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return False
+    return isinstance(found, dict) and not isinstance(found.get("data"), list)
 
 
 def _is_tagged(lines: list[str]) -> bool:
@@ -279,17 +292,24 @@ def _is_number(value: Any) -> bool:
     return not set(str(value).strip().lower()) & set("infa_")
 
 
+def _is_image(value: Any) -> bool:
+    return isinstance(value, dict) and {"bytes", "path"} == value.keys()
+
+
 def _source(found: Look) -> SourceConfig:
-    return SourceConfig(path=str(found.path), **found.source)
+    return SourceConfig(path=found.path, **found.source)
 
 
 def _read(found: Look) -> None:
     """Read rows as a run would, and lay them into columns."""
-    [file, *_] = discover(_source(found), setting=SETTING)
+    file, *more = discover(_source(found), setting=SETTING)
     module = load_format(file.format)
     names = module.columns(file)
     wanted = [] if names is None else range(len(names))
-    rows = [values for values, _, _ in islice(module.records(file, place=None, wanted=wanted), MOST_ROWS)]
+    most = MOST_HUB_ROWS if file.format == "hub" else MOST_ROWS
+    rows = [values for values, _, _ in islice(module.records(file, place=None, wanted=wanted), most + 1)]
+    found.is_whole = len(rows) <= most and not more
+    rows = rows[:most]
     found.rows = len(rows)
     if not rows:
         raise UserError(f"{SETTING} = {found.path} has no rows; name another file.")
@@ -298,5 +318,5 @@ def _read(found: Look) -> None:
     elif all(isinstance(row, dict) for row in rows):
         keys = dict.fromkeys(key for row in rows for key in row)
         found.columns = [Column(key, [row[key] for row in rows if row.get(key) is not None]) for key in keys]
-    else:  # CoNLL: a row is a list of words, each with its columns
+    else:
         found.columns = []

@@ -105,7 +105,8 @@ class TokenClassification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
         logits, chosen = model(**batch.inputs).logits, batch.labels != IGNORED
-        scores, targets = logits[chosen].float(), batch.labels[chosen]
+        places = chosen.nonzero(as_tuple=True)  # a mask would ask the logits, which have no values in a plan
+        scores, targets = logits[places].float(), batch.labels[places]
         if batch.weights is None:
             return {"loss": functional.cross_entropy(scores, targets, reduction="sum")}
         losses = functional.cross_entropy(scores, targets, reduction="none")

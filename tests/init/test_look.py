@@ -48,29 +48,18 @@ def test_encodings_are_told_and_one_that_is_a_guess_is_said_so(tmp_path: Path):
     assert look(tmp_path, text.encode("utf-16")).source == {"encoding": "utf-16"}
     found = look(tmp_path, text.encode("latin-1"))
     assert found.source == {"encoding": "cp1252"}
-    assert "cp1252 is a guess" in found.unsure[0]
+    assert "cp1252 is a guess" in found.doubts.notes[0]
     assert found.columns[0].values[0] == "über den Fluß"
     assert look(tmp_path, text.encode("utf-8-sig")).source == {}
     assert look(tmp_path, gzip.compress(text.encode()), "rows.csv.gz").source == {}
 
 
 def test_a_first_line_that_may_be_either_is_said_so(tmp_path: Path):
-    assert look(tmp_path, f"text,label\n{LABELLED}").unsure == []
-    assert "taken for a header" in look(tmp_path, f"what,kind\n{LABELLED}").unsure[0]
+    assert look(tmp_path, f"text,label\n{LABELLED}").doubts.notes == []
+    assert "taken for a header" in look(tmp_path, f"what,kind\n{LABELLED}").doubts.notes[0]
     words = "".join(f"{text},{'yes' if number % 2 else 'no'}\n" for number, text in enumerate(SAID))
     found = look(tmp_path, words)
-    assert (found.source, "without a header" in found.unsure[0]) == ({"header": False}, True)
-
-
-def test_files_beside_it_are_its_splits(tmp_path: Path):
-    for name in ("dev.csv", "test.csv", "other.tsv"):
-        (tmp_path / name).write_text(LABELLED)
-    found = look(tmp_path, LABELLED, "train.csv")
-    assert {split: [Path(file).name for file in files] for split, files in found.splits.items()} == {
-        "train": ["train.csv"],
-        "validation": ["dev.csv"],
-        "test": ["test.csv"],
-    }
+    assert (found.source, "without a header" in found.doubts.notes[0]) == ({"header": False}, True)
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,14 @@ def test_a_classifier_and_an_encoder_are_planned_too(shared: Path, tmp_path: Pat
     assert step.flops > 0
     assert step.sizes.trained == step.sizes.elements
     assert replace(step).sizes.matrices == 0
+
+
+def test_a_tagger_is_planned_too(shared: Path, tmp_path: Path):
+    import tiny
+
+    words = {"path": str(shared / "data/ner/ncbi_disease/train.tsv"), "format": "conll", "limit": 8}
+    values = {**tiny.settings(shared, tmp_path), "task": "token_classification", "data": {"train": words}}
+    step = dry(values)
+    tags = 3  # O, B-Disease, I-Disease
+    assert step.sizes.elements == 260_032 + tags * 64 + tags
+    assert step.flops > 0
