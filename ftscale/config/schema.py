@@ -118,7 +118,8 @@ class SourceConfig(Section):
     """One source of rows."""
 
     path: str
-    """A file, a glob, a folder, a remote URL, or a hub data set id."""
+    """A file, a glob, a folder, a zip archive (read as a folder: films.zip/train.csv), a remote URL, or a hub data set
+    id."""
     format: str = "auto"
     """csv, tsv, jsonl, json, parquet, text, parallel, conll, image_folder, idx, hub; auto = by the file's name."""
     name: str | None = None

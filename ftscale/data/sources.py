@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +19,7 @@ from ftscale.base.shown import without_secrets
 from ftscale.base.startup import begin_work
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import load_format
+from ftscale.data.formats.archives import divided, exists, size_of
 from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.derived import LEFT_OUT, Derived, constants
 from ftscale.data.formats.discover import detect_format, discover
@@ -148,6 +149,8 @@ def source_fingerprint(
     if files[0].format in ("image_folder", "hub") or "image" in source.columns:
         path = source.path if files[0].format == "hub" else os.path.abspath(source.path)
         digest.update(path.encode())
+    if inside := [name for file in files for path in file.paths if (name := divided(path)[1])]:
+        digest.update(json.dumps(inside).encode())
     paths = _all_paths(files)
     local = [path for path in paths if not is_url(path)]
     hash_whole = fit_to_hash_whole(local)
@@ -212,8 +215,13 @@ def _all_paths(files: Sequence[DataFile]) -> list[str]:
         from ftscale.data.formats.idx import labels_path
 
         pairs = ((file.path, labels_path(file.path)) for file in files)
-        return [path for pair in pairs for path in dict.fromkeys(pair) if os.path.exists(path)]
-    return [path for file in files for path in file.paths]
+        return _containers(path for pair in pairs for path in pair if exists(path, setting=files[0].setting))
+    return _containers(path for file in files for path in file.paths)
+
+
+def _containers(paths: Iterable[str]) -> list[str]:
+    """The files on disk of paths, each once: of those that lead into an archive, the archive."""
+    return list(dict.fromkeys(divided(path)[0] for path in paths))
 
 
 def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
@@ -272,7 +280,9 @@ def _file_rows(
 
 def _is_empty(file: DataFile) -> bool:
     """Whether a local file has no byte, which is said: it may be one that was never written."""
-    if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
+    if file.format in ("hub", "image_folder") or any(
+        is_url(path) or size_of(path, setting=file.setting) for path in file.paths
+    ):
         return False
     _say_empty(file.path)
     return True

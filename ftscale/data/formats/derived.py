@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ftscale.base.errors import UserError, nearest
-from ftscale.data.formats.base import DataFile, compression_of, is_url
+from ftscale.data.formats.base import DataFile, is_url
 from ftscale.data.formats.columns import Columns, column_number, nearest_column, shown_columns
 from ftscale.data.formats.nested import NUMBER, value_at
+from ftscale.data.formats.packed import without_packing
 from ftscale.data.formats.template import Part, filled, is_template, parse_template
 from ftscale.data.missing import with_none
 from ftscale.data.values import BITS, short
@@ -77,8 +78,7 @@ def _name_of(file: DataFile, name: str) -> str:
     path = urlsplit(file.path).path if is_url(file.path) else os.path.abspath(file.path)
     if name == "folder":
         return os.path.basename(os.path.dirname(path))
-    base = os.path.basename(path)
-    return os.path.splitext(os.path.splitext(base)[0] if compression_of(base) else base)[0]
+    return os.path.splitext(without_packing(os.path.basename(path)))[0]
 
 
 # ---------------------------------------------------------------- made of columns

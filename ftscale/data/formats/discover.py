@@ -11,14 +11,16 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.errors import UserError, nearest, unknown_name
 from ftscale.base.shown import SECRET
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import MODULES
-from ftscale.data.formats.base import DataFile, check_regular, compression_of, is_url
+from ftscale.data.formats.archives import divided, files_inside, is_archive, is_file, matching
+from ftscale.data.formats.base import DataFile, check_regular, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
-from ftscale.data.formats.paths import files_below, nearest_path, relative_to
+from ftscale.data.formats.packed import without_packing
+from ftscale.data.formats.paths import files_below, listed, nearest_path, relative_to
 from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 
@@ -59,10 +61,10 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
         form = "hub"
         groups: list[tuple[str, ...]] = [(source.path,)]
     else:
-        files = _files_of_split(source, path, setting) if os.path.isdir(path) else None
+        files = _files_of_split(source, path, setting) if _is_folder(path) else None
         form = _format(path, files, setting) if form == "auto" else form
         groups = _path_groups(path, form, setting, files=files, is_split=source.split not in (None, EVERY))
-    check_settings(source, form, setting=setting, is_folder=os.path.isdir(path))
+    check_settings(source, form, setting=setting, is_folder=_is_folder(path))
     return tuple(DataFile(paths=paths, format=form, source=source, setting=setting) for paths in groups)
 
 
@@ -88,6 +90,18 @@ def _format(path: str, files: list[str] | None, setting: str) -> str:
 def missing(path: str, *, setting: str, what: str = "does not exist") -> UserError:
     """The message for a path that names nothing, with the nearest name that does exist there."""
     return UserError(f"{setting}.path = {path!r} {what}; {nearest_path(path)}{relative_to(path)}")
+
+
+def _not_inside(path: str, archive: str, setting: str) -> UserError:
+    names = [file.removeprefix(f"{archive}/") for file in files_inside(archive, setting=setting)]
+    close = nearest(path.removeprefix(f"{archive}/"), names, cutoff=0.6)
+    fix = f"did you mean '{archive}/{close}'?" if close else f"it has {listed(names)}."
+    return UserError(f"{setting}.path = {path!r} is not in the archive {archive}; {fix}")
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path is a folder, or an archive, which is read as one."""
+    return os.path.isdir(path) or is_archive(path)
 
 
 def _files_of_split(source: SourceConfig, folder: str, setting: str) -> list[str]:
@@ -133,6 +147,16 @@ def _files(path: str, setting: str) -> list[str]:
     """The files of a path, a glob, a folder (hidden ones and those with a leading _ left out) or a URL, sorted."""
     if is_url(path):
         return _remote_files(path, setting)
+    archive, pattern = divided(path)
+    if pattern and not (found := matching(archive, pattern, setting=setting)):
+        raise _not_inside(path, archive, setting)
+    if pattern:
+        return found
+    if is_archive(path):
+        found = files_inside(path, setting=setting)
+        if not found:
+            raise UserError(f"{setting}.path = {path!r} is an archive without files; name another.")
+        return found
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
@@ -162,7 +186,7 @@ def _remote_files(path: str, setting: str) -> list[str]:
 
 def _common_format(path: str, files: list[str], setting: str) -> str:
     formats = {file: _format_of_name(file) for file in files}
-    if os.path.isdir(path):
+    if _is_folder(path):
         formats = {file: form for file, form in formats.items() if form}
         if set(formats.values()) == {"image_folder", "text"}:  # a readme beside the images
             return "image_folder"
@@ -196,8 +220,7 @@ def _suffix_below(path: str) -> str:
 
 
 def _unpacked_name(path: str) -> str:
-    name = os.path.basename(urlsplit(path).path if is_url(path) else path).lower()
-    return os.path.splitext(name)[0] if compression_of(name) else name
+    return without_packing(os.path.basename(urlsplit(path).path if is_url(path) else path).lower())
 
 
 def _suffix_of(form: str) -> str:
@@ -222,15 +245,18 @@ def _parallel_paths(path: str, setting: str) -> tuple[str, str]:
             "train.{de,en}: source, then target."
         )
     for part in pair:
-        if not is_url(part) and not os.path.isfile(part):
+        if not is_url(part) and not is_file(part, setting=setting):
+            archive, name = divided(part)
             check_regular(part, setting=setting)
-            raise missing(part, setting=setting)
+            raise _not_inside(part, archive, setting) if name else missing(part, setting=setting)
     return pair
 
 
 def _folders_of_images(path: str, setting: str, *, files: list[str] | None) -> list[str]:
     """The folder of class folders: the path, or those of its split, where the split's `files` are given."""
     if not os.path.isdir(path):
+        if is_archive(divided(path)[0]):
+            raise UserError(f"{setting}.path = {path!r} is an archive of images; unpack it, and name the folder.")
         if not os.path.exists(path):
             raise missing(path, setting=setting)
         raise UserError(
