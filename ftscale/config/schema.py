@@ -121,7 +121,7 @@ class SourceConfig(Section):
     """A file, a glob, a folder, a zip archive (read as a folder: films.zip/train.csv), a remote URL, or a hub data set
     id."""
     format: str = "auto"
-    """csv, tsv, jsonl, json, parquet, text, parallel, conll, image_folder, idx, hub; auto = by the file's name."""
+    """csv, tsv, jsonl, json, parquet, excel, text, parallel, conll, image_folder, idx, hub; auto = by the name."""
     name: str | None = None
     """The configuration of a hub data set, or of a folder whose README.md names some; null = its default."""
     split: str | None = None
@@ -142,7 +142,9 @@ class SourceConfig(Section):
     """A regular expression that matches each line of a text file, whose named groups are the columns, e.g.
     "(?P<label>\\S+) (?P<text>.+)"; null = a line is a text."""
     header: bool = True
-    """The first line of a CSV or TSV file names the columns."""
+    """The first line of a CSV or TSV file, or of a sheet, names the columns."""
+    sheet: str | int | None = None
+    """The sheet of an Excel workbook, by its name or its number from 0; null = the only one that has rows."""
     separator: str | None = None
     """Column separator of CSV, TSV and CoNLL files; null = by format (CoNLL: any white space)."""
     comment: str | None = None

@@ -50,7 +50,7 @@ TYPED_FORMATS = ("parquet", "hub")
 """Formats in which every object of a column has the keys of all."""
 READING_SETTINGS = (
     *("columns", "set", "rows", "pattern", "header", "separator", "comment", "encoding", "limit", "name", "split"),
-    *("missing_values", "drop"),
+    *("missing_values", "drop", "sheet"),
 )
 STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
 """What file systems of fsspec tell of a file that changes with its content."""

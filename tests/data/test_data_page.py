@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import gzip
 import re
 import zipfile
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 import tiny
 from transformers import T5Config
@@ -60,6 +64,7 @@ FIRST: dict[str, tuple[int, dict[str, Any]]] = {
     "pairs.tsv": (4, {"label": "4.2", "text": "A man plays a guitar.", "text_pair": "A man is playing music."}),
     "flights.tsv": (3, {"words": "flights from oslo to rome", "tags": "O O B-from O B-to"}),
     "comments.csv": (4, {"text": "You are a fool", "label": ["rude"]}),
+    "calls.xlsx": (3, {"text": "my card is lost", "label": "card"}),
     "films.zip/films/train.csv": (3, {"text": "a warm and funny film", "label": "good"}),
     "rates.jsonl.gz": (3, {"text": "a room with a view", "label": 5}),
 }
@@ -98,7 +103,21 @@ def _write(path: Path, content: bytes) -> None:
             packed.writestr(path.relative_to(archive).as_posix(), content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for row in csv.reader(content.decode().splitlines()):
+            book.active.append([_cell(text) for text in row])
+        book.save(path)
+        return
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def _cell(text: str) -> Any:
+    """A number or a date as Excel holds it, else the text."""
+    for kind in (float, datetime.fromisoformat):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _settings(shared: Path, work: Path, example: Example) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def foreign_content(head: bytes, *, setting: str) -> str | None:
             return f"is {what}, whatever its name says; {fix.format(setting=setting)}."
     if head.startswith(ZIP):
         if is_document(head):
-            return "is an Excel workbook, whatever its name says; save it as CSV in UTF-8."
+            return f"is an Excel workbook, or another Office file, whatever its name says; set {setting}.format: excel."
         return f"is a zip archive, whatever its name says; {UNPACK}."
     if head[TAR_MARK] == b"ustar":
         return f"is a tar archive, whatever its name says; {UNPACK}."

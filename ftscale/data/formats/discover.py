@@ -31,13 +31,15 @@ FORMAT_OF_SUFFIX = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
     ".txt": "text",
     ".conll": "conll",
     ".iob": "conll",
     ".bio": "conll",
 }
 UNREAD = {
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save its sheet as CSV in UTF-8"),
+    **dict.fromkeys((".xls", ".xlsb", ".ods"), "save it as .xlsx"),
     **dict.fromkeys((".zip", ".tar", ".7z", ".rar"), "unpack it, and name the file inside"),
 }
 """Suffixes of files that no format reads, and what to do with them."""
