@@ -130,8 +130,8 @@ class SourceConfig(Section):
     every file of a folder that holds no more than one."""
     columns: dict[str, str | int | tuple[str, ...]] = {}
     """What the task calls a column: the file's name of it, or its number from 0 where there is no header; a path into
-    objects (translation.en); a text with names in braces ("{Body} {Question}"); or a list of columns of 0 and 1, whose
-    names are the classes."""
+    objects (translation.en); a text with names in braces ("{Body} {Question}"); or a list of columns: of 0 and 1, whose
+    names are the classes, or of several targets."""
     set: dict[str, str | int | float] = {}
     """What the task calls a column, with the one value that it has in all rows, e.g. {label: pos}; {folder} and {file}
     in it are the names of the file's folder and of the file without its suffix."""

@@ -31,7 +31,7 @@ from ftscale.data.order import SourceRows
 from ftscale.data.sample import COST, COUNT, HASHES, LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
 
-FORMAT = 5  # of the files below; a new number makes old caches unread
+FORMAT = 6  # of the files below; a new number makes old caches unread
 REPORT = "report.json"
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 

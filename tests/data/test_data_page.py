@@ -64,6 +64,15 @@ FIRST: dict[str, tuple[int, dict[str, Any]]] = {
     "pairs.tsv": (4, {"label": "4.2", "text": "A man plays a guitar.", "text_pair": "A man is playing music."}),
     "flights.tsv": (3, {"words": "flights from oslo to rome", "tags": "O O B-from O B-to"}),
     "comments.csv": (4, {"text": "You are a fool", "label": ["rude"]}),
+    "meals.jsonl": (
+        3,
+        {"source": "name[Aldo], food[Thai]", "target": ["Aldo has Thai food.", "Thai is served at Aldo."]},
+    ),
+    "tests.csv": (
+        3,
+        {"source": "name[Aldo], food[Thai]", "target": ["Aldo has Thai food.", "Thai is served at Aldo."]},
+    ),
+    "labels.txt": (3, {"text": "my card is lost", "label": "0"}),
     "calls.xlsx": (3, {"text": "my card is lost", "label": "card"}),
     "films.zip/films/train.csv": (3, {"text": "a warm and funny film", "label": "good"}),
     "rates.jsonl.gz": (3, {"text": "a room with a view", "label": 5}),
@@ -81,10 +90,11 @@ def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     example = EXAMPLES[name]
     values = _settings(shared, tmp_path, example)
-    config = parse_config(values, source="docs/data.md")
-    encoding = config.data.train[0].encoding
+    train = values["data"]["train"]
+    encoding = train.get("encoding", "utf-8") if isinstance(train, dict) else "utf-8"
     for path, content in example.files.items():
         _write(Path(path), content.encode(encoding))
+    config = parse_config(values, source="docs/data.md")
     rows = list(read_rows(config.data.train[0], roles=config.task.roles))
     count, first = FIRST[name]
     assert (len(rows), {role: value for role, value in rows[0].items() if role[0] != "_"}) == (count, first)
