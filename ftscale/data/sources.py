@@ -9,10 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import fsspec
 import xxhash
 
-from ftscale.base.errors import UserError
+from ftscale.base.errors import UserError, counted
 from ftscale.base.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.base.logs import log
 from ftscale.base.shown import without_secrets
@@ -24,6 +23,7 @@ from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.derived import LEFT_OUT, Derived, constants
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
+from ftscale.data.formats.remote import BrokenOffError, stamps, told_of
 from ftscale.data.formats.select import Selection, select
 from ftscale.data.missing import with_none
 from ftscale.data.values import MOST_TEXT, check_characters, without_made_nulls
@@ -52,8 +52,6 @@ READING_SETTINGS = (
     *("columns", "set", "rows", "pattern", "header", "separator", "comment", "encoding", "limit", "name", "split"),
     *("missing_values", "drop", "sheet"),
 )
-STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
-"""What file systems of fsspec tell of a file that changes with its content."""
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -115,11 +113,14 @@ def open_stream(
         if _is_empty(file):
             continue
         place = position["place"] if position and number == start else None
-        for row, here in _file_rows(file, place=place, roles=roles, absent=absent, keep_columns=keep_columns):
-            count += 1
-            yield row, {"file": number, "row": count, "place": here}
-            if count == source.limit:
-                return
+        try:
+            for row, here in _file_rows(file, place=place, roles=roles, absent=absent, keep_columns=keep_columns):
+                count += 1
+                yield row, {"file": number, "row": count, "place": here}
+                if count == source.limit:
+                    return
+        except BrokenOffError as error:
+            raise UserError(f"{error.problems[0]} {counted(count, 'row')} of the source came before.") from error
     if count == 0:
         raise UserError(f"{setting}.path = {source.path!r} has no rows; fill it, or name another file.")
 
@@ -157,7 +158,7 @@ def source_fingerprint(
     root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     for path in paths:
         if is_url(path):
-            _add_remote_file(digest, path)
+            _add_remote_file(digest, path, setting=setting)
         else:
             _add_file(digest, path, root=root, whole=hash_whole)
     for path, fingerprint in _image_fingerprints(source, files, setting=setting, roles=roles).items():
@@ -176,14 +177,14 @@ def file_fingerprints(
     files = discover(source, setting=setting)
     paths = _all_paths(files)
     whole = fit_to_hash_whole(path for path in paths if not is_url(path))
-    own = {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
+    own = {without_secrets(path): _file_fingerprint(path, whole=whole, setting=setting) for path in paths}
     return own | _image_fingerprints(source, files, setting=setting, roles=roles)
 
 
-def _file_fingerprint(path: str, *, whole: bool) -> str:
+def _file_fingerprint(path: str, *, whole: bool, setting: str) -> str:
     if is_url(path):
         digest = xxhash.xxh3_128()
-        _add_remote_file(digest, path) if without_secrets(path) == path else _add_secret_file(digest, path)
+        _add_remote_file(digest, path, setting=setting)
         return digest.hexdigest()
     return hash_file(path) if whole else sampled_hash(path)
 
@@ -224,17 +225,13 @@ def _containers(paths: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(divided(path)[0] for path in paths))
 
 
-def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    digest.update(f"{path}\0{filesystem.ukey(inside)}\0".encode())
+def _add_remote_file(digest: xxhash.xxh3_128, path: str, *, setting: str) -> None:
+    """What tells a remote file besides its URL, whose secrets may be others at a resume.
 
-
-def _add_secret_file(digest: xxhash.xxh3_128, path: str) -> None:
-    """What tells the file besides its URL, whose secrets may be others at a resume; the URL where there is nothing."""
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    told = filesystem.info(inside)
-    stamps = {name: str(value) for name, value in sorted(told.items()) if name.lower().replace("_", "-") in STAMPS}
-    digest.update(json.dumps([without_secrets(path), told.get("size"), stamps or path]).encode())
+    Where nothing tells its content but its size, the whole URL goes in.
+    """
+    told = stamps(told_of(path, setting=setting))
+    digest.update(json.dumps([without_secrets(path), told, path if len(told) == 1 else ""]).encode())
 
 
 def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> None:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol
 
-import fsspec
-
 from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.archives import divided, open_inside
 from ftscale.data.formats.content import foreign_content
 from ftscale.data.formats.packed import is_binary, packing_by_name, packing_of, unpacked
+from ftscale.data.formats.remote import RemoteFile
 
 TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
 """Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
@@ -100,17 +99,8 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
 def _open_packed(file: DataFile, path: str) -> Iterator[tuple[BinaryIO, int]]:
     """A file's own bytes, and the size of what holds them, by which the limit of unpacking is set."""
     if is_url(path):
-        try:
-            opened = fsspec.open(path, "rb").open()
-        except PermissionError as error:
-            raise _unreadable(file, path) from error
-        except FileNotFoundError as error:
-            refused = (
-                "cannot be read: its server is not there, has no such file, or refuses this name, password or token"
-            )
-            raise file.error(f"{refused}; correct the URL.", path=path) from error
-        with opened:  # fsspec's remote files take a whole block for each line
-            yield io.BufferedReader(opened, buffer_size=2**20), opened.size or 0
+        with RemoteFile(path, setting=file.setting) as remote, io.BufferedReader(remote, buffer_size=2**20) as stream:
+            yield stream, remote.size or 0
         return
     archive, inside = divided(path)
     if inside:
@@ -121,13 +111,9 @@ def _open_packed(file: DataFile, path: str) -> Iterator[tuple[BinaryIO, int]]:
     try:
         local = io.FileIO(path)
     except PermissionError as error:
-        raise _unreadable(file, path) from error
+        raise file.error("may not be read by this user; change its permissions.", path=path) from error
     with io.BufferedReader(local, buffer_size=2**18) as stream:
         yield stream, os.path.getsize(path)
-
-
-def _unreadable(file: DataFile, path: str) -> UserError:
-    return file.error("may not be read by this user; change its permissions.", path=path)
 
 
 def check_regular(path: str, *, setting: str) -> None:

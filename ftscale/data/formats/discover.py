@@ -9,8 +9,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fsspec
-
 from ftscale.base.errors import UserError, nearest, unknown_name
 from ftscale.base.shown import SECRET
 from ftscale.config.schema import SourceConfig
@@ -21,6 +19,7 @@ from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.packed import without_packing
 from ftscale.data.formats.paths import files_below, listed, nearest_path, relative_to
+from ftscale.data.formats.remote import files_at
 from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 
@@ -176,14 +175,12 @@ def _files(path: str, setting: str) -> list[str]:
 
 
 def _remote_files(path: str, setting: str) -> list[str]:
-    is_folder = path.endswith("/")
-    if not is_folder and not glob.has_magic(urlsplit(path).path):
+    if not path.endswith("/") and not glob.has_magic(_path_of(path)):
         return [path]
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    matches = filesystem.find(inside) if is_folder else filesystem.glob(inside)
-    if not matches:
+    found = files_at(path, setting=setting)
+    if not found:
         raise UserError(f"{setting}.path = {path!r} matches no remote file; correct it.")
-    return [filesystem.unstrip_protocol(match) for match in sorted(matches)]
+    return found
 
 
 def _common_format(path: str, files: list[str], setting: str) -> str:
@@ -199,6 +196,8 @@ def _common_format(path: str, files: list[str], setting: str) -> str:
             f"by a pattern, e.g. {path}/*{_suffix_of(found[0])}, or set {setting}.format."
         )
     strange = next((file for file, form in formats.items() if form is None), None)
+    if strange and is_url(strange) and _suffix_below(strange) == ".zip":
+        raise UserError(f"{setting}.path = {path!r} is an archive; name a file in it: zip://train.csv::{path}.")
     if strange and (fix := UNREAD.get(_suffix_below(strange))):
         raise UserError(f"{setting}.path = {path!r}: {strange} is of no format that is read; {fix}.")
     if strange or not found:
@@ -222,7 +221,13 @@ def _suffix_below(path: str) -> str:
 
 
 def _unpacked_name(path: str) -> str:
-    return without_packing(os.path.basename(urlsplit(path).path if is_url(path) else path).lower())
+    return without_packing(os.path.basename(_path_of(path) if is_url(path) else path).lower())
+
+
+def _path_of(url: str) -> str:
+    """The path of a URL without its query; of a chain (`zip://a.csv::https://...`) that of its first."""
+    first = urlsplit(url.partition("::")[0])
+    return first.path if first.scheme in ("http", "https") else first.netloc + first.path
 
 
 def _suffix_of(form: str) -> str:

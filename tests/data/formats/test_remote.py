@@ -1,0 +1,233 @@
+"""Remote files: connections that break, servers that refuse, and files that change."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import fsspec
+import openpyxl
+import pytest
+
+from ftscale.base.errors import UserError
+from ftscale.config.schema import SourceConfig
+from ftscale.data.formats import remote
+from ftscale.data.sources import detect_format, open_stream, source_fingerprint
+
+ROLES = (("text", "label"),)
+TEXTS = [f"row {number} {'x' * 90}" for number in range(2000)]
+CSV = ("text,label\n" + "".join(f"{text},1\n" for text in TEXTS)).encode()
+
+
+@dataclass
+class Server:
+    """What a server has and how it fails; a failure is used up by one answer."""
+
+    content: bytes = CSV
+    has_parts: bool = True
+    etag: str = "one"
+    cuts: list[int] = field(default_factory=list)
+    """Bytes after which the next answers break off; -1 = they are whole."""
+    statuses: list[int] = field(default_factory=list)
+    """Of the next answers to GET; 0 = as it should be."""
+    claims: int = 0
+    """Bytes more than there are that are promised."""
+    changes_after: int = -1
+    """Answers after which the file is another."""
+    asked: list[str] = field(default_factory=list)
+    """What was asked for, GET and its range."""
+    url: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(200, len(made.content) + made.claims)
+
+        def do_GET(self) -> None:
+            span = self.headers.get("Range") if made.has_parts else None
+            made.asked.append(span or "whole")
+            if made.changes_after == len(made.asked) - 1:
+                made.etag = "two"
+            status = made.statuses.pop(0) if made.statuses else 0
+            if status:
+                self._answer(status, 0)
+                return
+            first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", span).groups() if span else (0, len(made.content))
+            part = made.content[int(first) : int(last) + 1]
+            promised = len(part) + made.claims
+            self._answer(206 if span else 200, promised, first=int(first) if span else None)
+            cut = made.cuts.pop(0) if made.cuts else -1
+            self.wfile.write(part if cut < 0 else part[:cut])
+            if cut >= 0 or made.claims:
+                self.close_connection = True
+
+        def _answer(self, status: int, size: int, *, first: int | None = None) -> None:
+            self.send_response(status)
+            self.send_header("ETag", made.etag)
+            self.send_header("Content-Length", str(size))
+            if made.has_parts:
+                self.send_header("Accept-Ranges", "bytes")
+            if first is not None:
+                self.send_header("Content-Range", f"bytes {first}-{first + size - 1}/{len(made.content)}")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        made.url = f"http://127.0.0.1:{http.server_port}"
+        yield made
+        http.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch) -> list[float]:
+    """The seconds that would have been waited."""
+    waited: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    return waited
+
+
+def read(url: str, **settings: object) -> list[str]:
+    stream = open_stream(SourceConfig(path=url, **settings), roles=ROLES, position=None)
+    return [row["text"] for row, _ in stream]
+
+
+def refusal(url: str, **settings: object) -> str:
+    with pytest.raises(UserError) as caught:
+        read(url, **settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_connection_that_breaks_in_the_middle_is_gone_on_with(
+    server, no_waiting, has_parts, packed, monkeypatch, caplog
+):
+    monkeypatch.setattr(fsspec.filesystem("http"), "block_size", 2**16)
+    server.has_parts = has_parts
+    server.content = gzip.compress(CSV, compresslevel=0) if packed else CSV
+    server.cuts = [-1, 1000, -1, 70_000, 0, -1]
+    assert read(f"{server.url}/a.csv") == TEXTS
+    assert server.cuts == []
+    assert 2 <= len(no_waiting) <= 3
+    assert re.search(r"/a\.csv: ContentLengthError: .*; trying again in 1 s", caplog.text)
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_reading_goes_on_after_a_row(server, has_parts):
+    server.has_parts = has_parts
+    source = SourceConfig(path=f"{server.url}/a.csv")
+    items = list(open_stream(source, roles=ROLES, position=None))
+    assert list(open_stream(source, roles=ROLES, position=items[1500][1])) == items[1501:]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_an_answer_that_may_be_another_one_later_is_waited_for(server, no_waiting, status):
+    server.statuses = [status, status]
+    assert read(f"{server.url}/a.csv") == TEXTS
+    assert no_waiting == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_a_refusal_is_told_at_once(server, no_waiting, status):
+    server.statuses = [status] * 9
+    message = refusal(f"{server.url}/a.csv?token=t0k3n")
+    assert message == (
+        f"data.train[0].path: {server.url}/a.csv?token=<secret> cannot be read: its server is not there, has no such "
+        "file, or refuses this name, password or token; correct the URL."
+    )
+    assert no_waiting == []
+
+
+def test_what_stays_broken_ends_with_the_place_the_cause_and_the_way_on(server, no_waiting, monkeypatch):
+    monkeypatch.setattr(fsspec.filesystem("http"), "block_size", 2**16)
+    server.statuses = [0] + [502] * 20
+    server.has_parts = False
+    server.cuts = [100_000]
+    message = refusal(f"{server.url}/a.csv?token=t0k3n")
+    assert "t0k3n" not in message
+    assert re.fullmatch(
+        rf"data\.train\[0\]\.path: {server.url}/a\.csv\?token=<secret> broke off at byte \d+ \(ClientResponseError: "
+        r"status 502\), and 7 further tries did not help; when the network is well again, go on with --resume from the "
+        r"last checkpoint\. \d+ rows of the source came before\.",
+        message,
+    )
+    assert no_waiting[-7:] == list(remote.WAITS_S)
+
+
+def test_a_file_that_is_shorter_than_was_said_is_refused(server):
+    server.claims = 50
+    assert "further tries did not help" in refusal(f"{server.url}/a.csv")
+
+
+def test_a_file_that_changes_between_two_reads_is_refused(server):
+    server.has_parts = False
+    server.cuts = [-1, -1, 100_000]  # columns are looked at twice
+    server.changes_after = 2
+    assert "/a.csv has changed while it was read; begin again" in refusal(f"{server.url}/a.csv")
+
+
+def test_the_fingerprint_of_a_remote_file_changes_with_what_its_server_tells(server):
+    source = SourceConfig(path=f"{server.url}/a.csv")
+    first = source_fingerprint(source)
+    assert source_fingerprint(source) == first
+    server.etag = "two"
+    assert source_fingerprint(source) != first
+
+
+def test_workbooks_and_files_in_archives_are_read_from_a_server(server):
+    book, made = openpyxl.Workbook(), io.BytesIO()
+    for row in (("text", "label"), ("fine", 1)):
+        book.active.append(row)
+    book.save(made)
+    server.content = made.getvalue()
+    assert read(f"{server.url}/a.xlsx") == ["fine"]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/a.csv", CSV)
+        archive.writestr("in/b.csv", CSV)
+    server.content = made.getvalue()
+    assert f"is an archive; name a file in it: zip://train.csv::{server.url}/a.zip" in refusal(f"{server.url}/a.zip")
+    assert detect_format(f"zip://a.csv::{server.url}/a.zip") == "csv"
+    assert read(f"zip://in/a.csv::{server.url}/b.zip") == TEXTS
+    assert read(f"zip://in/*.csv::{server.url}/b.zip") == TEXTS * 2
+
+
+def test_any_file_system_of_fsspec_is_read_by_its_patterns(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/rows/1.csv": CSV, "/rows/2.csv.gz": gzip.compress(CSV)})
+    try:
+        assert read("memory://rows/*.csv*") == TEXTS * 2
+        assert read("memory://rows/", format="csv") == TEXTS * 2
+        assert "matches no remote file" in refusal("memory://rows/*.tsv")
+        assert "memory://rows/3.csv cannot be read" in refusal("memory://rows/3.csv")
+    finally:
+        memory.rm("/rows", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://bucket/a.csv", "needs a package for s3:// that is not installed; pip install s3fs."),
+        ("gs://bucket/*.csv", "needs a package for gs:// that is not installed; pip install gcsfs."),
+        ("nosuch://bucket/a.csv", "cannot be read (Protocol not known: nosuch"),
+    ],
+)
+def test_a_scheme_without_its_package_is_refused_with_what_to_install(monkeypatch, url, words):
+    for package in ("s3fs", "gcsfs"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    assert f"data.train[0].path: {url} {words}" in refusal(url)
