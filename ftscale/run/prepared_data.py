@@ -16,8 +16,9 @@ from ftscale.config import Config
 from ftscale.config.own_task import file_hash
 from ftscale.config.schema import MethodField, TaskField
 from ftscale.data.census import contradicting, odd_labels, row_warnings, shared, shared_warning
+from ftscale.data.formats.copies import copies_in
 from ftscale.data.order import GlobalOrder
-from ftscale.data.prepare import Prepared, prepare_sources, processor_key, split_rows
+from ftscale.data.prepare import Prepared, cache_folder, prepare_sources, processor_key, split_rows
 from ftscale.data.sample import Sample
 from ftscale.data.sources import read_rows
 from ftscale.methods import build_method
@@ -49,6 +50,11 @@ def prepare_inputs(config: Config) -> Inputs:
     if problems := machine_problems(config):
         raise UserError(*problems)
     processor = check_config(config)
+    with copies_in(None if config.data.streaming else cache_folder(config.data) / "remote"):
+        return _prepared_inputs(config, processor)
+
+
+def _prepared_inputs(config: Config, processor: Any) -> Inputs:
     task, data = build_method(config.method, config.task), config.data
     held = held_out(config, task) if splits(config) else None
     config, task, learned = fitted(config, task, processor, _training_rows(config, task))

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import openpyxl
 import pytest
 import tiny
@@ -23,6 +24,8 @@ from ftscale.config.yaml_text import read_yaml
 from ftscale.data.sources import read_rows
 from ftscale.run.train import train
 
+SERVER = "https://"
+"""Of servers on the page, for which the memory of fsspec stands."""
 PAGE = tiny.ROOT / "docs/data.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
@@ -42,7 +45,7 @@ def _examples() -> dict[str, Example]:
         if title:
             example.files[title] = content
         elif language == "yaml" and example.files:
-            example.settings = read_yaml(content, source="docs/data.md")
+            example.settings = read_yaml(content.replace(SERVER, "memory://"), source="docs/data.md")
             found[next(iter(example.files))] = example
             example = Example()
     return found
@@ -73,6 +76,7 @@ FIRST: dict[str, tuple[int, dict[str, Any]]] = {
         {"source": "name[Aldo], food[Thai]", "target": ["Aldo has Thai food.", "Thai is served at Aldo."]},
     ),
     "labels.txt": (3, {"text": "my card is lost", "label": "0"}),
+    "https://data.example.org/letters/1.csv": (2, {"text": "the bridge is closed", "label": "traffic"}),
     "calls.xlsx": (3, {"text": "my card is lost", "label": "card"}),
     "films.zip/films/train.csv": (3, {"text": "a warm and funny film", "label": "good"}),
     "rates.jsonl.gz": (3, {"text": "a room with a view", "label": 5}),
@@ -90,8 +94,8 @@ def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     example = EXAMPLES[name]
     values = _settings(shared, tmp_path, example)
-    train = values["data"]["train"]
-    encoding = train.get("encoding", "utf-8") if isinstance(train, dict) else "utf-8"
+    source = values["data"]["train"]
+    encoding = source.get("encoding", "utf-8") if isinstance(source, dict) else "utf-8"
     for path, content in example.files.items():
         _write(Path(path), content.encode(encoding))
     config = parse_config(values, source="docs/data.md")
@@ -107,6 +111,9 @@ def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, mo
 
 def _write(path: Path, content: bytes) -> None:
     """A file of the page, in a form that a page cannot show where its name says so."""
+    if path.parts[0] == SERVER[:-2]:
+        fsspec.filesystem("memory").pipe(str(path).replace(str(Path(SERVER)), "/"), content)
+        return
     archive = next((folder for folder in path.parents if folder.suffix == ".zip"), None)
     if archive is not None:
         with zipfile.ZipFile(archive, "a") as packed:

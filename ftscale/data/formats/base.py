@@ -14,8 +14,8 @@ from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.archives import divided, open_inside
 from ftscale.data.formats.content import foreign_content
+from ftscale.data.formats.copies import open_remote
 from ftscale.data.formats.packed import is_binary, packing_by_name, packing_of, unpacked
-from ftscale.data.formats.remote import RemoteFile
 
 TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
 """Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
@@ -99,8 +99,8 @@ def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]
 def _open_packed(file: DataFile, path: str) -> Iterator[tuple[BinaryIO, int]]:
     """A file's own bytes, and the size of what holds them, by which the limit of unpacking is set."""
     if is_url(path):
-        with RemoteFile(path, setting=file.setting) as remote, io.BufferedReader(remote, buffer_size=2**20) as stream:
-            yield stream, remote.size or 0
+        with open_remote(path, setting=file.setting) as opened:
+            yield opened
         return
     archive, inside = divided(path)
     if inside:

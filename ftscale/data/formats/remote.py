@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -34,6 +35,23 @@ STAMPS = frozenset(
 """What file systems of fsspec tell of a file that changes with its content."""
 FOR_A_WHILE = (408, 425, 429)
 """Answers of a server that blame the client, and yet may be others a little later: too slow, too early, too often."""
+FAULTS = (
+    ("aiohttp", "ClientError"),
+    ("httpx", "HTTPError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+"""What the libraries below fsspec raise for a network that fails, besides errors of the operating system."""
+UNREACHABLE = (
+    ("aiohttp", "ClientConnectorError"),
+    ("httpx", "ConnectError"),
+    ("botocore.exceptions", "EndpointConnectionError"),
+    ("botocore.exceptions", "NoCredentialsError"),
+    ("google.auth.exceptions", "DefaultCredentialsError"),
+    ("huggingface_hub.errors", "OfflineModeIsEnabled"),
+)
+"""What of them cannot be helped by waiting, at first contact: no such server, no network, nothing to log in with."""
 BLOCK = 2**20
 
 T = TypeVar("T")
@@ -88,7 +106,8 @@ class RemoteFile(io.RawIOBase):
     def __init__(self, url: str, *, setting: str) -> None:
         self._url, self._setting = url, setting
         self._filesystem, self._inside = filesystem_of(url, setting=setting)
-        self._told = stamps(told := told_of(url, setting=setting))
+        self.told = stamps(told := told_of(url, setting=setting))
+        """What changes with its content: see `stamps`."""
         self.size: int | None = told.get("size")
         """Bytes; None where nobody tells."""
         self._offset = self._at = 0  # where the reader is, and where the open stream is
@@ -167,7 +186,7 @@ class RemoteFile(io.RawIOBase):
         """Open the file where it is not open. Raises UserError where it is another than before."""
         if self._stream is not None:
             return
-        if stamps(dict(self._filesystem.info(self._inside))) != self._told:
+        if stamps(dict(self._filesystem.info(self._inside))) != self.told:
             raise UserError(
                 f"{self._setting}.path: {self._url} has changed while it was read; begin again when it stays as it is."
             )
@@ -198,42 +217,36 @@ def _tried(act: Callable[[], T], url: str, *, setting: str, at: int | None = Non
     raise AssertionError("the last try returns or raises")
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """What the libraries below fsspec raise for a network that fails; none is imported for this."""
-    found: list[type[Exception]] = [OSError, EOFError]
-    for module, name in (("aiohttp", "ClientError"), ("httpx", "HTTPError"), ("botocore.exceptions", "BotoCoreError")):
-        if module in sys.modules:
-            found.append(vars(sys.modules[module])[name])
-    return tuple(found)
-
-
 def _is_refusal(error: BaseException, *, begun: bool) -> bool:
     """Whether another try cannot help: the file is not there or not allowed, or at first contact no server is."""
-    for cause in _causes(error):
+    causes = list(_causes(error))
+    for cause in causes:
         if (status := _status(cause)) is not None:
             return 400 <= status < 500 and status not in FOR_A_WHILE
-        if _is_unreachable(cause):
+        if isinstance(cause, (ConnectionRefusedError, socket.gaierror, *_loaded(UNREACHABLE))):
             return not begun
-    return isinstance(error, (FileNotFoundError, PermissionError)) and error.__cause__ is None
+    is_told_so = isinstance(error, (FileNotFoundError, PermissionError))
+    return is_told_so and not any(isinstance(cause, _faults()) for cause in causes[1:])
 
 
 def _status(error: BaseException) -> int | None:
     """A server's answer by its number; None where there was none."""
-    if "aiohttp" not in sys.modules:
-        return None
-    import aiohttp
+    if isinstance(error, _loaded((("aiohttp", "ClientResponseError"),))):
+        return int(error.status)
+    if isinstance(error, _loaded((("httpx", "HTTPStatusError"), ("huggingface_hub.errors", "HfHubHTTPError")))):
+        return int(error.response.status_code)
+    return None
 
-    return error.status if isinstance(error, aiohttp.ClientResponseError) else None
+
+def _faults() -> tuple[Any, ...]:
+    """What a network that fails is raised as."""
+    return (OSError, EOFError, *_loaded(FAULTS))
 
 
-def _is_unreachable(error: BaseException) -> bool:
-    if isinstance(error, ConnectionRefusedError):
-        return True
-    if "aiohttp" not in sys.modules:
-        return False
-    import aiohttp
-
-    return isinstance(error, aiohttp.ClientConnectorError)
+def _loaded(names: Sequence[tuple[str, str]]) -> tuple[Any, ...]:
+    """Classes by their modules and names, of the modules that are imported: others have raised nothing."""
+    modules = ((sys.modules.get(module), name) for module, name in names)
+    return tuple(vars(module)[name] for module, name in modules if module is not None and name in vars(module))
 
 
 def _refused(error: Exception, url: str, *, setting: str) -> UserError:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import threading
+import socket
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import openpyxl
@@ -23,82 +20,14 @@ from ftscale.data.sources import detect_format, open_stream, source_fingerprint
 ROLES = (("text", "label"),)
 TEXTS = [f"row {number} {'x' * 90}" for number in range(2000)]
 CSV = ("text,label\n" + "".join(f"{text},1\n" for text in TEXTS)).encode()
-
-
-@dataclass
-class Server:
-    """What a server has and how it fails; a failure is used up by one answer."""
-
-    content: bytes = CSV
-    has_parts: bool = True
-    etag: str = "one"
-    cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break off; -1 = they are whole."""
-    statuses: list[int] = field(default_factory=list)
-    """Of the next answers to GET; 0 = as it should be."""
-    claims: int = 0
-    """Bytes more than there are that are promised."""
-    changes_after: int = -1
-    """Answers after which the file is another."""
-    asked: list[str] = field(default_factory=list)
-    """What was asked for, GET and its range."""
-    url: str = ""
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_HEAD(self) -> None:
-            self._answer(200, len(made.content) + made.claims)
-
-        def do_GET(self) -> None:
-            span = self.headers.get("Range") if made.has_parts else None
-            made.asked.append(span or "whole")
-            if made.changes_after == len(made.asked) - 1:
-                made.etag = "two"
-            status = made.statuses.pop(0) if made.statuses else 0
-            if status:
-                self._answer(status, 0)
-                return
-            first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", span).groups() if span else (0, len(made.content))
-            part = made.content[int(first) : int(last) + 1]
-            promised = len(part) + made.claims
-            self._answer(206 if span else 200, promised, first=int(first) if span else None)
-            cut = made.cuts.pop(0) if made.cuts else -1
-            self.wfile.write(part if cut < 0 else part[:cut])
-            if cut >= 0 or made.claims:
-                self.close_connection = True
-
-        def _answer(self, status: int, size: int, *, first: int | None = None) -> None:
-            self.send_response(status)
-            self.send_header("ETag", made.etag)
-            self.send_header("Content-Length", str(size))
-            if made.has_parts:
-                self.send_header("Accept-Ranges", "bytes")
-            if first is not None:
-                self.send_header("Content-Range", f"bytes {first}-{first + size - 1}/{len(made.content)}")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        made.url = f"http://127.0.0.1:{http.server_port}"
-        yield made
-        http.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch) -> list[float]:
-    """The seconds that would have been waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waited.append)
-    return waited
+def server(failing_server):
+    """A server of a file of CSV."""
+    failing_server.content = CSV
+    return failing_server
 
 
 def read(url: str, **settings: object) -> list[str]:
@@ -231,3 +160,12 @@ def test_a_scheme_without_its_package_is_refused_with_what_to_install(monkeypatc
     for package in ("s3fs", "gcsfs"):
         monkeypatch.setitem(__import__("sys").modules, package, None)
     assert f"data.train[0].path: {url} {words}" in refusal(url)
+
+
+def test_a_server_that_is_not_there_is_told_at_once(no_waiting):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.csv"
+    assert "cannot be read: its server is not there" in refusal(url)
+    assert "cannot be read: its server is not there" in refusal("hf://datasets/nobody/nothing/a.csv")
+    assert no_waiting == []
