@@ -99,7 +99,7 @@ CASES = {
     "a path that is misspelt": Case({"train.csv": CSV}, "traim.csv"),
     "a folder that is misspelt": Case({"raw/train.csv": CSV}, "rawe/train.csv"),
     "an archive of splits": _one("a.zip", _archive("train.csv", "test.csv")),
-    "a file of an archive that is misspelt": Case({"a.zip": _archive("train.csv")}, "a.zip/trian.csv"),
+    "a file of an archive that is misspelt": Case({"a.zip": _archive("train.csv")}, "a.zip/traim.csv"),
     "a format that is misspelt": _one("a.csv", CSV, format="cvs"),
     "splits to choose from": Case(SPLITS, "set"),
     "a split that is misspelt": Case(SPLITS, "set", {"split": "trains"}),

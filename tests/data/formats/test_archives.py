@@ -70,12 +70,12 @@ def test_files_of_every_format_are_read_inside_an_archive(tmp_path, read):
 
 
 def test_an_archive_of_splits_is_read_by_its_split_and_leaves_out_what_is_hidden(tmp_path, read, refused):
-    files = {name: CSV.replace("fine", name[:2]) for name in ("train.csv", "test.csv")}
+    files = {name: CSV.replace("fine", name[:4]) for name in ("train.csv", "test.csv")}
     path = archive(tmp_path / "a.zip", {**files, "__MACOSX/train.csv": "x", ".hidden.csv": "x", "README.md": "x"})
     assert f"{str(path)!r} holds the splits train, test; set data.train[0].split: train" in refused(path)
-    assert texts(read(path, split="test")) == ["te", "poor"]
-    assert texts(read(path, split="all")) == ["te", "poor", "tr", "poor"]
-    assert texts(read(path / "train.csv")) == ["tr", "poor"]
+    assert texts(read(path, split="test")) == ["test", "poor"]
+    assert texts(read(path, split="all")) == ["test", "poor", "trai", "poor"]
+    assert texts(read(path / "train.csv")) == ["trai", "poor"]
 
 
 def test_the_folder_inside_an_archive_gives_the_class(tmp_path, read):
@@ -87,7 +87,7 @@ def test_the_folder_inside_an_archive_gives_the_class(tmp_path, read):
 @pytest.mark.parametrize(
     ("inside", "words"),
     [
-        ("/trian.csv", "is not in the archive {path}; did you mean '{path}/train.csv'?"),
+        ("/traim.csv", "is not in the archive {path}; did you mean '{path}/train.csv'?"),
         ("/z/*.what", "is not in the archive {path}; it has 'b.jsonl', 'train.csv'."),
         ("", "holds files of several formats (csv, jsonl); name the files by a pattern, e.g. {path}/*.csv"),
         ("/no.{de,en}", "no.de' is not in the archive {path}"),

@@ -71,6 +71,13 @@ def test_what_was_broken_off_is_fetched_further_and_never_read_in_half(server, t
     assert not has_parts or server.asked[0].startswith(f"bytes={begun}-")
 
 
+def test_a_copy_of_another_size_is_fetched_anew(server, tmp_path):
+    assert texts(f"{server.url}/a.csv", tmp_path) == TEXTS
+    [copy] = (path for path in tmp_path.iterdir() if not path.suffix)
+    copy.write_bytes(CSV[:5000])
+    assert texts(f"{server.url}/a.csv", tmp_path) == TEXTS
+
+
 def test_prepared_rows_come_from_the_copy_and_streamed_ones_from_the_network(shared, server, tmp_path):
     def run(**data: object) -> None:
         data = {"train": f"{server.url}/a.csv", "cache_dir": str(tmp_path), **data}
