@@ -476,7 +476,9 @@ MUTANTS = (
         "ftscale/data/formats/remote.py",
         "self._stream.seek(self._offset)",
         "self._stream.seek(0)",
-        ("tests/data/formats/test_remote.py::test_a_connection_that_breaks_in_the_middle_is_gone_on_with[False-True]",),
+        (
+            "tests/data/formats/test_remote.py::test_a_connection_that_breaks_in_the_middle_is_gone_on_with[False-parts]",
+        ),
     ),
     Mutant(
         "a copy of half a file is read",

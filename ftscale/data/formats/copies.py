@@ -20,6 +20,7 @@ from ftscale.base.shown import without_secrets
 from ftscale.data.formats.remote import RemoteFile
 
 BLOCK = 2**20
+BUFFER = 2**20  # fsspec's remote files take a whole block for each line
 
 _FOLDER: ContextVar[Path | None] = ContextVar("folder of copies", default=None)
 
@@ -42,7 +43,7 @@ def open_remote(url: str, *, setting: str) -> Iterator[tuple[BinaryIO, int]]:
         raw: io.RawIOBase = remote
         if folder is not None and remote.size and len(remote.told) > 1:  # by its size alone it may be another by now
             raw = io.FileIO(str(_copied(remote, url, folder)))
-        with io.BufferedReader(raw, buffer_size=2**20) as stream:
+        with io.BufferedReader(raw, buffer_size=BUFFER) as stream:
             yield stream, remote.size or 0
 
 

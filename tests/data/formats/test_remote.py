@@ -14,7 +14,7 @@ import pytest
 
 from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
-from ftscale.data.formats import remote
+from ftscale.data.formats import copies, remote
 from ftscale.data.sources import detect_format, open_stream, source_fingerprint
 
 ROLES = (("text", "label"),)
@@ -41,19 +41,24 @@ def refusal(url: str, **settings: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("has_parts", [True, False])
+@pytest.mark.parametrize(
+    ("has_parts", "cuts", "waits"),
+    [(True, [-1, 1000, -1, 30_000, 0], [1, 1, 2]), (False, [-1, -1, 100_000, 0], [1, 2])],  # parts are tried first
+    ids=["parts", "whole"],
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_connection_that_breaks_in_the_middle_is_gone_on_with(
-    server, no_waiting, has_parts, packed, monkeypatch, caplog
+    server, no_waiting, has_parts, cuts, waits, packed, monkeypatch, caplog
 ):
     monkeypatch.setattr(fsspec.filesystem("http"), "block_size", 2**16)
-    server.has_parts = has_parts
-    server.content = gzip.compress(CSV, compresslevel=0) if packed else CSV
-    server.cuts = [-1, 1000, -1, 70_000, 0, -1]
-    assert read(f"{server.url}/a.csv") == TEXTS
-    assert server.cuts == []
-    assert 2 <= len(no_waiting) <= 3
-    assert re.search(r"/a\.csv: ContentLengthError: .*; trying again in 1 s", caplog.text)
+    monkeypatch.setattr(copies, "BUFFER", 2**14)
+    lines = "\n".join(TEXTS).encode()
+    server.content = gzip.compress(lines, compresslevel=0) if packed else lines
+    server.has_parts, server.cuts = has_parts, [*cuts]
+    rows = open_stream(SourceConfig(path=f"{server.url}/a.txt"), roles=(("text",),), position=None)
+    assert [row["text"] for row, _ in rows] == TEXTS
+    assert (server.cuts, no_waiting) == ([], waits)
+    assert re.search(r"/a\.txt: ContentLengthError: .*; trying again in 1 s", caplog.text)
 
 
 @pytest.mark.parametrize("has_parts", [True, False])
