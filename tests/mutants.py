@@ -502,10 +502,33 @@ MUTANTS = (
     ),
     Mutant(
         "compressed files without limit",
-        "ftscale/data/formats/base.py",
+        "ftscale/data/formats/packed.py",
         "self._given > self._most",
         "self._given > 10**30",
         ("tests/data/formats/test_base.py::test_a_compressed_bomb_is_refused_while_it_is_unpacked[text-gz-compress]",),
+    ),
+    Mutant(
+        "a broken connection is gone on with from the start",
+        "ftscale/data/formats/remote.py",
+        "self._stream.seek(self._offset)",
+        "self._stream.seek(0)",
+        (
+            "tests/data/formats/test_remote.py::test_a_connection_that_breaks_in_the_middle_is_gone_on_with[False-parts]",
+        ),
+    ),
+    Mutant(
+        "a copy of half a file is read",
+        "ftscale/data/formats/copies.py",
+        "copy.stat().st_size == remote.size",
+        "copy.stat()",
+        ("tests/data/formats/test_copies.py::test_a_copy_of_another_size_is_fetched_anew",),
+    ),
+    Mutant(
+        "only the first reference is scored",
+        "ftscale/metrics/memory.py",
+        "else list(given)",
+        "else list(given)[:1]",
+        ("tests/tasks/test_seq2seq.py::test_of_several_references_the_first_is_learned_and_all_are_scored",),
     ),
     Mutant(
         "rendered conversations of any length",

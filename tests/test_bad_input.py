@@ -245,9 +245,9 @@ FILES = {
         ("train.csv:2: label = \"['good', 'bad']\" is a list", "set task.problem: multi_label"),
         files={"train.csv": "text,label\nfine,\"['good', 'bad']\"\nfiner,bad\n"},
     ),
-    "gzip called csv": Case(
-        ("train.csv is gzip data, whatever its name says; give its name the end .gz",),
-        files={"train.csv": gzip.compress(b"text,label\nfine,good\n")},
+    "gzip in gzip": Case(
+        ("train.csv is compressed twice; unpack it once",),
+        files={"train.csv": gzip.compress(gzip.compress(b"text,label\nfine,good\n"))},
     ),
     "a CSV row with missing fields": Case(
         ("train.csv:3 has 1 field where the header has 2; mend the line",),

@@ -126,6 +126,7 @@ ALLOWED = {
     "init/trainer.py": ({"image_classification", "text_classification", "token_classification"}, OF_OTHERS),
     "init/translate.py": ({"causal_lm"}, OF_OTHERS),
     "init/trl.py": ({"causal_lm", "text"}, OF_OTHERS),
+    "data/formats/derived.py": ({"target"}, "a list of columns is of several texts there, and of 0 and 1 elsewhere"),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
     "run/tracking.py": ({"tags"}, "what trackers call the words that a run is found by"),

@@ -119,9 +119,10 @@ class SourceConfig(Section):
     """One source of rows."""
 
     path: str
-    """A file, a glob, a folder, a remote URL, or a hub data set id."""
+    """A file, a glob, a folder, a zip archive (read as a folder: films.zip/train.csv), a remote URL, or a hub data set
+    id."""
     format: str = "auto"
-    """csv, tsv, jsonl, json, parquet, text, parallel, conll, image_folder, idx, hub; auto = by the file's name."""
+    """csv, tsv, jsonl, json, parquet, excel, text, parallel, conll, image_folder, idx, hub; auto = by the name."""
     name: str | None = None
     """The configuration of a hub data set, or of a folder whose README.md names some; null = its default."""
     split: str | None = None
@@ -130,8 +131,8 @@ class SourceConfig(Section):
     every file of a folder that holds no more than one."""
     columns: dict[str, str | int | tuple[str, ...]] = {}
     """What the task calls a column: the file's name of it, or its number from 0 where there is no header; a path into
-    objects (translation.en); a text with names in braces ("{Body} {Question}"); or a list of columns of 0 and 1, whose
-    names are the classes."""
+    objects (translation.en); a text with names in braces ("{Body} {Question}"); or a list of columns: of 0 and 1, whose
+    names are the classes, or of several targets."""
     set: dict[str, str | int | float] = {}
     """What the task calls a column, with the one value that it has in all rows, e.g. {label: pos}; {folder} and {file}
     in it are the names of the file's folder and of the file without its suffix."""
@@ -142,7 +143,9 @@ class SourceConfig(Section):
     """A regular expression that matches each line of a text file, whose named groups are the columns, e.g.
     "(?P<label>\\S+) (?P<text>.+)"; null = a line is a text."""
     header: bool = True
-    """The first line of a CSV or TSV file names the columns."""
+    """The first line of a CSV or TSV file, or of a sheet, names the columns."""
+    sheet: str | int | None = None
+    """The sheet of an Excel workbook, by its name or its number from 0; null = the only one that has rows."""
     separator: str | None = None
     """Column separator of CSV, TSV and CoNLL files; null = by format (CoNLL: any white space)."""
     comment: str | None = None

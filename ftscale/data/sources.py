@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-import fsspec
 import xxhash
 
-from ftscale.base.errors import UserError
+from ftscale.base.errors import UserError, counted
 from ftscale.base.hashing import fit_to_hash_whole, hash_file, sampled_hash
 from ftscale.base.shown import without_secrets
 from ftscale.base.startup import begin_work
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import load_format
+from ftscale.data.formats.archives import divided, exists, size_of
 from ftscale.data.formats.base import DataFile, Place, is_url
 from ftscale.data.formats.derived import LEFT_OUT, Derived, constants
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import images
+from ftscale.data.formats.remote import BrokenOffError, stamps, told_of
 from ftscale.data.formats.select import Selection, select
 from ftscale.data.heard import say
 from ftscale.data.missing import with_none
@@ -49,10 +50,8 @@ TYPED_FORMATS = ("parquet", "hub")
 """Formats in which every object of a column has the keys of all."""
 READING_SETTINGS = (
     *("columns", "set", "rows", "pattern", "header", "separator", "comment", "encoding", "limit", "name", "split"),
-    *("missing_values", "drop"),
+    *("missing_values", "drop", "sheet"),
 )
-STAMPS = ("etag", "content-md5", "digest", "last-modified", "lastmodified", "mtime", "md5hash", "checksum", "crc32c")
-"""What file systems of fsspec tell of a file that changes with its content."""
 DEFAULT_SETTING = "data.train[0]"
 
 
@@ -114,11 +113,14 @@ def open_stream(
         if _is_empty(file):
             continue
         place = position["place"] if position and number == start else None
-        for row, here in _file_rows(file, place=place, roles=roles, absent=absent, keep_columns=keep_columns):
-            count += 1
-            yield row, {"file": number, "row": count, "place": here}
-            if count == source.limit:
-                return
+        try:
+            for row, here in _file_rows(file, place=place, roles=roles, absent=absent, keep_columns=keep_columns):
+                count += 1
+                yield row, {"file": number, "row": count, "place": here}
+                if count == source.limit:
+                    return
+        except BrokenOffError as error:
+            raise UserError(f"{error.problems[0]} {counted(count, 'row')} of the source came before.") from error
     if count == 0:
         raise UserError(f"{setting}.path = {source.path!r} has no rows; fill it, or name another file.")
 
@@ -148,13 +150,15 @@ def source_fingerprint(
     if files[0].format in ("image_folder", "hub") or "image" in source.columns:
         path = source.path if files[0].format == "hub" else os.path.abspath(source.path)
         digest.update(path.encode())
+    if inside := [name for file in files for path in file.paths if (name := divided(path)[1])]:
+        digest.update(json.dumps(inside).encode())
     paths = _all_paths(files)
     local = [path for path in paths if not is_url(path)]
     hash_whole = fit_to_hash_whole(local)
     root = os.path.commonpath([os.path.dirname(path) for path in local]) if local else ""
     for path in paths:
         if is_url(path):
-            _add_remote_file(digest, path)
+            _add_remote_file(digest, path, setting=setting)
         else:
             _add_file(digest, path, root=root, whole=hash_whole)
     for path, fingerprint in _image_fingerprints(source, files, setting=setting, roles=roles).items():
@@ -173,14 +177,14 @@ def file_fingerprints(
     files = discover(source, setting=setting)
     paths = _all_paths(files)
     whole = fit_to_hash_whole(path for path in paths if not is_url(path))
-    own = {without_secrets(path): _file_fingerprint(path, whole=whole) for path in paths}
+    own = {without_secrets(path): _file_fingerprint(path, whole=whole, setting=setting) for path in paths}
     return own | _image_fingerprints(source, files, setting=setting, roles=roles)
 
 
-def _file_fingerprint(path: str, *, whole: bool) -> str:
+def _file_fingerprint(path: str, *, whole: bool, setting: str) -> str:
     if is_url(path):
         digest = xxhash.xxh3_128()
-        _add_remote_file(digest, path) if without_secrets(path) == path else _add_secret_file(digest, path)
+        _add_remote_file(digest, path, setting=setting)
         return digest.hexdigest()
     return hash_file(path) if whole else sampled_hash(path)
 
@@ -212,21 +216,22 @@ def _all_paths(files: Sequence[DataFile]) -> list[str]:
         from ftscale.data.formats.idx import labels_path
 
         pairs = ((file.path, labels_path(file.path)) for file in files)
-        return [path for pair in pairs for path in dict.fromkeys(pair) if os.path.exists(path)]
-    return [path for file in files for path in file.paths]
+        return _containers(path for pair in pairs for path in pair if exists(path, setting=files[0].setting))
+    return _containers(path for file in files for path in file.paths)
 
 
-def _add_remote_file(digest: xxhash.xxh3_128, path: str) -> None:
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    digest.update(f"{path}\0{filesystem.ukey(inside)}\0".encode())
+def _containers(paths: Iterable[str]) -> list[str]:
+    """The files on disk of paths, each once: of those that lead into an archive, the archive."""
+    return list(dict.fromkeys(divided(path)[0] for path in paths))
 
 
-def _add_secret_file(digest: xxhash.xxh3_128, path: str) -> None:
-    """What tells the file besides its URL, whose secrets may be others at a resume; the URL where there is nothing."""
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    told = filesystem.info(inside)
-    stamps = {name: str(value) for name, value in sorted(told.items()) if name.lower().replace("_", "-") in STAMPS}
-    digest.update(json.dumps([without_secrets(path), told.get("size"), stamps or path]).encode())
+def _add_remote_file(digest: xxhash.xxh3_128, path: str, *, setting: str) -> None:
+    """What tells a remote file besides its URL, whose secrets may be others at a resume.
+
+    Where nothing tells its content but its size, the whole URL goes in.
+    """
+    told = stamps(told_of(path, setting=setting))
+    digest.update(json.dumps([without_secrets(path), told, path if len(told) == 1 else ""]).encode())
 
 
 def _add_file(digest: xxhash.xxh3_128, path: str, *, root: str, whole: bool) -> None:
@@ -273,7 +278,9 @@ def _file_rows(
 
 def _is_empty(file: DataFile) -> bool:
     """Whether a local file has no byte, which is said: it may be one that was never written."""
-    if file.format in ("hub", "image_folder") or any(is_url(path) or os.path.getsize(path) for path in file.paths):
+    if file.format in ("hub", "image_folder") or any(
+        is_url(path) or size_of(path, setting=file.setting) for path in file.paths
+    ):
         return False
     say(f"{file.path} is empty (0 bytes) and passed over; see whether it was written")
     return True

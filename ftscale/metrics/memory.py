@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
 import evaluate
-from datasets import Features
+from datasets import Features, List, Value
 
 
 class MemoryMetric(evaluate.Metric):
@@ -20,6 +21,19 @@ class MemoryMetric(evaluate.Metric):
     def __init__(self) -> None:
         with TemporaryDirectory() as folder:
             super().__init__(keep_in_memory=True, cache_dir=folder)
+
+
+def of_texts(description: str) -> evaluate.MetricInfo:
+    """What `evaluate` asks of a metric of texts, whose references are a text a row, or a list of texts a row."""
+    info = describe(description, predictions=Value("string"), references=Value("string"))
+    several = Features({"predictions": Value("string"), "references": List(Value("string"))})
+    info.features = [info.features, several]
+    return info
+
+
+def all_references(references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Return the references of each row as a list."""
+    return [[given] if isinstance(given, str) else list(given) for given in references]
 
 
 def describe(description: str, *, predictions: object, references: object) -> evaluate.MetricInfo:

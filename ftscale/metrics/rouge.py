@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import evaluate
-from datasets import Value
 
-from ftscale.metrics.memory import MemoryMetric, describe
+from ftscale.metrics.memory import MemoryMetric, all_references, of_texts
 
 NAMES = ("rouge1", "rouge2", "rougeL")
 
@@ -17,17 +16,19 @@ class Rouge(MemoryMetric):
     """`rouge1`, `rouge2`, `rougeL`: F-measures, 0 to 1, means over the rows; words in lower case, not stemmed.
 
     rouge-score's words are runs of a-z and 0-9 (Lin 2004): texts in other scripts have none and score 0.
-    `predictions`, `references`: one plain text a row.
+    `predictions`: one plain text a row; `references`: one, or a list of one and more, of which each score takes the
+    best.
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return describe("ROUGE.", predictions=Value("string"), references=Value("string"))
+        return of_texts("ROUGE.")
 
-    def _compute(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(list(NAMES))
         scores = [
-            scorer.score(reference, prediction) for prediction, reference in zip(predictions, references, strict=True)
+            scorer.score_multi(given, prediction)
+            for prediction, given in zip(predictions, all_references(references), strict=True)
         ]
         return {name: fmean(score[name].fmeasure for score in scores) for name in NAMES}

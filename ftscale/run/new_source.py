@@ -10,10 +10,10 @@ from ftscale.config.schema import SourceConfig
 from ftscale.data.formats.template import is_template
 from ftscale.data.sources import detect_format
 
-NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "hub")
+NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "excel", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
 
-OF_ONE_SOURCE = ("name", "split", "rows")
+OF_ONE_SOURCE = ("name", "split", "rows", "sheet")
 """Settings of a source that say which part of it is read, and so mean nothing for another one."""
 
 

@@ -15,7 +15,9 @@ from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.config.own_task import file_hash
 from ftscale.config.schema import MethodField, TaskField
+from ftscale.data.cache import cache_folder
 from ftscale.data.census import odd_labels, row_warnings, shared, shared_warning
+from ftscale.data.formats.copies import copies_in
 from ftscale.data.order import GlobalOrder
 from ftscale.data.prepare import Prepared, prepare_sources, processor_key, source_fingerprints, split_rows
 from ftscale.data.sample import Sample
@@ -62,6 +64,11 @@ def prepare_inputs(config: Config) -> Inputs:
     if problems := machine_problems(config):
         raise UserError(*problems)
     processor = check_config(config)
+    with copies_in(None if config.data.streaming else cache_folder(config.data) / "remote"):
+        return _prepared_inputs(config, processor)
+
+
+def _prepared_inputs(config: Config, processor: Any) -> Inputs:
     task, data = build_method(config.method, config.task), config.data
     is_held = _is_held_out(config, task)
     roles = task.settings.roles

@@ -42,6 +42,20 @@ def text_of(row: Row, column: str) -> str:
     raise UserError(f"{where(row)}: {column} = {value!r} must be a text; {mend(value)}.")
 
 
+def texts_of(row: Row, column: str) -> list[str]:
+    """A column that may have several texts, as a list: those that are neither missing nor blank, but one at least.
+
+    Raises UserError where there is none.
+    """
+    value = row.get(column)
+    if not isinstance(value, (list, tuple)):
+        return [text_of(row, column)]
+    texts = [text_of({**row, column: item}, column) for item in value if not is_missing(item)]
+    if not texts:
+        return [text_of({**row, column: None}, column)]
+    return [text for text in texts if text.strip()] or texts[:1]
+
+
 def number_of(row: Row, column: str) -> float:
     """A column as a finite number. Raises UserError where it is none."""
     value = row.get(column)
@@ -148,6 +162,8 @@ def _lacks(settings: TaskSettings, row: Row, role: str) -> bool:
     if isinstance(value, (list, tuple)) and "tags_words" in settings.can:
         return any(is_missing(item) for item in value)
     is_label = role in settings.label_columns
+    if is_label and isinstance(value, (list, tuple)) and "writes_text" in settings.can:  # references
+        return all(is_missing(item) for item in value)
     return is_missing(value) or (is_label and isinstance(value, str) and not value.strip())
 
 

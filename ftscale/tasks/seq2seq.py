@@ -26,7 +26,7 @@ from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
-from ftscale.tasks.rows import text_of
+from ftscale.tasks.rows import text_of, texts_of
 from ftscale.tasks.text_fit import text_problems
 from ftscale.tasks.token_sums import sums_of_samples, sums_of_targets
 
@@ -35,7 +35,7 @@ class Seq2Seq(Task):
     """The task of `task: seq2seq`. A target is one token of the text to write; padded layout only.
 
     Labels of a batch: (samples, longest target) int64, -100 in the padding. Where evaluation generates, a sample's note
-    is its whole target text.
+    is the whole text of its target, and of other references where a row has several: a list.
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
@@ -72,8 +72,8 @@ class Seq2Seq(Task):
         if not labelled:
             return samples
         limit = self.settings.max_target_length or limit
-        targets = [text_of(row, "target") for row in rows]
-        encoded = encode(self.processor, targets, limit=limit, kind="target")
+        targets = [texts_of(row, "target") for row in rows]
+        encoded = encode(self.processor, [texts[0] for texts in targets], limit=limit, kind="target")
         return [self._labelled(*parts, limit) for parts in zip(samples, rows, targets, encoded, strict=True)]
 
     def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
@@ -124,7 +124,7 @@ class Seq2Seq(Task):
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""
         text = None if self.settings.generate is None else "text"
-        return list(_score([_Record(0.0, 1, 1, text, text)]))
+        return list(_score([_Record(0.0, 1, 1, text, [text] if text else None)]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The generated text, and the mean log-probability that its tokens had."""
@@ -140,10 +140,10 @@ class Seq2Seq(Task):
 
     def target_texts(self, row: Row) -> list[str]:
         """What a row asks the model to write."""
-        return [text_of(row, "target")]
+        return texts_of(row, "target")[:1]
 
     def reference(self, sample: Sample) -> str:
-        return sample.note or ""
+        return sample.note[0] if sample.note else ""
 
     def token_ids(self, sample: Sample) -> list[int]:
         return [*sample.inputs["input_ids"], *sample.label]
@@ -158,15 +158,15 @@ class Seq2Seq(Task):
         truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=self.settings.too_long)
         return Sample({"input_ids": ids}, cost=len(ids), counts={"loss": 0}, drop=drop, truncated=truncated)
 
-    def _labelled(self, sample: Sample, row: Row, target: str, encoded: Encoded, limit: int) -> Sample:
+    def _labelled(self, sample: Sample, row: Row, targets: list[str], encoded: Encoded, limit: int) -> Sample:
         labels, too_long = encoded.inputs["input_ids"], self.settings.too_long
         truncated, drop = is_cut(encoded.length, row, limit=limit, too_long=too_long, setting="max_target_length")
         sample.label = labels
         sample.cost += len(labels)
         sample.counts = {"loss": len(labels)}
         sample.truncated = sample.truncated or truncated
-        sample.drop = sample.drop or ("no_target" if not target.strip() else drop)
-        sample.note = None if self.settings.generate is None else target
+        sample.drop = sample.drop or ("no_target" if not targets[0].strip() else drop)
+        sample.note = None if self.settings.generate is None else targets
         return sample
 
 
@@ -179,7 +179,7 @@ class _Record:
     num_correct: int
     prediction: str | None
     """The generated text; None where evaluation does not generate."""
-    reference: str | None
+    references: list[str] | None
 
 
 def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _score(records: Sequence[_Record]) -> dict[str, float]:
         from ftscale.metrics.rouge import Rouge
         from ftscale.metrics.translation import TranslationScores
 
-        references = [record.reference for record in records]
+        references = [record.references for record in records]
         scores |= TranslationScores().compute(predictions=predictions, references=references)
         scores |= Rouge().compute(predictions=predictions, references=references)
     return scores

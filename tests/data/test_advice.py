@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,14 @@ def _parquet(*names: str) -> bytes:
     return sink.getvalue()
 
 
+def _archive(*names: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        for name in names:
+            made.writestr(name, CSV)
+    return archive.getvalue()
+
+
 @dataclass(frozen=True)
 class Case:
     """A mistake: the files that are there, the path that is written, and the other settings of the source."""
@@ -90,7 +98,8 @@ CASES = {
     "a list called jsonl": _one("a.jsonl", f"[\n{LINES.strip().replace(chr(10), ',' + chr(10))}\n]"),
     "a path that is misspelt": Case({"train.csv": CSV}, "traim.csv"),
     "a folder that is misspelt": Case({"raw/train.csv": CSV}, "rawe/train.csv"),
-    "a compressed file without its suffix": Case({"a.csv.gz": gzip.compress(CSV.encode())}, "a.csv"),
+    "an archive of splits": _one("a.zip", _archive("train.csv", "test.csv")),
+    "a file of an archive that is misspelt": Case({"a.zip": _archive("train.csv")}, "a.zip/traim.csv"),
     "a format that is misspelt": _one("a.csv", CSV, format="cvs"),
     "splits to choose from": Case(SPLITS, "set"),
     "a split that is misspelt": Case(SPLITS, "set", {"split": "trains"}),

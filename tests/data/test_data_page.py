@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import gzip
+import zipfile
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import openpyxl
 import pages
 import pytest
 import tiny
@@ -17,6 +24,8 @@ from ftscale.config.yaml_text import read_yaml
 from ftscale.data.sources import read_rows
 from ftscale.run.train import train
 
+SERVER = "https://"
+"""Of servers on the page, for which the memory of fsspec stands."""
 PAGE = tiny.ROOT / "docs/data.md"
 
 
@@ -35,7 +44,7 @@ def _examples() -> dict[str, Example]:
         if block.title:
             example.files[block.title] = block.text
         elif block.language == "yaml" and example.files:
-            example.settings = read_yaml(block.text, source="docs/data.md")
+            example.settings = read_yaml(block.text.replace(SERVER, "memory://"), source="docs/data.md")
             found[next(iter(example.files))] = example
             example = Example()
     return found
@@ -57,6 +66,19 @@ FIRST: dict[str, tuple[int, dict[str, Any]]] = {
     "pairs.tsv": (4, {"label": "4.2", "text": "A man plays a guitar.", "text_pair": "A man is playing music."}),
     "flights.tsv": (3, {"words": "flights from oslo to rome", "tags": "O O B-from O B-to"}),
     "comments.csv": (4, {"text": "You are a fool", "label": ["rude"]}),
+    "meals.jsonl": (
+        3,
+        {"source": "name[Aldo], food[Thai]", "target": ["Aldo has Thai food.", "Thai is served at Aldo."]},
+    ),
+    "tests.csv": (
+        3,
+        {"source": "name[Aldo], food[Thai]", "target": ["Aldo has Thai food.", "Thai is served at Aldo."]},
+    ),
+    "labels.txt": (3, {"text": "my card is lost", "label": "0"}),
+    "https://data.example.org/letters/1.csv": (2, {"text": "the bridge is closed", "label": "traffic"}),
+    "calls.xlsx": (3, {"text": "my card is lost", "label": "card"}),
+    "films.zip/films/train.csv": (3, {"text": "a warm and funny film", "label": "good"}),
+    "rates.jsonl.gz": (3, {"text": "a room with a view", "label": 5}),
 }
 """Rows of the first training source, and the first of them."""
 DROPPED = {"pairs.tsv": {"unlabelled": 1}}
@@ -71,11 +93,11 @@ def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     example = EXAMPLES[name]
     values = _settings(shared, tmp_path, example)
-    config = parse_config(values, source="docs/data.md")
-    encoding = config.data.train[0].encoding
+    source = values["data"]["train"]
+    encoding = source.get("encoding", "utf-8") if isinstance(source, dict) else "utf-8"
     for path, content in example.files.items():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(content, encoding=encoding)
+        _write(Path(path), content.encode(encoding))
+    config = parse_config(values, source="docs/data.md")
     rows = list(read_rows(config.data.train[0], roles=config.task.roles))
     count, first = FIRST[name]
     assert (len(rows), {role: value for role, value in rows[0].items() if role[0] != "_"}) == (count, first)
@@ -84,6 +106,34 @@ def test_an_example_is_read_checked_and_trained(shared: Path, tmp_path: Path, mo
     assert report.facts["data"]["train"].get("dropped", {}) == DROPPED.get(name, {})
     train(config)
     assert [step["step"] for step in tiny.steps(tmp_path / "run")] == [1, 2]
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file of the page, in a form that a page cannot show where its name says so."""
+    if path.parts[0] == SERVER[:-2]:
+        fsspec.filesystem("memory").pipe(str(path).replace(str(Path(SERVER)), "/"), content)
+        return
+    archive = next((folder for folder in path.parents if folder.suffix == ".zip"), None)
+    if archive is not None:
+        with zipfile.ZipFile(archive, "a") as packed:
+            packed.writestr(path.relative_to(archive).as_posix(), content)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for row in csv.reader(content.decode().splitlines()):
+            book.active.append([_cell(text) for text in row])
+        book.save(path)
+        return
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def _cell(text: str) -> Any:
+    """A number or a date as Excel holds it, else the text."""
+    for kind in (float, datetime.fromisoformat):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _settings(shared: Path, work: Path, example: Example) -> dict[str, Any]:

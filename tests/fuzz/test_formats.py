@@ -5,6 +5,7 @@ from __future__ import annotations
 import encodings.aliases
 import gzip
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def _parquet() -> bytes:
     return sink.getvalue()
 
 
+def _zip() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("a.csv"), "text,label\na,x\n")
+    return made.getvalue()
+
+
 FILES: dict[str, tuple[str, bytes]] = {
     "csv": ("text_classification", b'text,label\n"a ""b""",x\nc,\n'),
     "tsv": ("text_classification", b"text\tlabel\na\tx\nb\ty\n"),
@@ -39,6 +47,7 @@ FILES: dict[str, tuple[str, bytes]] = {
     "txt": ("causal_lm", "a\n\nbä\r\n".encode()),
     "conll": ("token_classification", b"# c\na O\nb B-x\n\nc O\n"),
     "parquet": ("text_classification", _parquet()),
+    "zip": ("text_classification", _zip()),
     "csv.gz": ("text_classification", gzip.compress(b"text,label\na,x\n", mtime=0)),
 }
 

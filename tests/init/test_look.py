@@ -68,7 +68,7 @@ def test_a_first_line_that_may_be_either_is_said_so(tmp_path: Path):
         (b"", "rows.csv", "has no rows"),
         (b"\n\n", "rows.txt", "has no rows"),
         (b"\x1f\x8b\x08\x00", "rows.csv", "gzip"),
-        (b"PK\x03\x04", "rows.csv", "is a zip archive"),
+        (b"PK\x03\x04", "rows.csv", "is damaged or no zip archive"),
     ],
 )
 def test_what_has_no_rows_is_refused(tmp_path: Path, content: bytes, name: str, said: str):

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sacrebleu
 import torch
 from peft import LoraConfig, get_peft_model
+from rouge_score.rouge_scorer import RougeScorer
 from transformers import (
     AutoTokenizer,
     M2M100Config,
@@ -20,6 +22,7 @@ from transformers import (
 from ftscale.base.errors import UserError
 from ftscale.config.tasks.seq2seq import Seq2SeqSettings
 from ftscale.tasks.batch import Batch
+from ftscale.tasks.rows import prepare_rows
 from ftscale.tasks.seq2seq import Seq2Seq, _decoder_input_ids
 
 ROWS = [
@@ -58,7 +61,43 @@ def test_a_sample_has_the_prefixed_source_and_the_target_with_its_end(tokenizer)
     assert tokenizer.decode(sample.label) == "A dog is running.</s>"
     assert sample.counts == {"loss": len(sample.label)}
     assert sample.cost == len(ids) + len(sample.label)
-    assert sample.note == task.reference(sample) == "A dog is running."
+    assert (sample.note, task.reference(sample)) == (["A dog is running."], "A dog is running.")
+
+
+def test_of_several_references_the_first_is_learned_and_all_are_scored(model, tokenizer):
+    rows = [
+        {"source": "a", "target": ["A dog runs.", "The dog is running in the park.", " ", None]},
+        {"source": "b", "target": ["Two men are cooking a meal together."]},
+        {"source": "c", "target": "No one is there today."},
+    ]
+    written = ["The dog runs in the park.", "Two men cook a meal together.", "No one was there today."]
+    task = build(tokenizer)
+    batch = batch_of(task, rows)
+    assert tokenizer.decode(task.prepare(rows)[0].label) == "A dog runs.</s>"
+    assert task.target_texts(rows[0]) == ["A dog runs."]
+    assert batch.notes == [rows[0]["target"][:2], rows[1]["target"], [rows[2]["target"]]]
+    evaluator = task.evaluator()
+    evaluator.update({**task.outputs(model, batch), "predictions": written}, batch)
+    scores = evaluator.compute()
+    streams = [[notes[0] for notes in batch.notes], [rows[0]["target"][1], None, None]]
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(written, streams).score)
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(written, streams).score)
+    assert scores["bleu"] > sacrebleu.corpus_bleu(written, streams[:1]).score + 5
+    scorer = RougeScorer(["rouge2"])
+    best = [
+        max(scorer.score(text, prediction)["rouge2"].fmeasure for text in notes)
+        for notes, prediction in zip(batch.notes, written, strict=True)
+    ]
+    assert scores["rouge2"] == pytest.approx(sum(best) / 3)
+
+
+@pytest.mark.parametrize("target", [[], [None], None])
+def test_a_row_without_any_reference_is_refused_or_left_out(tokenizer, target):
+    row = {"source": "a", "target": target, "_where": "a.jsonl:1"}
+    with pytest.raises(UserError, match=r"a\.jsonl:1: target = None must be a text; mend the row, set drop"):
+        build(tokenizer).prepare([row])
+    [sample] = prepare_rows(build(tokenizer), [{**row, "_drop": ("missing",)}])
+    assert sample.drop == "missing"
 
 
 def test_without_generation_a_sample_holds_no_text(tokenizer):
@@ -148,7 +187,7 @@ def test_evaluation_scores_losses_and_generated_texts(model, tokenizer):
 
 def test_a_cut_target_is_scored_against_the_whole_reference(tokenizer):
     batch = batch_of(build(tokenizer, max_target_length=3), ROWS)
-    assert batch.notes == [row["target"] for row in ROWS]
+    assert batch.notes == [[row["target"]] for row in ROWS]
 
 
 def test_without_generation_the_loss_chooses_and_nothing_is_generated(model, tokenizer):

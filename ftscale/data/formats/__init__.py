@@ -12,6 +12,7 @@ MODULES = {
     "jsonl": "json_lines",
     "json": "json_list",
     "parquet": "parquet",
+    "excel": "excel",
     "text": "text",
     "parallel": "parallel",
     "conll": "conll",

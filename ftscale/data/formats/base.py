@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import io
-import lzma
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, Protocol
-
-import fsspec
 
 from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
+from ftscale.data.formats.archives import divided, open_inside
 from ftscale.data.formats.content import foreign_content
-
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-"""Suffix to fsspec's name of the compression."""
+from ftscale.data.formats.copies import open_remote
+from ftscale.data.formats.packed import is_binary, packing_by_name, packing_of, unpacked
 
 TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
 """Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
 HEAD_BYTES = 2**16
-MOST_UNPACKED = 2**28
-MOST_RATIO = 200
-"""Times its own size that a compressed file may hold, beyond `MOST_UNPACKED` bytes: text comes to 3 to 20, zeros to
-1,000 by gzip and to millions by bzip2."""
 
 Place = dict[str, Any]
 """JSON-able place in a file just after a record; each format has its own keys."""
@@ -80,41 +73,47 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def compression_of(path: str) -> str | None:
-    """Return fsspec's name of a file's compression by its suffix, in either case; None = not compressed."""
-    return COMPRESSIONS.get(os.path.splitext(path)[1].lower())
+@contextmanager
+def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]:
+    """The bytes of a local or remote file (`path` where it is not the file's first), unpacked where it is compressed.
+
+    Its first bytes tell whether it is, and not its name. Raises UserError for damage, when it is met, and for a text
+    format whose file holds no text.
+    """
+    path = path or file.path
+    refuse = partial(file.error, path=path)
+    with _open_packed(file, path) as (packed, size):
+        stream, head = packed, first_bytes(packed)
+        if packing := packing_of(head):
+            stream = unpacked(packed, packing, size=size, refuse=refuse)
+            if packing_of(head := first_bytes(stream)):
+                raise refuse("is compressed twice; unpack it once.")
+        elif (named := packing_by_name(path)) and is_binary(head):
+            raise refuse(f"is damaged or not {named} data; copy or download it again.")
+        if file.format in TEXT_FORMATS and (what := foreign_content(head, setting=file.setting)):
+            raise refuse(what)
+        yield stream
 
 
 @contextmanager
-def open_bytes(file: DataFile, *, path: str | None = None) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a local or remote file (`path` where it is not the file's first)."""
-    path = path or file.path
-    compression = compression_of(path)
-    if not is_url(path):
-        check_regular(path, setting=file.setting)
+def _open_packed(file: DataFile, path: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file's own bytes, and the size of what holds them, by which the limit of unpacking is set."""
+    if is_url(path):
+        with open_remote(path, setting=file.setting) as opened:
+            yield opened
+        return
+    archive, inside = divided(path)
+    if inside:
+        with open_inside(archive, inside, refuse=partial(file.error, path=path)) as stream:
+            yield stream, os.path.getsize(archive)
+        return
+    check_regular(path, setting=file.setting)
     try:
-        # zstd by pyarrow: Python before 3.14 has none of its own, pyarrow is there anyhow
-        opened = fsspec.open(path, "rb", compression=None if compression == "zstd" else compression).open()
+        local = io.FileIO(path)
     except PermissionError as error:
         raise file.error("may not be read by this user; change its permissions.", path=path) from error
-    except FileNotFoundError as error:
-        if not is_url(path):
-            raise
-        refused = "cannot be read: its server is not there, has no such file, or refuses this name, password or token"
-        raise file.error(f"{refused}; correct the URL.", path=path) from error
-    with opened as stream:
-        if compression == "zstd":
-            stream = _zstd(stream)
-        if compression is not None and not is_url(path):
-            stream = io.BufferedReader(_Unpacked(stream, file, path), buffer_size=2**18)
-        if compression is None and is_url(path):  # fsspec's remote files take a whole block for each line
-            stream = io.BufferedReader(stream, buffer_size=2**20)
-        if file.format in TEXT_FORMATS:
-            with told_as_damage(file, path=path):
-                head = first_bytes(stream)
-            if what := foreign_content(head, setting=file.setting):
-                raise file.error(what, path=path)
-        yield stream
+    with io.BufferedReader(local, buffer_size=2**18) as stream:
+        yield stream, os.path.getsize(path)
 
 
 def check_regular(path: str, *, setting: str) -> None:
@@ -126,70 +125,7 @@ def check_regular(path: str, *, setting: str) -> None:
         )
 
 
-class _Unpacked(io.RawIOBase):
-    """The bytes of a decompressor, up to `MOST_UNPACKED` and beyond it to `MOST_RATIO` times the file's size."""
-
-    def __init__(self, stream: BinaryIO, file: DataFile, path: str) -> None:
-        self._stream, self._file, self._path = stream, file, path
-        self._most = max(MOST_UNPACKED, MOST_RATIO * os.path.getsize(path))
-        self._given = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._stream.seekable()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._given = self._stream.seek(offset, whence)
-        return self._given
-
-    def tell(self) -> int:
-        return self._given
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._stream.read(len(buffer))
-        buffer[: len(content)] = content
-        self._given += len(content)
-        if self._given > self._most:
-            raise self._file.error(
-                f"unpacks to more than {MOST_RATIO} times its size and {MOST_UNPACKED} bytes; if that is right, unpack "
-                "it, and name the file inside.",
-                path=self._path,
-            )
-        return len(content)
-
-
 def first_bytes(stream: BinaryIO) -> bytes:
     """The beginning of a stream that stands at its start, where it stays."""
-    if isinstance(stream, io.BufferedReader):  # a remote one may not go back
-        return stream.peek(HEAD_BYTES)[:HEAD_BYTES]
-    head = stream.read(HEAD_BYTES)
-    stream.seek(0)
-    return head
-
-
-@contextmanager
-def told_as_damage(file: DataFile, *, path: str | None = None) -> Iterator[None]:
-    """Turns what a decompressor raises for damaged data, inside the `with`, into a UserError."""
-    path = path or file.path
-    compression = compression_of(path)
-    try:
-        yield
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise _damaged(file, path, error) from error
-    except OSError as error:
-        # gzip, bz2 and zstd report damage as an OSError without a number; real I/O errors have one
-        if compression is None or error.errno is not None:
-            raise
-        raise _damaged(file, path, error) from error
-
-
-def _zstd(stream: BinaryIO) -> BinaryIO:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.CompressedInputStream(stream, "zstd"))
-
-
-def _damaged(file: DataFile, path: str, error: Exception) -> UserError:
-    return file.error(f"is damaged or not {compression_of(path)} data ({error}); copy or download it again.", path=path)
+    assert isinstance(stream, io.BufferedReader)  # of open_bytes; a remote one may not go back
+    return stream.peek(HEAD_BYTES)[:HEAD_BYTES]

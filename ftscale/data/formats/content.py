@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 
 UNPACK = "unpack it, and name the file inside"
+OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 CONTENTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "gzip data", "give its name the end .gz (train.csv.gz)"),
-    (b"\xfd7zXZ\x00", "xz data", "give its name the end .xz (train.csv.xz)"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", "give its name the end .zst (train.csv.zst)"),
     (b"PAR1\x15", "a Parquet file", "set {setting}.format: parquet"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel or Word file", "save it as CSV in UTF-8"),
+    (OLD_OFFICE, "an old Excel or Word file, or one with a password", "save it as .xlsx without a password, or as CSV"),
     (b"ARROW1\x00\x00", "an Arrow file", "write it as Parquet"),
     (b"SQLite format 3\x00", "an SQLite database", "export its table as CSV"),
     (b"%PDF-", "a PDF", "export its text"),
@@ -27,7 +25,8 @@ CONTENTS: tuple[tuple[bytes, str, str], ...] = (
 """First bytes, what they are the first bytes of, and what to do with it."""
 
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-WORKBOOK = (b"[Content_Types].xml", b"xl/", b"_rels/.rels", b"docProps/")  # the first names inside an .xlsx file
+DOCUMENT = (b"[Content_Types].xml", b"xl/", b"word/", b"ppt/", b"_rels/.rels", b"docProps/", b"mimetype")
+"""The first names inside a zip archive that is a document: a workbook, a text, a book."""
 TAR_MARK = slice(257, 262)
 MARKS_OF_UTF = (
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -42,15 +41,18 @@ def foreign_content(head: bytes, *, setting: str) -> str | None:
     for first, what, fix in CONTENTS:
         if head.startswith(first):
             return f"is {what}, whatever its name says; {fix.format(setting=setting)}."
-    if head[4:10] == b"1AY&SY":
-        return "is bzip2 data, whatever its name says; give its name the end .bz2 (train.csv.bz2)."
     if head.startswith(ZIP):
-        if any(name in head[:128] for name in WORKBOOK):
-            return "is an Excel workbook, whatever its name says; save it as CSV in UTF-8."
+        if is_document(head):
+            return f"is an Excel workbook, or another Office file, whatever its name says; set {setting}.format: excel."
         return f"is a zip archive, whatever its name says; {UNPACK}."
     if head[TAR_MARK] == b"ustar":
         return f"is a tar archive, whatever its name says; {UNPACK}."
     return None
+
+
+def is_document(head: bytes) -> bool:
+    """Whether a zip archive, by its first bytes, is a workbook or another document, and not one of files."""
+    return head[30:].startswith(DOCUMENT)  # behind 30 bytes stands the first file's name
 
 
 def has_bare_returns(head: bytes) -> bool:

@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ftscale.base.errors import UserError, nearest
-from ftscale.data.formats.base import DataFile, compression_of, is_url
+from ftscale.data.formats.base import DataFile, is_url
 from ftscale.data.formats.columns import Columns, column_number, nearest_column, shown_columns
 from ftscale.data.formats.nested import NUMBER, value_at
+from ftscale.data.formats.packed import without_packing
 from ftscale.data.formats.template import Part, filled, is_template, parse_template
 from ftscale.data.missing import with_none
 from ftscale.data.values import BITS, short
@@ -23,6 +24,9 @@ NO_FILE = ("hub", "image_folder")
 """Formats whose rows stand in no file with a name of its own."""
 PLACES = ("folder", "file")
 """Names in the templates of `set`."""
+
+REFERENCES = ("target",)
+"""Roles that may have several texts, so that a list of columns is one of texts and not of 0 and 1."""
 
 LEFT_OUT = frozenset(("missing", "unlabelled"))
 """Kinds of rows in `drop` that lack a value."""
@@ -77,8 +81,7 @@ def _name_of(file: DataFile, name: str) -> str:
     path = urlsplit(file.path).path if is_url(file.path) else os.path.abspath(file.path)
     if name == "folder":
         return os.path.basename(os.path.dirname(path))
-    base = os.path.basename(path)
-    return os.path.splitext(os.path.splitext(base)[0] if compression_of(base) else base)[0]
+    return os.path.splitext(without_packing(os.path.basename(path)))[0]
 
 
 # ---------------------------------------------------------------- made of columns
@@ -89,7 +92,7 @@ def derived(
 ) -> Derived | None:
     """Return how a role is made by a key of `columns` that is no column's name; None where a column is not there.
 
-    A list is of columns of 0 and 1, a text with braces a template, one with dots a path into a column.
+    A list is of columns of 0 and 1, or of texts, a text with braces a template, one with dots a path into a column.
     may_lack: the role may be lacking in a row. Raises UserError, where it may not, for a column of a list or a template
     that is not there; a key that is no path is left to the caller.
     """
@@ -109,7 +112,7 @@ def derived(
     def make(values: Sequence[Any], where: str) -> Any:
         found = {name: cells[name].read(value, where) for name, value in zip(cells, values, strict=True)}
         if isinstance(key, tuple):
-            return _classes(found, role, setting=setting, where=where)
+            return _texts(found) if role in REFERENCES else _classes(found, role, setting=setting, where=where)
         return _text(parts, found, setting=setting, where=where) if parts else found[key]
 
     return Derived(role, tuple(cell.column for cell in cells.values()), make)
@@ -167,6 +170,11 @@ def _text(parts: list[Part], found: dict[str, Any], *, setting: str, where: str)
                 f"{where}: {name} = {short(value)} must be a text or a number to stand in {setting}; mend the row."
             )
     return filled(parts, lambda name: str(found[name]))
+
+
+def _texts(found: dict[str, Any]) -> list[Any] | None:
+    """The values that are not missing; None where all are."""
+    return [value for value in found.values() if value is not None and value != ""] or None
 
 
 def _classes(found: dict[str, Any], role: str, *, setting: str, where: str) -> list[str]:

@@ -9,16 +9,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import fsspec
-
-from ftscale.base.errors import UserError, unknown_name
+from ftscale.base.errors import UserError, nearest, unknown_name
 from ftscale.base.shown import SECRET
 from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import MODULES
-from ftscale.data.formats.base import DataFile, check_regular, compression_of, is_url
+from ftscale.data.formats.archives import divided, files_inside, is_archive, is_file, matching
+from ftscale.data.formats.base import DataFile, check_regular, is_url
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
-from ftscale.data.formats.paths import files_below, nearest_path, relative_to
+from ftscale.data.formats.packed import without_packing
+from ftscale.data.formats.paths import files_below, listed, nearest_path, relative_to
+from ftscale.data.formats.remote import files_at
 from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 
@@ -29,13 +30,15 @@ FORMAT_OF_SUFFIX = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".parquet": "parquet",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
     ".txt": "text",
     ".conll": "conll",
     ".iob": "conll",
     ".bio": "conll",
 }
 UNREAD = {
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save its sheet as CSV in UTF-8"),
+    **dict.fromkeys((".xls", ".xlsb", ".ods"), "save it as .xlsx"),
     **dict.fromkeys((".zip", ".tar", ".7z", ".rar"), "unpack it, and name the file inside"),
 }
 """Suffixes of files that no format reads, and what to do with them."""
@@ -59,10 +62,10 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
         form = "hub"
         groups: list[tuple[str, ...]] = [(source.path,)]
     else:
-        files = _files_of_split(source, path, setting) if os.path.isdir(path) else None
+        files = _files_of_split(source, path, setting) if _is_folder(path) else None
         form = _format(path, files, setting) if form == "auto" else form
         groups = _path_groups(path, form, setting, files=files, is_split=source.split not in (None, EVERY))
-    check_settings(source, form, setting=setting, is_folder=os.path.isdir(path))
+    check_settings(source, form, setting=setting, is_folder=_is_folder(path))
     return tuple(DataFile(paths=paths, format=form, source=source, setting=setting) for paths in groups)
 
 
@@ -88,6 +91,18 @@ def _format(path: str, files: list[str] | None, setting: str) -> str:
 def missing(path: str, *, setting: str, what: str = "does not exist") -> UserError:
     """The message for a path that names nothing, with the nearest name that does exist there."""
     return UserError(f"{setting}.path = {path!r} {what}; {nearest_path(path)}{relative_to(path)}")
+
+
+def _not_inside(path: str, archive: str, setting: str) -> UserError:
+    names = [file.removeprefix(f"{archive}/") for file in files_inside(archive, setting=setting)]
+    close = nearest(path.removeprefix(f"{archive}/"), names, cutoff=0.6)
+    fix = f"did you mean '{archive}/{close}'?" if close else f"it has {listed(names)}."
+    return UserError(f"{setting}.path = {path!r} is not in the archive {archive}; {fix}")
+
+
+def _is_folder(path: str) -> bool:
+    """Whether a path is a folder, or an archive, which is read as one."""
+    return os.path.isdir(path) or is_archive(path)
 
 
 def _files_of_split(source: SourceConfig, folder: str, setting: str) -> list[str]:
@@ -133,6 +148,16 @@ def _files(path: str, setting: str) -> list[str]:
     """The files of a path, a glob, a folder (hidden ones and those with a leading _ left out) or a URL, sorted."""
     if is_url(path):
         return _remote_files(path, setting)
+    archive, pattern = divided(path)
+    if pattern and not (found := matching(archive, pattern, setting=setting)):
+        raise _not_inside(path, archive, setting)
+    if pattern:
+        return found
+    if is_archive(path):
+        found = files_inside(path, setting=setting)
+        if not found:
+            raise UserError(f"{setting}.path = {path!r} is an archive without files; name another.")
+        return found
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
@@ -150,19 +175,17 @@ def _files(path: str, setting: str) -> list[str]:
 
 
 def _remote_files(path: str, setting: str) -> list[str]:
-    is_folder = path.endswith("/")
-    if not is_folder and not glob.has_magic(urlsplit(path).path):
+    if not path.endswith("/") and not glob.has_magic(_path_of(path)):
         return [path]
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    matches = filesystem.find(inside) if is_folder else filesystem.glob(inside)
-    if not matches:
+    found = files_at(path, setting=setting)
+    if not found:
         raise UserError(f"{setting}.path = {path!r} matches no remote file; correct it.")
-    return [filesystem.unstrip_protocol(match) for match in sorted(matches)]
+    return found
 
 
 def _common_format(path: str, files: list[str], setting: str) -> str:
     formats = {file: _format_of_name(file) for file in files}
-    if os.path.isdir(path):
+    if _is_folder(path):
         formats = {file: form for file, form in formats.items() if form}
         if set(formats.values()) == {"image_folder", "text"}:  # a readme beside the images
             return "image_folder"
@@ -173,6 +196,8 @@ def _common_format(path: str, files: list[str], setting: str) -> str:
             f"by a pattern, e.g. {path}/*{_suffix_of(found[0])}, or set {setting}.format."
         )
     strange = next((file for file, form in formats.items() if form is None), None)
+    if strange and is_url(strange) and _suffix_below(strange) == ".zip":
+        raise UserError(f"{setting}.path = {path!r} is an archive; name a file in it: zip://train.csv::{path}.")
     if strange and (fix := UNREAD.get(_suffix_below(strange))):
         raise UserError(f"{setting}.path = {path!r}: {strange} is of no format that is read; {fix}.")
     if strange or not found:
@@ -196,8 +221,13 @@ def _suffix_below(path: str) -> str:
 
 
 def _unpacked_name(path: str) -> str:
-    name = os.path.basename(urlsplit(path).path if is_url(path) else path).lower()
-    return os.path.splitext(name)[0] if compression_of(name) else name
+    return without_packing(os.path.basename(_path_of(path) if is_url(path) else path).lower())
+
+
+def _path_of(url: str) -> str:
+    """The path of a URL without its query; of a chain (`zip://a.csv::https://...`) that of its first."""
+    first = urlsplit(url.partition("::")[0])
+    return first.path if first.scheme in ("http", "https") else first.netloc + first.path
 
 
 def _suffix_of(form: str) -> str:
@@ -222,15 +252,18 @@ def _parallel_paths(path: str, setting: str) -> tuple[str, str]:
             "train.{de,en}: source, then target."
         )
     for part in pair:
-        if not is_url(part) and not os.path.isfile(part):
+        if not is_url(part) and not is_file(part, setting=setting):
+            archive, name = divided(part)
             check_regular(part, setting=setting)
-            raise missing(part, setting=setting)
+            raise _not_inside(part, archive, setting) if name else missing(part, setting=setting)
     return pair
 
 
 def _folders_of_images(path: str, setting: str, *, files: list[str] | None) -> list[str]:
     """The folder of class folders: the path, or those of its split, where the split's `files` are given."""
     if not os.path.isdir(path):
+        if is_archive(divided(path)[0]):
+            raise UserError(f"{setting}.path = {path!r} is an archive of images; unpack it, and name the folder.")
         if not os.path.exists(path):
             raise missing(path, setting=setting)
         raise UserError(

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from ftscale.base.errors import counted
-from ftscale.data.formats.base import DataFile, Place, Record, open_bytes, told_as_damage
+from ftscale.data.formats.archives import exists
+from ftscale.data.formats.base import DataFile, Place, Record, open_bytes
 
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801  # unsigned bytes in 3 dimensions, in 1
 IMAGES_HEADER, LABELS_HEADER = 16, 8  # bytes
@@ -33,7 +34,7 @@ def columns(file: DataFile) -> tuple[str, ...]:
     with open_bytes(file) as stream:
         _header(file, stream, file.path, magic=IMAGES_MAGIC, dimensions=3)
     labels = labels_path(file.path)
-    return ("image", "label") if labels != file.path and os.path.exists(labels) else ("image",)
+    return ("image", "label") if labels != file.path and exists(labels, setting=file.setting) else ("image",)
 
 
 def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> Iterator[Record]:
@@ -69,8 +70,7 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
 
 
 def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensions: int) -> tuple[int, ...]:
-    with told_as_damage(file, path=path):
-        header = stream.read(4 + 4 * dimensions)
+    header = stream.read(4 + 4 * dimensions)
     if len(header) != 4 + 4 * dimensions or header[:4] != struct.pack(">I", magic):
         raise file.error(f"is no IDX file of bytes in {dimensions} dimensions; name the images file.", path=path)
     return struct.unpack(f">{dimensions}I", header[4:])
@@ -78,10 +78,9 @@ def _header(file: DataFile, stream: BinaryIO, path: str, *, magic: int, dimensio
 
 def _take(file: DataFile, stream: BinaryIO, size: int, number: int) -> bytes:
     content = bytearray()
-    with told_as_damage(file):
-        # block by block: a damaged header may ask for more than there is memory
-        while block := stream.read(min(size - len(content), BLOCK_BYTES)):
-            content += block
+    # block by block: a damaged header may ask for more than there is memory
+    while block := stream.read(min(size - len(content), BLOCK_BYTES)):
+        content += block
     if len(content) != size:
         raise file.error(f"ends inside row {number}; copy or download it again.")
     return bytes(content)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftscale.base.errors import UserError
 from ftscale.data.formats import json_lines
-from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes, told_as_damage
+from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes
 from ftscale.data.formats.content import not_json
 from ftscale.data.formats.lines import LINE_LIMIT, check_encoding, is_ascii_based, known_encoding, not_decodable
 from ftscale.data.formats.nested import lists_in, rows_at
@@ -51,7 +51,7 @@ def _is_lines(file: DataFile) -> bool:
     encoding = known_encoding(file)
     if not is_ascii_based(encoding):
         return False
-    with open_bytes(file) as stream, told_as_damage(file):
+    with open_bytes(file) as stream:
         lines = (line.strip() for line in iter(lambda: stream.readline(LINE_LIMIT + 1), b""))
         first = next(filter(None, lines), b"").removeprefix(b"\xef\xbb\xbf")
         if first[:1] + first[-1:] not in (b"{}", b"[]") or not any(lines):
@@ -89,7 +89,7 @@ def _objects(file: DataFile) -> list[Any]:
 
 
 def _parse(file: DataFile) -> Any:
-    with open_bytes(file) as stream, told_as_damage(file):
+    with open_bytes(file) as stream:
         content = stream.read()
     encoding = known_encoding(file)
     check_encoding(file, content[:HEAD_BYTES], file.path)

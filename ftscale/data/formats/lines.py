@@ -11,8 +11,9 @@ from itertools import islice
 from typing import BinaryIO
 
 from ftscale.base.errors import UserError
-from ftscale.data.formats.base import DataFile, Place, compression_of, first_bytes, open_bytes, told_as_damage
+from ftscale.data.formats.base import DataFile, Place, first_bytes, open_bytes
 from ftscale.data.formats.content import has_bare_returns, wide_encoding
+from ftscale.data.formats.packed import is_unpacked
 
 LINE_LIMIT = 32 * 2**20
 """Bytes of one line (characters in UTF-16): a book is 1 to 6 MB. JSON takes up to twenty times as much in memory."""
@@ -30,8 +31,7 @@ def open_lines(file: DataFile, *, place: Place | None = None, path: str | None =
     with open_bytes(file, path=path) as stream:
         lines = Lines(file, stream, path=path, place=place)
         if lines.is_ascii_based:
-            with told_as_damage(file, path=path):
-                _check_text(file, first_bytes(stream), path)
+            _check_text(file, first_bytes(stream), path)
         yield lines
 
 
@@ -47,12 +47,11 @@ class Lines:
         self._encoding = known_encoding(file)
         self.is_ascii_based = is_ascii_based(self._encoding)
         """Whether a line ends with the byte of `\\n`, so that each can be decoded by itself."""
-        self.place = self._offset_place if self.is_ascii_based and compression_of(path) is None else self._line_place
+        self.place = self._offset_place if self.is_ascii_based and not is_unpacked(stream) else self._line_place
         """A function: the place after the lines taken."""
 
     def __iter__(self) -> Iterator[str]:
-        with told_as_damage(self._file, path=self._path):
-            yield from self._decoded_one_by_one() if self.is_ascii_based else self._decoded_as_a_stream()
+        return self._decoded_one_by_one() if self.is_ascii_based else self._decoded_as_a_stream()
 
     def _offset_place(self) -> Place:
         return {"line": self.line, "offset": self.offset}

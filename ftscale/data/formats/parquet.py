@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 
 from ftscale.base.errors import UserError
-from ftscale.data.formats.base import MOST_RATIO, MOST_UNPACKED, DataFile, Place, Record, open_bytes
+from ftscale.data.formats.base import DataFile, Place, Record, open_bytes
+from ftscale.data.formats.packed import MOST_RATIO, MOST_UNPACKED
 
 ROWS_AT_ONCE = 32
 """Few, since a value that is written once may stand in every row."""

@@ -153,13 +153,13 @@ def _listed(paths: Any) -> list[str]:
 def _matched(patterns: dict[str, list[str]], inside: dict[str, str]) -> Splits:
     found: Splits = {}
     for split, given in patterns.items():
-        files = [file for path, file in inside.items() if any(_matches(path, pattern) for pattern in given)]
+        files = [file for path, file in inside.items() if any(matches(path, pattern) for pattern in given)]
         if files:
             found[split] = files
     return found
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
     """Whether a glob takes a path: `*` stays inside a folder, `**` goes into all below it."""
     parts = ["(?:.*/)?" if part == "**" else f"{_part(part)}/" for part in pattern.removeprefix("./").split("/")]
     return re.fullmatch("".join(parts), f"{path}/") is not None

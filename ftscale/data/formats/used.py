@@ -10,7 +10,8 @@ DELIMITED = ("csv", "tsv")
 USERS: dict[str, tuple[str, ...]] = {
     "name": ("hub",),
     "split": ("hub",),
-    "header": DELIMITED,
+    "header": (*DELIMITED, "excel"),
+    "sheet": ("excel",),
     "separator": (*DELIMITED, "conll"),
     "comment": ("conll",),
     "encoding": TEXT_FORMATS,
@@ -40,4 +41,4 @@ def _instead(name: str, source: SourceConfig, form: str, *, setting: str) -> str
         return f", and set {setting}.rows: {source.split} where the split is a list of the document"
     if name == "split" and source.path:
         return ", and name the split's file as the path"
-    return f", or set {setting}.format" if name in ("header", "separator", "rows", "pattern") else ""
+    return f", or set {setting}.format" if name in ("header", "separator", "rows", "pattern", "sheet") else ""

@@ -14,7 +14,7 @@ import pytest
 from ftscale.base.errors import UserError
 from ftscale.config.schema import SourceConfig
 from ftscale.data import sources, values
-from ftscale.data.formats import base, lines
+from ftscale.data.formats import lines, packed
 from ftscale.data.sources import read_rows
 
 TEXT = (("text",),)
@@ -53,15 +53,15 @@ def test_the_size_that_an_idx_file_claims_for_an_image_is_not_reserved(tmp_path:
 def test_a_compressed_bomb_is_refused_while_it_is_unpacked(
     tmp_path: Path, suffix: str, pack, form: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(base, "MOST_UNPACKED", 2**20)
+    monkeypatch.setattr(packed, "MOST_UNPACKED", 2**20)
     ending = "txt" if form == "text" else form
     text = {"csv": "text\n", "json": "["}.get(form, "")
     word = "a" * 1000
     line = {"jsonl": f'{{"text": "{word}"}}\n', "json": f'{{"text": "{word}"}},'}.get(form, f"{word}\n")
-    packed = pack((text + line * (3 * 2**20 // len(line))).encode())
-    assert len(packed) < 16_000
+    content = pack((text + line * (3 * 2**20 // len(line))).encode())
+    assert len(content) < 16_000
     path = tmp_path / f"rows.{ending}.{suffix}"
-    path.write_bytes(packed)
+    path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         rows(path)
     assert str(caught.value) == (
@@ -71,7 +71,7 @@ def test_a_compressed_bomb_is_refused_while_it_is_unpacked(
 
 
 def test_a_compressed_file_of_usual_content_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(base, "MOST_UNPACKED", 1000)
+    monkeypatch.setattr(packed, "MOST_UNPACKED", 1000)
     texts = [f"{number} {number * number}" for number in range(5000)]
     (tmp_path / "rows.txt.gz").write_bytes(gzip.compress("\n".join(texts).encode()))
     assert [row["text"] for row in rows(tmp_path / "rows.txt.gz")] == texts

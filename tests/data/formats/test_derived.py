@@ -230,3 +230,9 @@ def test_kept_columns_of_lists_have_names_by_what_they_are_to_the_task(tmp_path)
     source = SourceConfig(path=str(path), columns={"text": 0, "label": 2})
     [found] = read_rows(source, roles=(("text", "label"),), keep_columns=True)
     assert found["_columns"] == [("text", "x"), ("1", 1), ("label", "y")]
+
+
+def test_a_list_of_columns_for_the_target_is_a_list_of_references(tmp_path, read):
+    (tmp_path / "a.csv").write_text("s,one,two\na,b,c\nd,,e\nf,,\n")
+    rows = read(tmp_path / "a.csv", ("source", "target"), columns={"source": "s", "target": ["one", "two"]})
+    assert [row["target"] for row in rows] == [["b", "c"], ["e"], None]

@@ -19,6 +19,7 @@ from ftscale.data.sources import detect_format, source_files
         ("a.ndjson", "jsonl"),
         ("a.json.bz2", "json"),
         ("a.parquet", "parquet"),
+        ("a.XLSX", "excel"),
         ("a.txt", "text"),
         ("a.conll", "conll"),
         ("a.iob", "conll"),
@@ -34,7 +35,7 @@ def test_the_format_is_told_by_the_name(tmp_path, name, expected):
 @pytest.mark.parametrize(
     ("name", "fix"),
     [
-        ("a.XLSX", "save its sheet as CSV in UTF-8."),
+        ("a.XLS", "save it as .xlsx."),
         ("a.tar.gz", "unpack it, and name the file inside."),
         ("a.pos", "set data.train[0].format to one of csv, tsv, jsonl"),
     ],
