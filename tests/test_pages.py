@@ -64,6 +64,9 @@ def test_settings_of_a_page_are_taken(block: pages.Block, tmp_path: Path, monkey
     for python in pages.blocks(block.page, "python"):  # the file that `task` or `method` names
         if found := re.match(r"# (\w+\.py)\n", python.text):
             (tmp_path / found[1]).write_text(python.text)
+    for file in pages.blocks(block.page, "text"):  # those that a setting names are read
+        if file.title and "/" not in file.title:
+            (tmp_path / file.title).write_text(file.text)
     assert _problems(block.text) == []
 
 

@@ -84,6 +84,7 @@ class Rows:
 def rows_of(found: Look, asked: str | None) -> Rows:
     """Return the task, what its columns are called in the file, and why. Raises UserError where nothing tells it."""
     ways = {
+        "question_answering": _answered,
         "image_classification": _images,
         "token_classification": _tagged,
         "causal_lm": _chat_or_text,
@@ -170,6 +171,30 @@ def _tagged(found: Look, asked: bool) -> Rows | None:
         return None
     columns = _mapped({"words": first.name, "tags": second.name})
     return Rows("token_classification", columns, "lists of words and of their tags")
+
+
+# ---------------------------------------------------------------- answers in a text
+
+
+def _answered(found: Look, asked: bool) -> Rows | None:
+    """Questions with contexts, and answers that stand in them."""
+    named = {str(column.name).strip().lower(): column for column in found.columns}
+    if not {"question", "context"} <= named.keys():
+        return None
+    role = next((name for name in ("answers", "answer") if name in named), None)
+    if role is None or not (asked or _stand_in(named[role], named["context"])):
+        return None
+    roles = ("question", "context", role, *(("answer_start",) if role == "answer" and "answer_start" in named else ()))
+    columns = {name: named[name].name for name in roles}  # all of them: their texts are measured by these
+    return Rows("question_answering", columns, f"questions, contexts, and {role} that stand in them")
+
+
+def _stand_in(answers: Column, contexts: Column) -> bool:
+    """Whether most answers are pieces of their contexts, or say where they start."""
+    pairs = list(zip(answers.values, contexts.values, strict=False))
+    given = [(value, context) for value, context in pairs if value not in (None, "", [])]
+    inside = [not isinstance(value, str) or "answer_start" in value or value in context for value, context in given]
+    return sum(inside) > len(inside) / 2
 
 
 # ---------------------------------------------------------------- texts that are written

@@ -14,6 +14,7 @@ from ftscale.init.look import Look
 TOKENS_A_CHARACTER = 0.7
 """Of texts that are not English, whose words are cut more finely or not parted by blanks."""
 READ = ("text", "text_pair", "words", "prompt", "source", "instruction", "input", *CHATS)
+ASKED = ("question", "context")
 WRITTEN = ("completion", "target", "output")
 """Columns that a model reads, and those that it is to write."""
 
@@ -30,6 +31,7 @@ class Lengths:
 
 def texts_of(found: Look, columns: Columns, roles: Sequence[str]) -> list[str]:
     """Return what stands in the columns of these roles, of each row all of it together."""
+    roles = ASKED if "context" in columns else roles
     names = [part for role in roles for part in _parts(columns.get(role, role))]
     used = [column for name in dict.fromkeys(names) if (column := found.column(name)) is not None]
     if not used and found.form == "conll":

@@ -19,6 +19,8 @@ MORE = 512
 LONGEST = {"causal_lm": 2048}
 LONG = 2048
 """Longest input of an encoder that was chosen for long rows."""
+WINDOW = 256
+"""Tokens of a question with a part of its context."""
 JOINED = 512
 """Tokens of a sample of joined lines."""
 
@@ -30,6 +32,9 @@ def put_length(draft: Draft, found: Look, rows: Rows, known: Known | None, langu
     positions = positions_of(draft.value("model.name"), known)
     if draft.value("task.join_texts"):
         draft.put("task.max_length", min(JOINED, positions), "tokens of a sample of joined lines")
+        return
+    if rows.task == "question_answering":
+        _put_windows(draft, positions)
         return
     one_text = rows.task != "seq2seq"
     read = lengths_of(
@@ -46,6 +51,9 @@ def put_length(draft: Draft, found: Look, rows: Rows, known: Known | None, langu
 
 def put_measured(draft: Draft, rows: Rows, samples: Sequence[Sample]) -> None:
     """Set the lengths anew by rows that were prepared as for a run, as long as the model takes them."""
+    if rows.task == "question_answering":
+        _put_windows(draft, positions_of(draft.value("model.name"), None))
+        return
     if rows.task == "image_classification" or draft.value("task.join_texts") or not samples:
         return
     limit = max(len(sample.inputs["input_ids"]) for sample in samples)
@@ -81,10 +89,19 @@ def _put_tokens(draft: Draft, setting: str, lengths: Lengths, most: int, *, by: 
     return value
 
 
+def _put_windows(draft: Draft, positions: int) -> None:
+    """Set the windows in which a context is read."""
+    length = min(WINDOW, positions)
+    draft.put("task.max_length", length, "tokens of a window; a longer context is read in several")
+    draft.put("task.stride", length // 4, "tokens that a window shares with the one before")
+
+
 def put_metric(draft: Draft, rows: Rows) -> None:
     """Set the metric that chooses the checkpoint, of a task without classes."""
     if rows.task == "token_classification":
         draft.put("evaluation.metric", "f1", "of whole entities, words and type, as seqeval counts them")
+    elif rows.task == "question_answering":
+        draft.put("evaluation.metric", "f1", "of the words of answers, as SQuAD's script counts them")
     elif rows.task == "seq2seq":
         draft.put("evaluation.metric", "bleu", "sacreBLEU of the texts written; chrF and ROUGE are scored as well")
     elif draft.value("task.answer_pattern") is not None:

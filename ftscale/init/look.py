@@ -292,6 +292,14 @@ def _is_number(value: Any) -> bool:
     return not set(str(value).strip().lower()) & set("infa_")
 
 
+def _rows_inside(row: Any) -> str:
+    """Where the rows are of a document as SQuAD's, whose items hold paragraphs with questions; "" = it is none."""
+    paragraphs = row.get("paragraphs") if isinstance(row, dict) else None
+    if not isinstance(paragraphs, list) or not paragraphs or not isinstance(paragraphs[0], dict):
+        return ""
+    return "data.paragraphs.qas" if "qas" in paragraphs[0] else ""
+
+
 def _is_image(value: Any) -> bool:
     return isinstance(value, dict) and {"bytes", "path"} == value.keys()
 
@@ -306,6 +314,12 @@ def _read(found: Look) -> None:
     module = load_format(file.format)
     names = module.columns(file)
     wanted = [] if names is None else range(len(names))
+    if file.format == "json" and "rows" not in found.source:
+        first = next(iter(module.records(file, place=None, wanted=wanted)), None)
+        if place := _rows_inside(first[0] if first else None):
+            found.source["rows"] = place
+            found.why.append(f"rows in {place}")
+            [file] = discover(_source(found), setting=SETTING)
     most = MOST_HUB_ROWS if file.format == "hub" else MOST_ROWS
     rows = [values for values, _, _ in islice(module.records(file, place=None, wanted=wanted), most + 1)]
     found.is_whole = len(rows) <= most and not more

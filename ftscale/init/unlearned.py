@@ -76,13 +76,6 @@ def _good_or_bad(found: Look) -> str | None:
     return None
 
 
-def _answers_in_text(found: Look) -> str | None:
-    named = _named(found)
-    if "paragraphs" in named:
-        return "paragraphs with questions, as SQuAD has them"
-    return "columns question, context and answers" if {"question", "context", "answers"} <= named.keys() else None
-
-
 def _multiple_choice(found: Look) -> str | None:
     named = _named(found)
     columns = CHOICES & named.keys()
@@ -158,11 +151,6 @@ KINDS: tuple[tuple[str, Callable[[Look], str | None], str], ...] = (
         "learning from good and bad answers",
         _good_or_bad,
         "causal_lm of the good ones alone, in a file of their own",
-    ),
-    (
-        "finding answers in a text",
-        _answers_in_text,
-        "causal_lm or seq2seq, with a row a question: the text and the question, and the answer behind them",
     ),
     (
         "multiple choice",

@@ -105,8 +105,10 @@ class Probe:
         """Find out on a padded batch what the model does after its head."""
         vocabulary = self.twin.config.get_text_config().vocab_size
 
+        writes = "writes_text" in task.settings.can  # of others, labels may be places among the tokens
+
         def short(value: Any) -> Any:
-            return value[:, :ENOUGH] if isinstance(value, Tensor) and value.ndim == 2 else value
+            return value[:, :ENOUGH] if writes and isinstance(value, Tensor) and value.ndim == 2 else value
 
         inputs, labels = {name: short(value) for name, value in batch.inputs.items()}, short(batch.labels)
         inputs["input_ids"] = inputs["input_ids"] % vocabulary

@@ -26,6 +26,7 @@ SICK = {"text": "sentence_A", "text_pair": "sentence_B", "label": "entailment_ju
 NESTED = {"input": "instances.0.input", "output": "instances.0.output"}
 E2E = {"source": "mr", "target": "ref"}
 PROBLEM = {"prompt": "question", "completion": "answer"}
+QUESTIONS = {"question": "question", "context": "context", "answers": "answers"}
 SETS: dict[str, tuple[str, dict[str, Any], str, str, str | None]] = {
     # path: its task, columns, names of the files for evaluation and for the test, metric
     "causal_text/tinyshakespeare": ("causal_lm", {}, "", "", "loss"),
@@ -36,6 +37,9 @@ SETS: dict[str, tuple[str, dict[str, Any], str, str, str | None]] = {
     "sft/llamafactory_demo/identity.json": ("causal_lm", {}, "", "", "loss"),
     "sft/self_instruct_seed/seed_tasks.jsonl": ("causal_lm", NESTED, "", "", "loss"),
     "sft/self_instruct_seed/user_oriented_instructions.jsonl": ("causal_lm", NESTED, "", "", "loss"),
+    "qa/squad_v1": ("question_answering", QUESTIONS, "", "", "f1"),
+    "qa/squad_v2_dev": ("question_answering", QUESTIONS, "", "", "f1"),
+    "qa/xquad_en/xquad.en.json": ("question_answering", QUESTIONS, "", "", "f1"),
     "ner/ncbi_disease": ("token_classification", {}, "devel.tsv", "test.tsv", "f1"),
     "table_to_text/e2e_nlg": ("seq2seq", E2E, "", "testset_w_refs.csv", "bleu"),
     "translation/multi30k_de-en": ("seq2seq", {}, "val.{de,en}.gz", "test_2016_flickr.{de,en}.gz", "bleu"),
@@ -78,9 +82,6 @@ UNLEARNED = {  # what there is no task for yet, by what tells it
     "multiple_choice/balanced_copa/balacopa-dev-all.xml": r"for multiple choice \(XML with alternatives\)",
     "preference/llamafactory_demo": r"for learning from preferences \(columns chosen and rejected\)",
     "preference/llamafactory_demo/kto_en_demo.json": r"good and bad answers \(a column messages and a label of true",
-    "qa/squad_v1": r"for finding answers in a text \(paragraphs with questions, as SQuAD has them\)",
-    "qa/squad_v2_dev": r"for finding answers in a text",
-    "qa/xquad_en/xquad.en.json": r"for finding answers in a text",
     "recommendation/ml-latest-small": r"ratings.csv looks like data for recommendation \(columns userId and movieId\)",
     "recommendation/ml-latest-small/tags.csv": r"for recommendation \(columns userId and movieId\)",
 }
