@@ -24,7 +24,7 @@ from rich.style import Style
 from rich.text import Text
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs/run.svg"
-WIDTH, HEIGHT = 124, 48
+WIDTH, HEIGHT = 132, 48
 
 
 def main() -> None:
