@@ -22,7 +22,7 @@ def warnings(task: dict[str, Any], samples: list[Sample], *, metric: str | None 
 
 
 def translations(*texts: str) -> list[Sample]:
-    return [Sample(note=text) for text in texts]
+    return [Sample(note=[text]) for text in texts]
 
 
 def answers(*texts: str) -> list[Sample]:

@@ -58,6 +58,20 @@ def tags() -> Answered:
     return batch, {"tags": [[0, 2]], "losses": [0.1]}, {"tags": [[2, 0]], "losses": [3.0]}
 
 
+def spans() -> Answered:
+    """Two contexts of three words behind a token that stands for no answer: the second word answers the first one."""
+    words = {"first": 1, "null": 0, "own": [0, 3], "begins": [0, 4, 8], "stops": [3, 7, 11], "window": 0}
+    notes = [{**words, "text": "one two six", "answers": answers} for answers in (["two"], [])]
+    batch = Batch({}, torch.arange(2), torch.tensor([[2, 2], [0, 0]]), notes=notes)
+    here, nowhere = torch.tensor([0.0, 0.0, 5.0, 0.0]), torch.tensor([5.0, 0.0, 0.0, 0.0])
+    right, wrong = [here, nowhere], [nowhere, here]
+    return (
+        batch,
+        {"starts": right, "ends": right, "losses": LOSSES[:2]},
+        {"starts": wrong, "ends": wrong, "losses": OTHER_LOSSES[:2]},
+    )
+
+
 def texts(notes: list[Any]) -> Answered:
     sums = {"losses": LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([6, 5])}
     other = {"losses": OTHER_LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([0, 1])}
@@ -71,7 +85,8 @@ TASKS: dict[str, tuple[dict[str, Any], Answered]] = {
     "numbers": ({"name": "text_classification", "problem": "regression"}, numbers()),
     "tags": ({"name": "token_classification", "labels": ["B-answer", "I-answer", "O"], "scheme": "IOB2"}, tags()),
     "images": ({"name": "image_classification", "labels": CLASSES}, classes()),
-    "translations": ({"name": "seq2seq"}, texts(TEXTS)),
+    "translations": ({"name": "seq2seq"}, texts([[text] for text in TEXTS])),
+    "answers": ({"name": "question_answering", "no_answer": True}, spans()),
     "turns": (
         {"name": "causal_lm", "generate": {"max_new_tokens": 4}},
         texts([{"prompt_ids": [1], "reference": text} for text in TEXTS]),
