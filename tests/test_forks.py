@@ -19,7 +19,7 @@ rank = torch.tensor([torch.distributed.get_rank() + 1])
 torch.distributed.all_reduce(rank)
 about = {"sum": rank.item(), "mine": os.environ.get("MINE"), "home": os.environ.get("HOME"), "arguments": sys.argv[1:]}
 Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(about))
-os.write(1, f"said by {os.environ['RANK']}\n".encode())  # in one piece: print writes the end of a line by itself
+os.write(1, f"said by {os.environ['RANK']}\\n".encode())  # in one piece: print writes the end of a line by itself
 """
 
 FAILS = """
