@@ -572,7 +572,7 @@ MUTANTS = (
         "        refuse_rows(found)\n",
         "        pass\n",
         (
-            "tests/init/test_every_set.py::test_data_of_a_task_that_there_is_not_are_told_by_what_they_are_for[qa/squad_v1]",
+            "tests/init/test_every_set.py::test_data_of_a_task_that_there_is_not_are_told_by_what_they_are_for[preference/llamafactory_demo/kto_en_demo.json]",
         ),
     ),
     Mutant(
