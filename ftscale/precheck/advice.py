@@ -97,8 +97,8 @@ def held_out_warnings(setting: str, *, rows: int) -> list[str]:
         return []
     low, high = wilson(SHARE_RIGHT, rows)
     return [
-        f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little: an accuracy of {SHARE_RIGHT:g} among so many "
-        f"is, of all such rows, one between {low:.2f} and {high:.2f} (95 % interval of Wilson); hold out "
+        f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little: an accuracy of {SHARE_RIGHT:g} among so "
+        f"many is, of all such rows, one between {low:.2f} and {high:.2f} (95 % interval of Wilson); hold out "
         f"{FEW_HELD_OUT} rows or more, better some hundred."
     ]
 
