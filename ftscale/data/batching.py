@@ -110,9 +110,8 @@ def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool | None) ->
         parts.append(f"{counted(batch.micro_size or DEFAULT_MICRO_SIZE, 'sample')}")
     if batch.micro_tokens:
         parts.append(f"{counted(batch.micro_tokens, 'token')}")
-    size = min(
-        batch.micro_size or (DEFAULT_MICRO_SIZE if not batch.micro_tokens else batch.global_size), batch.global_size
-    )
+    most = batch.micro_size or (DEFAULT_MICRO_SIZE if not batch.micro_tokens else batch.global_size)
+    size = min(most, -(-batch.global_size // world_size))
     line = f"global batch {counted(batch.global_size, unit)}"
     if batch.unit == "samples" and not batch.micro_tokens:
         accumulation = -(-batch.global_size // (size * world_size))

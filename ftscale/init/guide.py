@@ -137,7 +137,7 @@ def _is_hub(path: str) -> bool:
 def _written(draft: Draft, path: str, seen: str) -> tuple[str, Config]:
     """The draft as YAML, and the configuration that this is."""
     tail = [("Not sure, so look at:", draft.open)] if draft.open else []
-    text = as_yaml(draft.lines, head=(seen, "Look it over, then: ftscale check run.yaml"), tail=tail)
+    text = as_yaml(draft.lines, head=(seen, "Look it over, then: ftscale check THIS_FILE"), tail=tail)
     return text, parse_config(read_yaml(text, source=path), source=f"{path}, as settings of ftscale")
 
 

@@ -96,7 +96,7 @@ def _finish(draft: Draft, path: Path, known_by: tuple[str, ...]) -> Translation:
     first = f"Translated from {path.name} of {draft.tool}"
     if known_by:
         first += f", which was known by its keys {', '.join(known_by)}"
-    head = (f"{first}.", "Look it over, then: ftscale check run.yaml")
+    head = (f"{first}.", "Look it over, then: ftscale check THIS_FILE")
 
     def written() -> str:
         tail = (

@@ -443,11 +443,18 @@ def goes_on(result: Result, config: Config, *, num_steps: int) -> bool:
 
 
 def is_given_more(config: Config) -> bool:
-    """Whether the settings of a run's length are others than in its newest checkpoint; those of stages never count."""
+    """Whether the settings of a run's length are others than in its newest checkpoint, or than it ended with.
+
+    A start that made the run shorter than its checkpoint says may have ended it. Those of stages never count.
+    """
     if _has_stages(config):
         return False
-    newest = newest_manifest(Path(config.run_folder) / "checkpoints")
-    return newest is not None and given_anew(newest, config, of=LENGTH)
+    folder = Path(config.run_folder)
+    newest = newest_manifest(folder / "checkpoints")
+    if newest is None:
+        return False
+    changed = {_setting_of(line) for line in _changed_at_resume(folder, config)}
+    return given_anew(newest, config, of=LENGTH) or not changed.isdisjoint(LENGTH)
 
 
 def _written_out(config: Config) -> Config:

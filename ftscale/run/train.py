@@ -454,3 +454,8 @@ def _resume(loop: Loop, checkpoint: Checkpoint, config: Config) -> None:
     if anew:
         left = counted(loop.num_steps - loop.saver.saved, "optimizer step")
         log.info("a new schedule of the learning rate begins here, over the %s that are left", left)
+        if loop.num_steps <= loop.saver.saved:
+            log.warning(
+                "the run ends here: the checkpoint was of a longer one, whose train.epochs or train.max_steps this "
+                "start did not have; give it again with --resume to go on"
+            )

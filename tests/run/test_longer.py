@@ -66,6 +66,18 @@ def test_a_finished_run_goes_on_as_the_longer_run_does(shared: Path, tmp_path: P
     assert "nothing to do" in train(file, "--resume", f"train.max_steps={2 * STEPS}")
 
 
+def test_a_run_that_was_cut_short_by_a_resume_goes_on_to_the_length_that_it_had(file: Path, tmp_path: Path):
+    """The checkpoint that it goes on from was of the longer one, so that it asks for nothing new."""
+    train(file, f"train.max_steps={2 * STEPS}")
+    folder = tmp_path / "run"
+    undo_end(folder, after=STEPS)
+    cut = train(file, "--resume")
+    assert "the run ends here: the checkpoint was of a longer one" in cut
+    assert json.loads((folder / "result.json").read_text())["steps"] == STEPS
+    train(file, "--resume", f"train.max_steps={2 * STEPS}")
+    assert json.loads((folder / "result.json").read_text())["steps"] == 2 * STEPS
+
+
 def test_the_schedule_begins_anew_over_the_steps_that_are_left_and_stays_so(file: Path, tmp_path: Path):
     train(file)
     settings = ("--resume", f"train.max_steps={2 * STEPS}", "optimizer.lr=0.002", "schedule.warmup_steps=1")

@@ -77,6 +77,8 @@ def _objects(file: DataFile) -> list[Any]:
             )
     if isinstance(value, list):
         return value
+    if place is None and _is_row(document):
+        return [document]
     if places := lists_in(document):
         raise file.error(
             f'must be a list of objects, or {{"data": [...]}}; of its lists {listed(places)}, set {file.setting}.rows: '
@@ -86,6 +88,13 @@ def _objects(file: DataFile) -> list[Any]:
         'must be a list of objects, or {"data": [...]}; rewrite it so, or set '
         f"{file.setting}.format: jsonl if it has one object a line."
     )
+
+
+def _is_row(document: Any) -> bool:
+    """Whether the document is itself a row: an object of plain values, without a list in it."""
+    if not isinstance(document, dict) or lists_in(document):
+        return False
+    return any(isinstance(value, (str, int, float)) for value in document.values())
 
 
 def _parse(file: DataFile) -> Any:

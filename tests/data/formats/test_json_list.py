@@ -29,7 +29,7 @@ def test_a_list_of_objects_is_read_alone_or_under_data(tmp_path, read, content):
         ),
         ("{}", "must be a list of objects"),
         ('[\n{"text": 1},\n{"text" 2}]', ":3 is not one JSON value"),
-        ('{"text": "a"}\n', "set data.train[0].format: jsonl"),
+        ('{"first": {"text": "a"}}\n', "set data.train[0].format: jsonl"),
         ('{"text": "a", "label": 1}\n{"text" "b"}\n', ":2 is not JSON"),
         (
             '{"text": "a",\n"label": 1}\n{"text": "b"}',
@@ -44,6 +44,13 @@ def test_what_is_no_list_of_objects_is_refused(tmp_path, refused, content, words
     path = tmp_path / "a.json"
     path.write_text(content)
     assert words in refused(path)
+
+
+def test_an_object_by_itself_is_a_row(tmp_path, read):
+    path = tmp_path / "a.json"
+    path.write_text('{"text": "dear all", "label": "ham",\n "headers": {"from": "ann"}}')
+    [row] = read(path)
+    assert (row["text"], row["label"]) == ("dear all", "ham")
 
 
 SPLITS = '{"train": [["hi", "greet"], ["see you", "leave"]], "more": {"val": [["hello", "greet"]]}}'
