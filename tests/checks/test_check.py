@@ -112,7 +112,7 @@ def test_label_distribution_of_real_reviews(shared: Path, tmp_path: Path):
     assert set(distribution) == {"0", "1"}
     assert sum(distribution.values()) == 64
     assert report.facts["data"]["train"]["share_of_targets"] is None
-    assert report.facts["schedule"]["batch"].startswith("global batch 8 samples = 8 per device x 1 accumulation x 4")
+    assert report.facts["schedule"]["batch"].startswith("global batch 8 samples = 2 per device x 1 accumulation x 4")
 
 
 def test_the_tokenizer_is_held_against_the_model(shared: Path, tmp_path: Path):
