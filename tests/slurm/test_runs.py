@@ -150,7 +150,7 @@ def test_an_elastic_run_goes_on_with_the_nodes_that_are_left(cluster: Cluster, a
     cluster.do("crash", "n2")
     job.wait_for_end()
     assert job.nodes == ["n1"]
-    assert "global batch 8 samples = 8 per device x 1 accumulation x 2 processes" in job.log
+    assert "global batch 8 samples = 4 per device x 1 accumulation x 2 processes" in job.log
     for processes in (4, 2):
         assert f"strategy zero3: DeepSpeed ZeRO stage 3, {processes} processes" in job.log
     same(job, alone)
