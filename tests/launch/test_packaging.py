@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from email import message_from_bytes
+from email import message_from_bytes, message_from_string
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -185,8 +185,8 @@ def test_an_index_takes_what_the_wheel_says_of_itself(wheel: Path):
 
 
 def test_the_page_on_an_index_has_no_link_into_the_repository(wheel: Path):
-    about = message_from_bytes(zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA"))
-    page = about.get_payload()
+    about = zipfile.ZipFile(wheel).read(f"ftscale-{__version__}.dist-info/METADATA").decode("utf-8")
+    page = message_from_string(about).get_payload()
     links = re.findall(r"\]\(([^)]*)\)", page)
     assert [link for link in links if not re.match(r"https?://|#", link)] == []
     readme = (ROOT / "README.md").read_text()
