@@ -91,8 +91,9 @@ def test_mlflow_has_one_run_that_was_gone_on_with_and_one_that_failed(work: Path
     with patch.dict(os.environ, {"MLFLOW_ALLOW_FILE_STORE": "true"}):
         client = MlflowClient(f"file:{work}/mlruns")
         experiment = client.get_experiment_by_name("ftscale")
-        runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-        assert {name: run.info.status for name, run in runs.items()} == {"run": "FINISHED", "bad": "FAILED"}
+        found = client.search_runs([experiment.experiment_id])
+        assert sorted((run.info.run_name, run.info.status) for run in found) == [("bad", "FAILED"), ("run", "FINISHED")]
+        runs = {run.info.run_name: run for run in found}
         run = runs["run"]
         told = client.get_metric_history(run.info.run_id, "train/loss")
     assert {metric.step: metric.value for metric in told} == _losses(work)
