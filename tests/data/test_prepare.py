@@ -332,5 +332,5 @@ def test_what_reading_says_is_said_by_each_start(tmp_path, caplog):
         say_once.cache_clear()
         caplog.clear()
         run([str(tmp_path / "rows")], cache=tmp_path / "cache")
-        [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert said == f"{tmp_path}/rows/b.csv is empty (0 bytes) and passed over; see whether it was written"
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert said == [f"{tmp_path}/rows/b.csv is empty (0 bytes) and passed over; see whether it was written"]

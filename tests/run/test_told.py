@@ -63,9 +63,9 @@ def test_a_second_start_reads_no_row_and_begins_as_the_first(shared, tmp_path, m
 
 
 def test_other_rows_are_asked_anew(shared, tmp_path):
-    assert prepare_inputs(config_of(shared, tmp_path, ROWS)).config.task.labels == ("bad", "good")
+    assert told(config_of(shared, tmp_path, ROWS)) == {"labels": ("bad", "good")}
     config = config_of(shared, tmp_path, [*ROWS, *["a film,so so"] * 5])
-    assert prepare_inputs(config).config.task.labels == ("bad", "good", "so so")
+    assert told(config) == {"labels": ("bad", "good", "so so")}
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"x"])
