@@ -13,6 +13,7 @@ from ftscale.base.errors import UserError
 from ftscale.config import Config, parse_config
 from ftscale.config.tasks import SETTINGS
 from ftscale.data import cache as cache_module
+from ftscale.data.prepare import source_fingerprints
 from ftscale.methods import build_method
 from ftscale.run.agreement import derived
 from ftscale.run.prepared_data import evaluation_rows, num_steps_of, prepare_inputs
@@ -63,9 +64,14 @@ def test_a_second_start_reads_no_row_and_begins_as_the_first(shared, tmp_path, m
 
 
 def test_other_rows_are_asked_anew(shared, tmp_path):
-    assert told(config_of(shared, tmp_path, ROWS)) == {"labels": ("bad", "good")}
-    config = config_of(shared, tmp_path, [*ROWS, *["a film,so so"] * 5])
-    assert told(config) == {"labels": ("bad", "good", "so so")}
+    def told_of(rows: list[str]) -> dict[str, Any]:
+        config = config_of(shared, tmp_path, rows)
+        task = build_method(config.method, config.task)
+        prints = source_fingerprints(config.data.train, name="train", roles=task.settings.roles)
+        return told_by_rows(config, task, prints)
+
+    assert told_of(ROWS) == {"labels": ("bad", "good")}
+    assert told_of([*ROWS, *["a film,so so"] * 5]) == {"labels": ("bad", "good", "so so")}
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"x"])
