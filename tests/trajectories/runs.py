@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import launching
+from strategies.jobs import tiny_bert
 
 STEPS = 10
 COMMITTED_STEPS = 20
@@ -39,7 +39,7 @@ def question_answering(shared: Path, work: Path) -> dict[str, Any]:
     sizes = {"max_length": 96, "max_question": 40, "stride": 16}
     return {
         "task": {"name": "question_answering", **sizes},
-        "model": {"name": str(_tiny_bert(shared, work)), "init": "random"},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
         "data": {"cache_dir": str(work / "cache"), "train": rows},
         **_common(),
     }
@@ -49,7 +49,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
     """A small BERT from random weights on film reviews."""
     return {
         "task": {"name": "text_classification", "max_length": 64},
-        "model": {"name": str(_tiny_bert(shared, work)), "init": "random"},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
         "data": {
             "cache_dir": str(work / "cache"),
             "train": {
@@ -61,24 +61,6 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
         },
         **_common(),
     }
-
-
-def _tiny_bert(shared: Path, work: Path) -> Path:
-    """A folder with the config of a small BERT without dropout, and the real vocabulary."""
-    model = work / "tiny-bert"
-    if not model.exists():
-        from transformers import BertConfig
-
-        shutil.copytree(shared / "weights/tokenizers/bert-base-uncased", model)
-        BertConfig(
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        ).save_pretrained(model)
-    return model
 
 
 TASKS = {
