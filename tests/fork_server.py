@@ -63,6 +63,9 @@ def _import_libraries() -> None:
     import transformers.models.mobilenet_v1.modeling_mobilenet_v1  # noqa: F401
 
     torch.set_num_threads(1)
+    # torch makes its pool of threads anew in a fork, at the first use there; two threads that are first at once, as
+    # transformers' that load weights, race for it ("Invalid thread pool!"): this is the first use, before any thread
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     _settle()
 
 

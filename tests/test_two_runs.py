@@ -39,6 +39,7 @@ import json, os, sys
 sys.path[:0] = sys.argv[1:3]
 import deepspeed, test_two_runs, torch
 torch.set_num_threads(1)
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))  # as in fork_server.py
 config, work = json.loads(sys.argv[3]), sys.argv[4]
 for strategy in test_two_runs.SECOND:
     if not (child := os.fork()):
