@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ftscale.base.errors import UserError
 from ftscale.config import parse_config
 from ftscale.run.train import train
 from ftscale.train.guard import NotFiniteError
+
+Settings = typing.TypeVar("Settings")
 
 SECOND = ("single", "zero3")
 
@@ -116,6 +119,7 @@ def as_it_is() -> dict[str, Any]:
             torch.get_default_device(),
         ),
         "functions": (torch.nn.functional.linear, torch.nn.Module.__init__, torch.nn.Module.__call__),
+        "subclasses": "__init_subclass__" in vars(torch.nn.Module),
         "hooks": (dict(torch.nn.modules.module._global_forward_hooks), gc.isenabled()),
         "threads": {thread.name for thread in threading.enumerate() if thread.name.startswith("Thread-")},
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),
@@ -154,6 +158,19 @@ def struck(forward: Callable[..., Any], *, by: signal.Signals | None = None) -> 
     return strike
 
 
+def makes_a_generic_module(patch: pytest.MonkeyPatch, go: Callable[..., str]) -> None:
+    """As kornia at its import, which a batch of augmented images waits for."""
+
+    def forward(module: LlamaMLP, states: torch.Tensor, plain: Callable[..., Any] = LlamaMLP.forward) -> Any:
+        class Generic(torch.nn.Module, typing.Generic[Settings]): ...
+
+        assert Generic[int]
+        return plain(module, states)
+
+    patch.setattr(LlamaMLP, "forward", forward)
+    assert go() == "completed"
+
+
 def stopped(patch: pytest.MonkeyPatch, go: Callable[..., str]) -> None:
     patch.setattr(LlamaMLP, "forward", struck(LlamaMLP.forward, by=signal.SIGTERM))
     assert go() == "preempted"
@@ -184,6 +201,7 @@ def interrupted_while_it_is_loaded(patch: pytest.MonkeyPatch, go: Callable[..., 
         ("single", in_a_forward, "single"),
         ("zero1", in_a_forward, "zero3"),
         ("zero3", in_a_forward, "single"),
+        ("zero3", makes_a_generic_module, "single"),
         ("zero3", stopped, "single"),
         ("zero3", refused_while_it_is_built, "single"),
         ("zero3", interrupted_while_it_is_loaded, "zero3"),

@@ -39,6 +39,7 @@ def leaving_no_trace() -> Iterator[None]:
         if not grouped and torch.distributed.is_initialized() and torch.distributed.get_world_size() == 1:
             leave_process_group()
         nn.functional.linear = linear  # ZeRO-3's stays, by DeepSpeed's own words, "unless manually reset"
+        forget_zero_init()
         restore_environment(environment)
         torch.set_num_threads(threads)
         set_random_state(generators)
@@ -81,6 +82,15 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def forget_zero_init() -> None:
+    """Take off `nn.Module` what `zero.Init` leaves there: an `__init_subclass__`, where the class has none of its own.
+
+    It hides the one of `typing.Generic` from every class that is made later (kornia's, at its import, are such).
+    """
+    if "__init_subclass__" in vars(nn.Module):
+        del nn.Module.__init_subclass__
 
 
 def forget_libraries_state() -> None:

@@ -36,7 +36,7 @@ from ftscale.distributed.engine import (
     swap_folder,
 )
 from ftscale.distributed.nvme_state import load_swapped, save_swapped
-from ftscale.distributed.process_state import forget_libraries_state, leave_process_group
+from ftscale.distributed.process_state import forget_libraries_state, forget_zero_init, leave_process_group
 from ftscale.distributed.reshard import check_shards, cut_for, reshard
 from ftscale.distributed.strategy import resolve_strategy, said_of_strategy
 
@@ -116,6 +116,7 @@ class Distributed:
             lay_rows_first(module)
         self.unwrapped = module
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        forget_zero_init()
         if self.strategy.is_zero:
             from deepspeed import DeepSpeedEngine
 
@@ -158,6 +159,7 @@ class Distributed:
         """A model that does not train, under ZeRO-3: each rank holds a piece, and all of them call it together."""
         zero = self.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
         engine = frozen_engine(module, zero, offloads_weights=self.strategy.offloads_weights)
+        forget_zero_init()
         engine.data_parallel_group.set_timeout(self._timeout)
         return engine
 
