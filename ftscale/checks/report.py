@@ -170,8 +170,9 @@ def _check(config: Config, start: Start, problems: list[str], *, full: bool, dee
     report.warnings += [*notes, *vocabulary_warnings(sample.config, sample.task)]
     if generation := generation_facts(sample.config):
         report.facts["generation"] = generation
-    flat = config.batch.layout == "flat" if sample.task.modality.in_tokens else None
-    schedule = describe_schedule(sample.config, sample, world_size=start.world_size, flat=flat)
+    wanted = config.batch.layout if "flat" in sample.task.layouts else "padded"
+    layout = wanted if sample.task.modality.in_tokens else None
+    schedule = describe_schedule(sample.config, sample, world_size=start.world_size, layout=layout)
     report.facts["schedule"] = schedule
     report.warnings += advice(sample, num_steps=schedule["total_steps"])
     built = _as_built(sample.config, start)

@@ -10,7 +10,7 @@ from ftscale.config import Config
 from ftscale.data.batching import describe_batch
 
 
-def describe_schedule(config: Config, sample: DataSample, *, world_size: int, flat: bool | None) -> dict[str, Any]:
+def describe_schedule(config: Config, sample: DataSample, *, world_size: int, layout: str | None) -> dict[str, Any]:
     """Steps an epoch and in all (None where rows are not counted), learning rates, checkpoints, evaluations, batch.
 
     With a sample of the rows, those that would be dropped are estimated by their share in it, and so is what a step
@@ -22,7 +22,7 @@ def describe_schedule(config: Config, sample: DataSample, *, world_size: int, fl
         "steps_per_epoch": per_epoch,
         "total_steps": total,
         "exact": sample.train.whole or bool(config.train.max_steps),
-        "batch": describe_batch(config.batch, world_size=world_size, flat=flat),
+        "batch": describe_batch(config.batch, world_size=world_size, layout=layout),
     }
     if total:
         facts["learning_rate"] = learning_rates(config, num_steps=total)

@@ -11,6 +11,13 @@ from ftscale.config.schema import BatchConfig
 
 DEFAULT_MICRO_SIZE = 8
 
+LAYOUTS = {
+    "flat": "flat rows",
+    "padded": "padded by length",
+    "auto": "flat rows where the model takes them, else padded by length",
+}
+"""How a line tells what becomes of samples in a micro-batch, before a model is asked and after."""
+
 Groups = list[np.ndarray]
 
 
@@ -102,8 +109,8 @@ def _cut_into(lengths: np.ndarray, number: int, *, division: Division) -> list[t
     return runs
 
 
-def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool | None) -> str:
-    """How the global batch comes about, for the log. `flat`: None = samples are no rows of tokens (images)."""
+def describe_batch(batch: BatchConfig, *, world_size: int, layout: str | None) -> str:
+    """How the global batch comes about, for the log. `layout`: None = samples are no rows of tokens (images)."""
     unit = batch.unit.removesuffix("s")
     parts = []
     if batch.micro_size or not batch.micro_tokens:
@@ -118,4 +125,4 @@ def describe_batch(batch: BatchConfig, *, world_size: int, flat: bool | None) ->
         line += f" = {size} per device x {accumulation} accumulation x {counted(world_size, 'process')}"
     else:
         line += f" in micro-batches of at most {' and '.join(parts)}, over {counted(world_size, 'process')}"
-    return line if flat is None else f"{line}, {'flat rows' if flat else 'padded by length'}"
+    return line if layout is None else f"{line}, {LAYOUTS[layout]}"

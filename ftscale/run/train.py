@@ -236,8 +236,8 @@ def _train(
 
 
 def _described_batch(loop: Loop, config: Config) -> str:
-    flat = loop.layout == "flat" if loop.task.modality.in_tokens else None
-    return describe_batch(config.batch, world_size=loop.distributed.world_size, flat=flat)
+    layout = loop.layout if loop.task.modality.in_tokens else None
+    return describe_batch(config.batch, world_size=loop.distributed.world_size, layout=layout)
 
 
 def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> Checkpoint | None:

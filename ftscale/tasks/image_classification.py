@@ -209,8 +209,7 @@ def _location(row: Row) -> tuple[str, bytes]:
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
         try:
-            largest_value(image)
-            image.save(buffer, "PNG")
+            to_rgb(image).save(buffer, "PNG")
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{where(row)}: not a readable image ({error}); mend or remove it.") from error
         image = buffer.getvalue()

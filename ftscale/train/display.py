@@ -28,8 +28,6 @@ class Now:
     rate: str
     """Tokens or images a second, with the word."""
     memory: str
-    best: str
-    """The best evaluation so far; "" = there is none."""
 
 
 Show = Callable[[Now], None]
@@ -44,10 +42,11 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 @contextmanager
-def display(*, total: int, done: int, enabled: bool) -> Iterator[Show]:
+def display(*, total: int, done: int, best: Callable[[], str], enabled: bool) -> Iterator[Show]:
     """Show on stderr how a run goes, where somebody looks at a terminal; yields what takes each step.
 
-    Lines of the log go above it meanwhile.
+    `best`: gives the best evaluation so far whenever the display is drawn, "" where there is none. Lines of the log go
+    above it meanwhile.
     """
     if not (enabled and sys.stderr.isatty()):
         yield lambda now: None
@@ -59,7 +58,7 @@ def display(*, total: int, done: int, enabled: bool) -> Iterator[Show]:
     console = Console(stderr=True)
     shown = log.handlers[0]
     log.handlers[0] = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
-    panel = Panel(total=total, done=done)
+    panel = Panel(total=total, done=done, best=best)
     try:
         with Live(panel, console=console, refresh_per_second=4):
             yield panel.take
@@ -73,6 +72,7 @@ class Panel:
 
     total: int
     done: int
+    best: Callable[[], str]
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=SHOWN_LOSSES))
     figures: str = ""
     bars: str = ""  # made where steps are taken: the display is drawn by another thread
@@ -90,12 +90,12 @@ class Panel:
         self.losses.append(now.loss)
         self.bars = sparkline(self.losses)
         self.progress.update(self.bar, completed=now.step)
-        parts = (f"loss {now.loss:.4f}", now.rate, now.memory, now.best and f"best {now.best}")
-        self.figures = "  ".join(part for part in parts if part)
+        self.figures = "  ".join(part for part in (f"loss {now.loss:.4f}", now.rate, now.memory) if part)
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Any]:
         from rich.text import Text
 
         yield self.progress
         if self.figures:
-            yield Text.assemble((self.bars, "cyan"), "  ", self.figures)
+            best = self.best()
+            yield Text.assemble((self.bars, "cyan"), "  ", self.figures, f"  best {best}" if best else "")

@@ -159,7 +159,8 @@ def run_loop(loop: Loop) -> str:
     started = time.perf_counter() - progress.elapsed_s
     set_training_mode(loop.distributed.module)
     stop = loop.distributed.any(bool(loop.stop_request))
-    shown = display(total=loop.num_steps, done=progress.step, enabled=loop.distributed.is_main)
+    best, enabled = partial(_best_so_far, loop), loop.distributed.is_main
+    shown = display(total=loop.num_steps, done=progress.step, best=best, enabled=enabled)
     with closing(loop.steps.after(progress.step)) as steps, shown as show:  # its worker processes end with it
         while (status := _between_steps(loop, stop=stop)) is None:
             tick = time.perf_counter()
@@ -384,7 +385,7 @@ def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> Non
     measured = {"step_s": round(step_s, 6), "tokens_per_s": round(rate, 1), "memory_bytes": memory}
     loop.metrics.write("train", progress.step, **figures, **measured)
     speed, used = f"{rate:.0f} {loop.task.modality.unit}s/s", f"{memory / 2**30:.1f} GiB"
-    show(Now(progress.step, result.loss, speed, used, _best_so_far(loop)))
+    show(Now(progress.step, result.loss, speed, used))
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         told = {name: value for name, value in (figures | measured).items() if name not in UNTOLD}
         loop.trackers.log({f"train/{name}": value for name, value in told.items()}, step=progress.step)

@@ -82,8 +82,11 @@ def test_samples_hold_the_path_or_the_encoded_bytes_and_no_pixels(tmp_path: Path
 
 
 def test_grey_palette_and_transparent_images_become_rgb(processor):
-    rows = [{"image": noise().convert(mode), "label": "red"} for mode in ("L", "P", "RGBA", "LA")]
-    assert pixels(build(processor), rows).shape == (4, 3, 16, 16)
+    for mode in ("1", "L", "P", "RGBA", "LA", "CMYK", "YCbCr"):
+        image = noise(size=(16, 16)).convert(mode)
+        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1) / 127.5 - 1
+        found = pixels(build(processor), [{"image": image, "label": "red"}])
+        assert np.abs(found[0].numpy() - expected).max() < 1e-5, mode
 
 
 def test_a_photo_taken_sideways_is_turned_upright(processor):
@@ -92,8 +95,9 @@ def test_a_photo_taken_sideways_is_turned_upright(processor):
     exif[0x0112] = 3  # turned by 180 degrees
     buffer = io.BytesIO()
     upright.rotate(180).save(buffer, "PNG", exif=exif)
-    rows = [{"image": encoded(upright), "label": "red"}, {"image": buffer.getvalue(), "label": "red"}]
-    assert torch.equal(*pixels(build(processor), rows))
+    forms = [encoded(upright), buffer.getvalue(), Image.open(buffer)]
+    [found, *others] = pixels(build(processor), [{"image": form, "label": "red"} for form in forms])
+    assert all(torch.equal(found, other) for other in others)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", encoded(noise(size=(200, 200)))[:3000]])

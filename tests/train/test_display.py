@@ -17,16 +17,21 @@ def test_bars_go_from_the_lowest_to_the_highest():
 
 
 def test_the_figures_of_the_last_step_stand_under_the_bar():
-    panel = Panel(total=40, done=10)
+    best = iter(["", "accuracy 0.7500 (step 12)"])
+    panel = Panel(total=40, done=10, best=lambda: next(best))
     for step, loss in ((11, 2.0), (12, 1.0)):
-        panel.take(Now(step, loss, "900 tokens/s", "0.6 GiB", "accuracy 0.7500 (step 10)"))
-    console = Console(file=io.StringIO(), width=100)
-    console.print(panel)
-    bar, figures = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert "12/40" in bar
-    assert figures == "█▁  loss 1.0000  900 tokens/s  0.6 GiB  best accuracy 0.7500 (step 10)"
+        panel.take(Now(step, loss, "900 tokens/s", "0.6 GiB"))
+    assert "12/40" in drawn(panel)[0]
+    # an evaluation between two steps, or after the last, shows at once
+    assert drawn(panel)[1] == "█▁  loss 1.0000  900 tokens/s  0.6 GiB  best accuracy 0.7500 (step 12)"
+
+
+def drawn(panel: Panel) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=100).print(panel)
+    return file.getvalue().splitlines()
 
 
 def test_nothing_is_shown_where_nobody_looks():
-    with display(total=3, done=0, enabled=True) as show:
-        show(Now(1, 1.0, "", "", ""))
+    with display(total=3, done=0, best=str, enabled=True) as show:
+        show(Now(1, 1.0, "", ""))
