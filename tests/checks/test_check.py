@@ -75,8 +75,8 @@ def test_figures_of_the_sample_are_counted(shared: Path, tmp_path: Path):
     schedule = report.facts["schedule"]
     assert (schedule["steps_per_epoch"], schedule["total_steps"], schedule["exact"]) == (3, 9, True)
     assert schedule["batch"] == (
-        "global batch 2 samples = 1 per device x 2 accumulation x 1 process, flat rows where the model takes them, else "
-        "padded by length"
+        "global batch 2 samples = 1 per device x 2 accumulation x 1 process, flat rows where the model takes them, "
+        "else padded by length"
     )
     rates = schedule["learning_rate"]
     assert rates["start"] == pytest.approx(5e-5)
