@@ -86,7 +86,7 @@ SETTINGS = {
         ("adapter={method: lora, target_modules: [q_proj, v_projj]}",),
     ),
     "layers that no pattern matches": Case(
-        ("adapter.method = lora does not go with LlamaForSequenceClassification", "target_modules"),
+        ("adapter.target_modules = 'nosuch' matches no module of LlamaForSequenceClassification", "up_proj, v_proj"),
         ("adapter={method: lora, target_modules: nosuch}",),
     ),
     "a layer to save that the model does not have": Case(
@@ -452,7 +452,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(done: Path):
     refused("--resume", "model.name=other", says=("model.name: ", '-> "other"'))
     refused("--overwrite", "optimizer.name=adamv", says=("did you mean 'adam",))
     refused(  # found when the model is built
-        "--overwrite", "adapter={method: lora, target_modules: [nosuch]}", says=("adapter.target_modules = 'nosuch'",)
+        "--overwrite", "head={hidden_sizes: [4]}", "trainable={patterns: [nosuch]}", says=("trainable.patterns",)
     )
     file = done.parent / "train.csv"
     refused(
@@ -493,7 +493,7 @@ def test_the_program_ends_with_code_2_and_nothing_but_the_message(run: Path):
     [
         ("optimizer.name=adamv", "optimizer.name = 'adamv' is not known"),  # found by the launching process
         # by all
-        needs.in_campaign("adapter={method: lora, target_modules: [nosuch]}", "adapter.target_modules = 'nosuch'"),
+        needs.in_campaign("train.precision=fp16", "train.precision = fp16 needs a GPU"),
     ],
 )
 def test_launch_keeps_the_code_and_prints_a_mistake_once(run: Path, setting: str, says: str):

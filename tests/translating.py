@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftscale.config import Config
 from ftscale.config.load import load_config
+from ftscale.config.yaml_text import read_yaml
 from ftscale.init.translate import Translation, translate_file
 from ftscale.init.written import write_file
 
@@ -32,8 +34,16 @@ class Translated:
 
 
 def translated(folder: Path, text: str, *, name: str = "theirs.yaml", **options: object) -> Translated:
-    """Translate a file that holds this text, write it, and read it back as a run would."""
+    """Translate a file that holds this text, write it, and read it back as a run would.
+
+    Whatever is translated, each key of a file that a person would write stands in the configuration, in its line, in a
+    sentence, or among those that ask for nothing more.
+    """
     (folder / name).write_text(text)
     found = translate_file(folder / name, **options)  # type: ignore[arg-type]
+    words = set(re.findall(r"[\w./-]+", found.text))
+    values = read_yaml(text, source=name)
+    silent = [key for key, value in values.items() if value and re.fullmatch(r"\w+", str(key)) and key not in words]
+    assert name.endswith(".json") or not silent
     write_file(found.text, folder / "run.yaml", overwrite=True)
     return Translated(load_config(folder / "run.yaml"), found)

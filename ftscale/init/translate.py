@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ from ftscale.config.load import parse_config
 from ftscale.config.tasks import SETTINGS
 from ftscale.config.yaml_text import read_yaml
 from ftscale.init import axolotl, huggingface, llamafactory, trl
-from ftscale.init.draft import Draft
+from ftscale.init.draft import WRITTEN, Draft, is_off
 from ftscale.init.write import as_yaml, one_line
 
 TOOLS: dict[str, ModuleType] = {
@@ -103,6 +104,7 @@ def _finish(draft: Draft, path: Path, known_by: tuple[str, ...]) -> Translation:
             ("To be decided or filled in:", draft.open),
             (f"Without a counterpart, of {draft.tool}'s keys:", lacks),
             ("Not known, and left out:", unknown),
+            ("Without a line of their own, since they ask for nothing more here:", _without_a_line(draft)),
         )
         return as_yaml(draft.lines, head=head, tail=[(title, items) for title, items in tail if items])
 
@@ -110,6 +112,19 @@ def _finish(draft: Draft, path: Path, known_by: tuple[str, ...]) -> Translation:
     draft.open += check_combination(config)
     told = (tuple(map(one_line, items)) for items in (draft.open, lacks, unknown))
     return Translation(draft.tool, known_by, written(), *told)
+
+
+def _without_a_line(draft: Draft) -> list[str]:
+    """The file's keys that say something, were understood, and are named nowhere above; all in one item."""
+    told = " ".join([*(line.why for line in draft.lines.values()), *draft.open])
+    words = {*re.findall(r"[\w.-]+", told), *draft.lacks}
+    usual = {**draft.defaults, **WRITTEN}
+    silent = [
+        key
+        for key, value in draft.values.items()
+        if key in draft.read - words and not is_off(value) and value != usual.get(key)
+    ]
+    return [", ".join(silent)] if silent else []
 
 
 def _unknown(key: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,6 +26,9 @@ ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 MODULE_NAMES = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
 """Fields of peft's methods that name modules."""
+
+ENDS_OF_NAMES = ("adaption_prompt",)
+"""Methods whose target_modules, where it is a text, is the end of a name and no regular expression."""
 
 OWN_FIELDS = frozenset({"task_type", "peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping"})
 
@@ -50,7 +55,7 @@ def apply_adapter(
     if config.method == "none":
         return model
     peft_config = build_peft_config(config, task_type=task_type, num_steps=num_steps)
-    if problems := _module_problems(model, config):
+    if problems := module_problems(model, config):
         raise UserError(*problems)
     peft_config.revision = revision
     names = {field.name for field in fields(peft_config)}
@@ -75,6 +80,44 @@ def apply_adapter(
     if dtype is not None:
         _cast_trained(wrapped, dtype)
     return wrapped
+
+
+def module_problems(model: nn.Module, config: AdapterConfig) -> list[str]:
+    """Names of modules, and patterns of them, that the model does not have, in the section's lists of modules.
+
+    peft passes over a name in a list of which another one is there. The model may be one without weights.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    known = _module_names(model)
+    problems = []
+    for setting in MODULE_NAMES:
+        asked = (config.model_extra or {}).get(setting)
+        if isinstance(asked, str):
+            if setting == "target_modules" and config.method not in ENDS_OF_NAMES and not _matches(asked, names):
+                problems.append(
+                    f"adapter.{setting} = {asked!r} matches no module of {type(model).__name__} (it is a regular "
+                    f"expression of the whole name, such as {names[-1]}); the last parts of the names are: "
+                    f"{', '.join(known)}."
+                )
+            continue
+        for name in asked or ():
+            if not any(found == name or found.endswith(f".{name}") for found in names):
+                close = nearest(str(name), known)
+                fix = f"did you mean {close!r}? The" if close else "the"
+                problems.append(
+                    f"adapter.{setting} = {name!r} is not a module of {type(model).__name__}; {fix} names are: "
+                    f"{', '.join(known)}."
+                )
+    return problems
+
+
+def _matches(pattern: str, names: Sequence[str]) -> bool:
+    if pattern.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+        return True
+    try:
+        return any(re.fullmatch(pattern, name) for name in names)
+    except re.error:
+        return True  # peft says what is wrong with it
 
 
 def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps: int | None = None) -> PeftConfig:
@@ -165,24 +208,6 @@ def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
             f"train.activation_checkpointing = true is not supported by {type(base).__name__}; set it to false."
         )
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _module_problems(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
-    """Names of modules that the model does not have; peft passes over those in a list of which one is there."""
-    names = [name for name, _ in model.named_modules() if name]
-    known = _module_names(model)
-    problems = []
-    for setting in MODULE_NAMES:
-        asked = (config.model_extra or {}).get(setting)
-        for name in asked if isinstance(asked, (list, tuple)) else ():
-            if not any(found == name or found.endswith(f".{name}") for found in names):
-                close = nearest(str(name), known)
-                fix = f"did you mean {close!r}? The" if close else "the"
-                problems.append(
-                    f"adapter.{setting} = {name!r} is not a module of {type(model).__name__}; {fix} names are: "
-                    f"{', '.join(known)}."
-                )
-    return problems
 
 
 def _module_names(model: nn.Module) -> list[str]:

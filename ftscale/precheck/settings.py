@@ -24,6 +24,7 @@ from ftscale.config.schema import (
     OptimizerConfig,
     ReportConfig,
     ScheduleConfig,
+    TrainableConfig,
 )
 from ftscale.config.stages import by_stage, stages_of
 from ftscale.config.strategies import find_strategy
@@ -77,7 +78,7 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
     found = True
     try:
         model_config = load_model_config(config.model, settings={})
-        problems += task.model_problems(config, model_config)
+        problems += [*task.model_problems(config, model_config), *_part_problems(config, task, model_config)]
     except passed_over:
         pass  # the caller says what is not looked at
     except UserError as error:
@@ -265,6 +266,24 @@ def _frozen_problems(config: Config, task: Task, *, runs_code: bool) -> list[str
             unread = isinstance(error, NeedsCodeError) and companion.model.trust_remote_code and not runs_code
             problems += [] if unread else [f"the task's {companion.name}: {problem}" for problem in error.problems]
     return problems
+
+
+def _part_problems(config: Config, task: Task, model_config: Any) -> list[str]:
+    """Modules and weights that the adapter or `trainable` names and the model does not have."""
+    from ftscale.models.adapt import module_problems
+    from ftscale.models.freeze import freeze
+    from ftscale.models.without_weights import model_without_weights
+
+    names_parts = config.adapter.model_extra or config.trainable != TrainableConfig()
+    if not names_parts or config.head.hidden_sizes:  # such a head has parts of its own: told when the model is built
+        return []
+    trust = config.model.trust_remote_code
+    model = model_without_weights(model_config, auto_class=task.auto_class, trust_remote_code=trust)
+    if model is None:
+        return []
+    if config.adapter.method == "none":
+        return _problems(partial(freeze, model, config.trainable))
+    return module_problems(model, config.adapter)
 
 
 def _processor_at_hand(config: ModelConfig, modality: Modality) -> Any:

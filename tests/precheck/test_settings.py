@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -94,3 +96,28 @@ def test_a_metric_of_every_class_is_known_and_others_are_not(shared: Path, tmp_p
         problems = metric_problems(config, build_task(config.task))
         assert bool(problems) == bool(wrong)
         assert not wrong or wrong in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"adapter": {"method": "lora", "target_modules": ["q_projj"]}}, "'q_projj' is not a module of Llama"),
+        ({"adapter": {"method": "lora", "target_modules": "q_proj"}}, "'q_proj' matches no module of Llama"),
+        ({"adapter": {"method": "lora", "modules_to_save": ["scoree"]}}, "did you mean 'score'?"),
+        ({"trainable": {"patterns": ["nosuch"]}}, "trainable.patterns = 'nosuch' matches no weight"),
+        ({"trainable": {"scope": "last_blocks", "last_blocks": 6}}, "must be from 1 to 5"),
+        ({"adapter": {"method": "lora", "target_modules": r".*\.[qv]_proj", "modules_to_save": ["score"]}}, ""),
+        ({"adapter": {"method": "lora", "target_modules": "all-linear"}}, ""),
+        ({"adapter": {"method": "adaption_prompt", "target_modules": "self_attn", "adapter_len": 2}}, ""),
+        ({"trainable": {"scope": "last_blocks", "last_blocks": 5}}, ""),
+    ],
+)
+def test_parts_of_the_model_are_named_before_the_data_is_prepared(
+    section: dict[str, Any], says: str, shared: Path, tmp_path: Path
+):
+    config = parse_config(tiny.settings(shared, tmp_path, **section), source="f")
+    if not says:
+        check_config(config)
+        return
+    with pytest.raises(UserError, match=re.escape(says)):
+        check_config(config)
