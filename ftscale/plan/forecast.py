@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from ftscale.base.errors import UserError
@@ -319,7 +320,7 @@ class _Planner:
         return bisect_left(sizes, True, key=lambda size: not fits(size))
 
     def choices(self, config: Config) -> list[Choice]:
-        """What fits, the cheapest first; by memory where the cost is the same."""
+        """What fits, the cheapest first; the smallest change of the configuration where the cost is about the same."""
         found = []
         self.sizes["as configured"] = next(iter(self.steps.values()))
         for weights, settings in WEIGHTS.items():
@@ -332,7 +333,7 @@ class _Planner:
                 variant = _with(config, changes)
                 for strategy in OFFERED:
                     found += self._choice(config, variant, changes, weights, strategy)
-        return sorted(found, key=lambda choice: (_rank(choice), choice.memory.total))
+        return list(_ranked(found))
 
     def _choice(
         self, config: Config, variant: Config, changes: dict[str, Any], weights: str, strategy: Strategy
@@ -352,18 +353,30 @@ class _Planner:
         if memory.total > self.device.memory:
             return []
         settings = {name: value for name, value in changes.items() if _differs(config, name, value)}
-        if strategy.name != config.distributed.strategy:
+        if strategy.name != (config.distributed.strategy or default_strategy(self.world_size).name):
             settings["distributed.strategy"] = strategy.name
         checkpointing = variant.train.activation_checkpointing
         return [Choice(settings, strategy.name, weights, checkpointing, memory, self.time(variant, strategy))]
 
 
+SAME_SPEED = 0.05
+"""Steps whose forecasts are this close, as a ratio, are taken for equally fast: the forecast itself is no closer."""
+
 PREFERENCE = {"as configured": 0, "full": 1, "lora": 2, "nf4 + lora": 3}
 
 
-def _rank(choice: Choice) -> tuple[int, float]:
-    """The weights that were asked for first, then the fastest."""
-    return PREFERENCE[choice.weights], choice.time.step_s
+def _ranked(choices: list[Choice]) -> Iterator[Choice]:
+    """The weights that were asked for first, then the fastest; of those as fast, the one that changes least."""
+    left = sorted(choices, key=lambda choice: (PREFERENCE[choice.weights], choice.time.step_s, choice.memory.total))
+    while left:
+        as_fast = takewhile(lambda choice: _is_as_fast(choice, left[0]), left)
+        chosen = min(as_fast, key=lambda choice: len(choice.settings))
+        left.remove(chosen)
+        yield chosen
+
+
+def _is_as_fast(choice: Choice, fastest: Choice) -> bool:
+    return choice.weights == fastest.weights and choice.time.step_s <= fastest.time.step_s * (1 + SAME_SPEED)
 
 
 def _weights_of(config: Config) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ftscale.base.errors import UserError
 from ftscale.config import load_config
 from ftscale.plan import Plan, plan_run
 from ftscale.plan.devices import device_names, load_device
+from ftscale.plan.forecast import Choice, _ranked
 from ftscale.plan.report import apply_choice
 
 
@@ -45,6 +47,19 @@ def test_what_fits_is_ranked_and_the_weights_that_were_asked_for_come_first(plan
     assert ("zero3", "nf4 + lora") not in found  # the table of combinations refuses it
 
 
+def test_of_forecasts_as_fast_the_one_that_changes_least_comes_first(plan: Plan):
+    """0.7 % of a forecast that is 15 % off is no reason to change a run's strategy."""
+
+    def choice(strategy: str, step_s: float, weights: str = "as configured") -> Choice:
+        settings = {} if strategy == "ddp" else {"distributed.strategy": strategy}
+        time = replace(plan.time, step_s=step_s)
+        return Choice(settings, strategy, weights, False, plan.choices[0].memory, time)
+
+    asked, zero2, zero3, lora = choice("ddp", 1.007), choice("zero2", 1), choice("zero3", 1.2), choice("ddp", 1, "lora")
+    assert list(_ranked([lora, zero3, zero2, asked])) == [asked, zero2, zero3, lora]
+    assert list(_ranked([lora, choice("ddp", 1.1), zero2]))[0] is zero2
+
+
 def test_offload_moves_the_optimizer_to_the_host(plan: Plan):
     offloaded = next(choice for choice in plan.choices if choice.strategy == "zero2_offload")
     assert offloaded.memory.kinds["optimizer"] == 0
@@ -65,7 +80,7 @@ def test_its_lines_are_settings_that_can_be_given(plan: Plan, values: dict[str, 
     file = tiny.write_run(tmp_path, values)
     for choice in plan.choices:
         config = load_config(file, choice.lines())
-        assert config.distributed.strategy == choice.strategy
+        assert (config.distributed.strategy or "ddp") == choice.strategy  # as several devices have it without a word
         assert config.train.activation_checkpointing == choice.checkpointing
 
 
@@ -84,7 +99,7 @@ def test_apply_writes_the_recommended_settings_and_the_picture_is_drawn(shared: 
     picture = tmp_path / "plan.png"
     outcome = tiny.command("plan", file, "--gpu", "l4", "--gpus-per-node", "2", "--apply", "--plot", picture)
     assert outcome.code == 0, outcome.stderr
-    assert load_config(file).distributed.strategy in ("ddp", "zero1", "zero2")
+    assert load_config(file).distributed.strategy in ("zero1", "zero2")
     assert str(load_config(file).distributed.strategy) in outcome.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -105,7 +120,7 @@ def test_a_calibration_is_used_from_then_on_and_json_holds_the_plan(
     assert not (tmp_path / "run").exists()
     assert found["fits"] is True
     assert found["memory_bytes"] == pytest.approx(sum(found["memory"]["kinds"].values()))
-    assert found["choices"][0]["lines"]
+    assert any(choice["lines"] for choice in found["choices"])
 
 
 # ---------------------------------------------------------------- what is refused
