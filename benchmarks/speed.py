@@ -1,8 +1,14 @@
-"""Speed and memory beside HF Trainer at its best setting: the same rows, model and optimizer steps, run in turn.
+"""Speed and memory beside other trainers at their best settings: the same rows, model and optimizer steps, in turn.
 
-    python benchmarks/speed.py [--only NAME ...] [--repeats 3] [--threads 2]
+    python benchmarks/speed.py [--only NAME ...] [--peers NAME ...] [--repeats 5] [--threads 2]
 
-Each run is a fresh process. Results go into benchmarks/results/speed.json, a work at a time:
+HF Trainer is there anyway. TRL and LLaMA-Factory ask for other versions and run in environments of their own:
+
+    python -m venv runs/peers/trl && runs/peers/trl/bin/pip install -r benchmarks/requirements-peers-trl.txt
+
+Of each, settings are tried first (speed_peers.py). Those of the most tokens/s and of the least memory are its best,
+which are then run in turn with ftscale; that has one setting for both. Each run is a fresh process. Results go into
+benchmarks/results/speed.json, a work at a time, with all that was tried, medians and spread (least and greatest):
 
 - `tokens_per_s`: real tokens (images) over the time of the training steps, with the making of batches;
 - `peak_mib`: ru_maxrss of the process at the end of the last step, libraries included;
@@ -20,61 +26,111 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
+from speed_peers import HERE, PEERS, Peer, Setting, best_settings, environment_of, python_of
 from speed_works import FOLDER, ROOT, Work, make_inputs, prepare, works
 
 RESULTS = ROOT / "benchmarks/results/speed.json"
 FIGURES = ("tokens_per_s", "peak_mib", "first_step_s", "held_out_loss")
+BEST_FOR = ("time", "memory")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=works(), default=list(works()))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["hf_trainer"])
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     in_a_process(make_inputs)
     records = {}
     for name in arguments.only:
-        records[name] = compare(name, works()[name], repeats=arguments.repeats)
+        work = works()[name]
+        peers = {peer: PEERS[peer] for peer in arguments.peers if PEERS[peer].does(work.run)}
+        records[name] = compare(name, work, peers, repeats=arguments.repeats)
         add_result(name, records[name])
     show(records)
     return 0 if all(record["as_promised"] for record in records.values()) else 1
 
 
-def compare(name: str, work: Work, *, repeats: int) -> dict[str, Any]:
-    """Both programs in turn; medians, their ratios, and whether these are as promised."""
+def compare(name: str, work: Work, peers: dict[str, Peer], *, repeats: int) -> dict[str, Any]:
+    """All programs in turn, the peers at their best; medians, their ratios, and whether they are as promised."""
     folder = FOLDER / name
     folder.mkdir(exist_ok=True)
     (folder / "run.yaml").write_text(yaml.safe_dump({**work.run, "run_folder": str(folder / "run")}))
     in_a_process(prepare, folder)
     tokens = json.loads((folder / "tokens.json").read_text())
-    runs: dict[str, list[dict[str, float]]] = {"ftscale": [], "hf_trainer": []}
-    for turn in range(repeats):
-        for side, run_side in (("ftscale", run_ftscale), ("hf_trainer", run_hf_trainer)):
-            figures = run_side(folder, steps=work.steps)
-            runs[side].append({"tokens_per_s": tokens / figures.pop("train_s"), **figures})
-            print(name, turn, side, {key: round(value, 4) for key, value in runs[side][-1].items()}, flush=True)
+
+    def measured(side: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
+        figures = run()
+        figures = {"tokens_per_s": (figures.pop("tokens", None) or tokens) / figures.pop("train_s"), **figures}
+        print(name, side, {key: round(value, 4) for key, value in figures.items()}, flush=True)
+        return rounded(figures)
+
+    def run_side(peer: str, setting: Setting) -> dict[str, float]:
+        return run_peer(peer, folder, setting, steps=work.steps)
+
+    best: dict[str, dict[str, Setting]] = {}
+    grids = {}
+    for peer, program in peers.items():
+
+        def tried(setting: Setting, peer: str = peer) -> dict[str, float] | None:
+            try:
+                return measured(f"{peer} {setting}", partial(run_side, peer, setting))
+            except RuntimeError as error:
+                print(name, peer, setting, error, flush=True)
+                return None
+
+        *settings, grids[peer] = best_settings(program.grid(work.run), tried)
+        best[peer] = dict(zip(BEST_FOR, settings, strict=True))
+
+    ours = partial(run_ftscale, folder, steps=work.steps)
+    sides: dict[str, Callable[[], dict[str, float]]] = {"ftscale": ours}
+    for peer, of in best.items():
+        sides[f"{peer}, best for time"] = partial(run_side, peer, of["time"])
+        if of["memory"] != of["time"]:
+            sides[f"{peer}, best for memory"] = partial(run_side, peer, of["memory"])
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(repeats):
+        for side, run in sides.items():
+            runs[side].append(measured(side, run))
     medians = {side: {key: median(run[key] for run in done) for key in FIGURES} for side, done in runs.items()}
-    ratios = {key: medians["ftscale"][key] / medians["hf_trainer"][key] for key in FIGURES}
-    promised = {"tokens_per_s": work.tokens_per_s_at_least, "peak_mib": work.memory_at_most}
-    kept = ratios["tokens_per_s"] >= work.tokens_per_s_at_least and (
-        work.memory_at_most is None or ratios["peak_mib"] <= work.memory_at_most
-    )
+    ratios = {
+        side: rounded({key: medians["ftscale"][key] / figures[key] for key in FIGURES})
+        for side, figures in medians.items()
+        if side != "ftscale"
+    }
+    speed = min(of["tokens_per_s"] for of in ratios.values())
+    memory = max(of["peak_mib"] for of in ratios.values())
     return {
-        "ratios": rounded(ratios),
-        "promised": {key: value for key, value in promised.items() if value is not None},
-        "as_promised": kept,
+        "tokens_per_s": speed,
+        "peak_mib": memory,
+        "promised": {
+            key: value
+            for key, value in (("tokens_per_s", work.tokens_per_s_at_least), ("peak_mib", work.memory_at_most))
+            if value is not None
+        },
+        "as_promised": speed >= work.tokens_per_s_at_least
+        and (work.memory_at_most is None or memory <= work.memory_at_most),
+        "ratios": ratios,
+        "best_setting": best,
         "medians": {side: rounded(figures) for side, figures in medians.items()},
-        "runs": {side: [rounded(run) for run in done] for side, done in runs.items()},
+        "spread": {
+            side: {key: [min(run[key] for run in done), max(run[key] for run in done)] for key in FIGURES}
+            for side, done in runs.items()
+        },
+        "runs": runs,
+        "grid": grids,
         "work": described(work, tokens),
-        "command": f"python benchmarks/speed.py --only {name} --repeats {repeats} "
+        "command": f"python benchmarks/speed.py --only {name} --peers {' '.join(peers)} --repeats {repeats} "
         f"--threads {os.environ['OMP_NUM_THREADS']}",
         "hardware": hardware(),
         "versions": versions(),
@@ -98,26 +154,45 @@ def run_ftscale(folder: Path, *, steps: int) -> dict[str, float]:
     }
 
 
-def run_hf_trainer(folder: Path, *, steps: int) -> dict[str, float]:
-    """benchmarks/speed_hf_trainer.py."""
+def run_peer(peer: str, folder: Path, setting: Setting, *, steps: int) -> dict[str, float]:
+    """A peer's script at a setting. Raises RuntimeError where it fails."""
     (folder / "first_step").unlink(missing_ok=True)
-    command = [str(Path(__file__).with_name("speed_hf_trainer.py")), str(folder / "run.yaml"), str(folder)]
-    first_step_s = timed(command, sign=folder / "first_step", log=folder / "hf_trainer.log")
+    command = [str(HERE / PEERS[peer].script), str(folder / "run.yaml"), str(folder), json.dumps(setting)]
+    first_step_s = timed(
+        command,
+        sign=folder / "first_step",
+        log=folder / f"{peer}.log",
+        python=python_of(peer),
+        environment=environment_of(setting),
+    )
     result = json.loads((folder / "result.json").read_text())
-    assert result["steps"] == steps, f"{result['steps']} optimizer steps, not {steps}"
+    if result["steps"] != steps:
+        raise RuntimeError(f"{result['steps']} optimizer steps, not {steps}")
     return {
         "train_s": result["train_s"],
+        "tokens": result["tokens"],
         "peak_mib": result["peak_bytes"] / 2**20,
         "first_step_s": first_step_s,
         "held_out_loss": result["held_out_loss"],
     }
 
 
-def timed(command: list[str], *, sign: Path, log: Path) -> float:
+def timed(
+    command: list[str],
+    *,
+    sign: Path,
+    log: Path,
+    python: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> float:
     """Run Python with these arguments; the seconds until the file `sign` had content (or was there, if empty)."""
     start = time.perf_counter()
     first_step_s = None
-    with log.open("w") as output, subprocess.Popen([sys.executable, *command], stdout=output, stderr=output) as process:
+    env = {**os.environ, **(environment or {})}
+    with (
+        log.open("w") as output,
+        subprocess.Popen([python, *command], env=env, stdout=output, stderr=output) as process,
+    ):
         while process.poll() is None:
             if first_step_s is None and sign.exists() and sign.stat().st_size:
                 first_step_s = time.perf_counter() - start
@@ -176,16 +251,17 @@ def add_result(name: str, record: dict[str, Any]) -> None:
 
 
 def show(records: dict[str, dict[str, Any]]) -> None:
-    """ftscale to HF Trainer, figure by figure."""
-    print(f"\n{'ftscale : HF Trainer':26}{'tokens/s':>20}{'peak MiB':>20}{'first step s':>20}{'held-out loss':>22}")
+    """ftscale to each peer at its best, figure by figure."""
     for name, record in records.items():
-        ours, theirs = record["medians"]["ftscale"], record["medians"]["hf_trainer"]
-        cells = []
-        for key in FIGURES[:3]:
-            cells.append(f"{record['ratios'][key]:.2f} ({ours[key]:.0f}:{theirs[key]:.0f})")
-        cells.append(f"{ours['held_out_loss']:.3f} : {theirs['held_out_loss']:.3f}")
-        kept = "" if record["as_promised"] else "  NOT AS PROMISED"
-        print(f"{name:26}" + "".join(f"{cell:>20}" for cell in cells) + kept)
+        print(
+            f"\n{name}: {record['tokens_per_s']:.2f} times the tokens/s of the fastest setting, "
+            f"{record['peak_mib']:.2f} times the memory of the smallest"
+            + ("" if record["as_promised"] else "; NOT AS PROMISED")
+        )
+        for side, ratios in record["ratios"].items():
+            ours, theirs = record["medians"]["ftscale"], record["medians"][side]
+            cells = [f"{key} {ratios[key]:.2f} ({ours[key]:.4g} : {theirs[key]:.4g})" for key in FIGURES]
+            print(f"  {side}: " + ", ".join(cells))
 
 
 if __name__ == "__main__":

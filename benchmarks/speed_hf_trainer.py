@@ -1,6 +1,6 @@
-"""HF Trainer's side of benchmarks/speed.py: the same rows, model and steps, at its best setting.
+"""HF Trainer's side of benchmarks/speed.py: the same rows, model and steps, at a setting of the grid.
 
-    python benchmarks/speed_hf_trainer.py RUN.yaml OUT_FOLDER
+    python benchmarks/speed_hf_trainer.py RUN.yaml OUT_FOLDER SETTING_AS_JSON
 
 Reads the samples that ftscale prepared. Writes OUT_FOLDER/first_step when the first step is done, and result.json.
 """
@@ -52,20 +52,22 @@ class Stopwatch(TrainerCallback):
         self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main(run: dict[str, Any], folder: Path) -> None:
+def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
     """Train as `run` says, then score the held-out rows."""
     task, training = run["task"]["name"], run["train"]
-    rows, held_out = (load_from_disk(folder / part) for part in ("train", "eval"))
-    model = build_model(run, json.loads((folder / "model_settings.json").read_text()))
+    rows = load_from_disk(folder / "train")
+    settings = json.loads((folder / "model_settings.json").read_text())
+    model = build_model(run, settings, attention=setting.get("attention"))
     collate = build_collator(run, model)
     arguments = TrainingArguments(
         output_dir=str(folder / "output"),
         num_train_epochs=training["epochs"],
-        per_device_train_batch_size=run["batch"]["global_size"],
+        per_device_train_batch_size=run["batch"]["global_size"] // setting["micro_batches"],
+        gradient_accumulation_steps=setting["micro_batches"],
         learning_rate=run["optimizer"]["lr"],
         weight_decay=0.01,
         optim="adamw_torch_fused",
-        train_sampling_strategy="random" if task == "image_classification" else "group_by_length",
+        train_sampling_strategy="group_by_length" if setting.get("grouped_by_length") else "random",
         gradient_checkpointing=False,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -78,19 +80,33 @@ def main(run: dict[str, Any], folder: Path) -> None:
     )
     stopwatch = Stopwatch(folder)
     Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[stopwatch]).train()
+    tokens = None if task == "image_classification" else sum(map(len, rows["input_ids"]))
+    write_result(folder, stopwatch, model, collate, tokens=tokens, shifted=task == "causal_lm")
+
+
+def write_result(
+    folder: Path, stopwatch: Stopwatch, model: Any, collate: Collate, *, tokens: int | None, shifted: bool = True
+) -> None:
+    """Score the held-out rows and write all figures. `tokens`: trained on; None = images are counted instead."""
     result = {
         "train_s": stopwatch.train_s,
         "peak_bytes": stopwatch.peak_bytes,
         "steps": stopwatch.steps,
-        "held_out_loss": score(model, held_out, collate, shifted=task == "causal_lm"),
+        "tokens": tokens,
+        "held_out_loss": score(model, read_rows(folder / "eval.json"), collate, shifted=shifted),
     }
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def build_model(run: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """The model in its fastest form: weights in the run's precision, fused attention, LoRA in the weights' type."""
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Samples that benchmarks/speed.py wrote, one JSON object a line."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def build_model(run: dict[str, Any], settings: dict[str, Any], *, attention: str | None) -> Any:
+    """The model in its fastest form: weights in the run's precision, LoRA in the weights' type."""
     dtype = torch.bfloat16 if run["train"]["precision"] == "bf16" else torch.float32
-    options = {} if run["task"]["name"] == "image_classification" else {"attn_implementation": "sdpa"}
+    options = {} if attention is None else {"attn_implementation": attention}
     if settings:
         settings["id2label"] = {int(number): label for number, label in settings["id2label"].items()}
     model = getattr(transformers, MODELS[run["task"]["name"]]).from_pretrained(
@@ -117,6 +133,15 @@ def build_collator(run: dict[str, Any], model: Any) -> Collate:
         "seq2seq": lambda: transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
     }
     collate = by_task[run["task"]["name"]]()
+    return _of_known_names(collate)
+
+
+def padded(tokenizer: Any) -> Collate:
+    """The collator of a causal model's held-out rows."""
+    return _of_known_names(transformers.DataCollatorForSeq2Seq(tokenizer))
+
+
+def _of_known_names(collate: Any) -> Collate:
     names = ("input_ids", "token_type_ids", "labels")
     return lambda rows: collate([{name: row[name] for name in names if name in row} for row in rows])
 
@@ -153,4 +178,4 @@ def score(model: Any, rows: Any, collate: Collate, *, shifted: bool) -> float:
 
 if __name__ == "__main__":
     transformers.set_seed(0)
-    main(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    main(yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), json.loads(sys.argv[3]))

@@ -59,6 +59,18 @@ def works() -> dict[str, Work]:
             tokens_per_s_at_least=1.6,
             memory_at_most=0.6,
         ),
+        "lora_small_head": Work(
+            _run(
+                {"name": "causal_lm", "max_length": 1024, "chat_template": "alpaca"},
+                str(FOLDER / "llama_small_head"),
+                train={"path": FOLDER / "instructions.jsonl", "limit": 48},
+                held_out={"path": FOLDER / "held_out_instructions.jsonl"},
+                batch={"global_size": 8, "micro_size": 8},
+                lr=1e-3,
+            )
+            | {"adapter": LORA},
+            steps=6,
+        ),
         "text_classification": Work(encoder, steps=25, tokens_per_s_at_least=1.2),
         "text_classification_fp32": Work(_fp32(encoder), steps=25, tokens_per_s_at_least=1.0),
         "token_classification": Work(
@@ -106,7 +118,7 @@ def make_inputs() -> None:
         (FOLDER / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     _write_images("train", each=80)
     _write_images("test", each=20)
-    if not (FOLDER / "t5/config.json").exists():
+    if not (FOLDER / "llama_small_head/config.json").exists():
         _write_models()
 
 
@@ -119,7 +131,9 @@ def prepare(folder: Path) -> None:
     assert inputs.train is not None
     assert inputs.evaluation is not None
     inputs.train.dataset.save_to_disk(folder / "train")
-    inputs.evaluation.dataset.save_to_disk(folder / "eval")
+    # also as JSON: TRL and LLaMA-Factory are of environments with other versions of datasets
+    inputs.train.dataset.to_json(folder / "train.json")
+    inputs.evaluation.dataset.to_json(folder / "eval.json")
     (folder / "tokens.json").write_text(json.dumps(sum(inputs.train.dataset["length"])))
     (folder / "model_settings.json").write_text(json.dumps(inputs.task.model_settings()))
 
@@ -177,23 +191,28 @@ def _write_images(part: str, *, each: int) -> None:
 
 
 def _write_models() -> None:
-    """A Llama of 512 x 8 layers and a T5 of 256 x (4 + 4), of random weights, with T5's vocabulary of 32k."""
+    """Models of random weights with T5's vocabulary of 32k: two Llamas and a T5.
+
+    The head of the larger Llama, which is its embedding too, is 9.8 % of its weights, as in a model of some billions.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "weights/tokenizers/t5")
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    llama = LlamaConfig(
-        vocab_size=32_128,
-        hidden_size=512,
-        intermediate_size=1408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        bos_token_id=None,
+    llama = {
+        "vocab_size": 32_128,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+        "bos_token_id": None,
         **special,
+    }
+    small = LlamaConfig(
+        hidden_size=512, intermediate_size=1408, num_hidden_layers=8, tie_word_embeddings=False, **llama
+    )
+    large = LlamaConfig(
+        hidden_size=1024, intermediate_size=2816, num_hidden_layers=24, tie_word_embeddings=True, **llama
     )
     t5 = T5Config(
         vocab_size=32_128,
@@ -206,7 +225,11 @@ def _write_models() -> None:
         decoder_start_token_id=0,
         **special,
     )
-    for name, model_class, config in (("llama", LlamaForCausalLM, llama), ("t5", T5ForConditionalGeneration, t5)):
+    for name, model_class, config in (
+        ("t5", T5ForConditionalGeneration, t5),
+        ("llama", LlamaForCausalLM, small),
+        ("llama_small_head", LlamaForCausalLM, large),
+    ):
         torch.manual_seed(0)
         model_class(config).to(torch.bfloat16).save_pretrained(FOLDER / name)
         tokenizer.save_pretrained(FOLDER / name)
