@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from datasets import load_from_disk
+from datasets import Dataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -55,7 +55,7 @@ class Stopwatch(TrainerCallback):
 def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
     """Train as `run` says, then score the held-out rows."""
     task, training = run["task"]["name"], run["train"]
-    rows = load_from_disk(folder / "train")
+    rows = Dataset.from_list(read_rows(folder / "train.json"))
     settings = json.loads((folder / "model_settings.json").read_text())
     model = build_model(run, settings, attention=setting.get("attention"))
     collate = build_collator(run, model)

@@ -18,6 +18,15 @@ FOLDER = ROOT / "runs/speed"
 LORA = {"method": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
+NAMES = {
+    "input_ids": "input_ids",
+    "token_type_ids": "token_type_ids",
+    "image_path": "image_path",
+    "_label": "labels",
+}
+"""Columns of prepared rows, and what transformers' collators call them."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is trained, and what ftscale promises of it beside HF Trainer's best setting."""
@@ -41,7 +50,7 @@ def works() -> dict[str, Work]:
         {"name": "text_classification", "max_length": 128},
         minilm,
         train={"path": text / "train.csv", **news, "limit": 800},
-        held_out={"path": text / "dev.csv", **news, "limit": 200},
+        held_out={"path": text / "test.csv", **news, "limit": 200},
         batch={"global_size": 32, "micro_size": 32},
     )
     return {
@@ -123,18 +132,18 @@ def make_inputs() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Prepare the rows of `folder`/run.yaml, for ftscale in its cache, and beside it for the other side."""
+    """Prepare the rows of `folder`/run.yaml, for ftscale in its cache, and beside it as JSON for the other side."""
     from ftscale.config import load_config
     from ftscale.run.prepared_data import prepare_inputs
 
     inputs = prepare_inputs(load_config(folder / "run.yaml"))
     assert inputs.train is not None
     assert inputs.evaluation is not None
-    inputs.train.dataset.save_to_disk(folder / "train")
-    # also as JSON: TRL and LLaMA-Factory are of environments with other versions of datasets
-    inputs.train.dataset.to_json(folder / "train.json")
-    inputs.evaluation.dataset.to_json(folder / "eval.json")
-    (folder / "tokens.json").write_text(json.dumps(sum(inputs.train.dataset["length"])))
+    for name, part in (("train", inputs.train), ("eval", inputs.evaluation)):
+        columns = {NAMES[column]: column for column in part.dataset.column_names if column in NAMES}
+        rows = ({name: row[column] for name, column in columns.items()} for row in part.dataset)
+        (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tokens.json").write_text(json.dumps(int(inputs.train.costs.sum())))
     (folder / "model_settings.json").write_text(json.dumps(inputs.task.model_settings()))
 
 
