@@ -17,7 +17,7 @@ STARTED_BY = "FTSCALE_STARTED_BY"
 
 
 def started_command() -> list[str] | None:
-    """The words of the command that led to this process: a launcher's, where it was given this process's own at its end.
+    """The words of the command that led to this process: a launcher's, where it was given the words of this one.
 
     None where another one tells it (STARTED_BY), and where this is one of several processes and nothing tells who
     started them.
@@ -55,7 +55,7 @@ class GoOn:
             begun = self.has_begun()
             setup_logging(rank=launched_rank())
             command = go_on_command(self._command, begun=begun)
-            log.info("%s: %s", "go on with it" if begun else "start it again", command)
+            log.info("go on with it: %s" if begun else "start it again: %s", command)
 
 
 def go_on_command(words: Sequence[str], *, begun: bool) -> str:

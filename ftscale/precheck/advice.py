@@ -100,19 +100,25 @@ def held_out_warnings(setting: str, *, rows: int, metric: str) -> list[str]:
     """A sentence where a part that is scored is too small to tell models apart. `metric`: that models are chosen by."""
     if not 0 < rows < FEW_HELD_OUT:
         return []
-    few = f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little"
-    more = f"hold out {FEW_HELD_OUT} rows or more, better some hundred."
     if metric in RIGHT_OR_WRONG:
-        (low, high), author = wilson(LIKELY_SCORE, rows), "Wilson"
+        told = _between(metric, wilson(LIKELY_SCORE, rows), author="Wilson")
     elif metric in CORRELATIONS:
-        (low, high), author = fisher(LIKELY_SCORE, rows, ranks=metric == "spearman"), "Fisher"
-    else:  # by whatever it is a mean of, its error goes with 1 / sqrt(rows)
+        told = _between(metric, fisher(LIKELY_SCORE, rows, ranks=metric == "spearman"), author="Fisher")
+    else:  # whatever it is a mean of, its error goes with 1 / sqrt(rows)
         wider = math.sqrt(SOME_HUNDRED / rows)
-        return [f"{few}: the 95 % interval of {metric} is about {wider:.1f} times as wide as of {SOME_HUNDRED} rows; {more}"]
+        told = f"the 95 % interval of {metric} is about {wider:.1f} times as wide as of {SOME_HUNDRED} rows"
     return [
-        f"{few}: {metric} = {LIKELY_SCORE:g} among so many is, of all such rows, between {low:.2f} and {high:.2f} "
-        f"(95 % interval of {author}); {more}"
+        f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little: {told}; hold out {FEW_HELD_OUT} rows or "
+        "more, better some hundred."
     ]
+
+
+def _between(metric: str, interval: tuple[float, float], *, author: str) -> str:
+    low, high = interval
+    return (
+        f"{metric} = {LIKELY_SCORE:g} among so many is, of all such rows, between {low:.2f} and {high:.2f} (95 % "
+        f"interval of {author})"
+    )
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:

@@ -32,9 +32,9 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Metrics of a run's model on its evaluation rows, or on all rows of `data`. Works under a launcher too.
 
-    `data`: a path, or several; of these, what `overrides` say of `data.eval.0` counts for all, and of `data.eval.1`
-    for the second. `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`. `trust`: what may be run of the
-    model; what the run folder itself says of that does not count.
+    `data`: a path, or several. `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`, which
+    counts for all of several paths. `trust`: what may be run of the model; what the run folder itself says of that does
+    not count.
     Raises UserError: no finished run there; no evaluation rows; unreadable data.
     """
     setup_logging(rank=launched_rank())

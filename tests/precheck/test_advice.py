@@ -110,7 +110,10 @@ def test_the_interval_of_a_correlation_is_fishers(rows: int):
     [
         ("accuracy", "accuracy = 0.8 among so many is, of all such rows, between 0.49 and 0.94 (95 % interval of Wils"),
         ("exact_match", "exact_match = 0.8 among so many is, of all such rows, between 0.49 and 0.94 (95 % interval"),
-        ("pearson", "pearson = 0.8 among so many is, of all such rows, between 0.34 and 0.95 (95 % interval of Fisher)"),
+        (
+            "pearson",
+            "pearson = 0.8 among so many is, of all such rows, between 0.34 and 0.95 (95 % interval of Fisher)",
+        ),
         ("spearman", "spearman = 0.8 among so many is, of all such rows, between 0.24 and 0.96 (95 % interval of Fish"),
         ("bleu", "the 95 % interval of bleu is about 3.2 times as wide as of 100 rows; hold out 30 rows or more"),
         ("f1/spam", "the 95 % interval of f1/spam is about 3.2 times as wide as of 100 rows"),

@@ -72,7 +72,9 @@ def test_a_terminal_shows_a_table_and_the_log_has_the_lines(streams: tuple[io.St
 
 def shown(terminal: str) -> list[list[str]]:
     """The cells of the table's rows."""
-    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in terminal.splitlines() if "─" not in line]
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in terminal.splitlines() if "─" not in line
+    ]
 
 
 def test_without_intervals_there_is_no_column_for_them(streams: tuple[io.StringIO, io.StringIO]):
@@ -91,7 +93,7 @@ def test_a_narrow_terminal_breaks_no_path_and_no_command(
     whole = str(folder / "model")
     with redirect_stderr(streams[0]):
         tell_end(replace(RESULT, model=whole), folder)
-    lines = streams[0].getvalue().splitlines()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", streams[0].getvalue()).splitlines()
     assert max(map(len, lines)) <= 80
     assert f"model      {whole}" in lines
     assert lines[-2:] == ["to use it", f"ftscale predict {folder} INPUT"]
