@@ -42,8 +42,9 @@ def source_like(
     given = SourceConfig(path=path, format=form)
     kind = kind_of(given, setting=setting)
     like = next((source for source in known if _is_alike(source, given, kind)), known[0])
-    settings = {name: value for name, value in like.model_dump(exclude_unset=True).items() if name in OF_ROWS}
+    settings = _set_of(like, OF_ROWS)
     settings |= {"path": path, "set": _fixed(like, config), "columns": _columns(like, config)}
+    settings |= {} if form == "auto" else {"format": form}
     if _is_alike(like, given, kind):
         settings |= _set_of(like, OF_A_FORMAT)
         for name, value in _set_of(like, PLACES).items():
