@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,20 +110,24 @@ def train(
 ) -> None:
     """Fine-tune as RUN.yaml says; alone, or in each process of accelerate launch, torchrun or srun."""
     from ftscale.base.signals import stop_with_launcher
+    from ftscale.base.started import GoOn
     from ftscale.train.stop_request import Interrupted, StopRequest
 
-    stop_request = StopRequest()
+    go_on, stop_request = GoOn(), StopRequest()
     try:
         stop_request.listen()  # before torch is imported, which takes seconds, and until the process has ended
         stop_with_launcher()
         from ftscale.precheck import read_config
 
         config = read_config(run, overrides or ())
+        from ftscale.run.folder import first_files
         from ftscale.run.train import train as run_training
 
+        go_on.watch(lambda: first_files(Path(config.run_folder)))
         with stdout_for_answers():
             result = run_training(config, resume=resume, overwrite=overwrite, stop_request=stop_request)
     except Interrupted:
+        go_on.tell()
         sys.exit(EXIT_PREEMPTED)
     except UserError:
         stop_request.release()  # the launcher may end this process while it waits for the first to speak
@@ -130,6 +135,7 @@ def train(
     if as_json and launched_rank() == 0:
         print(json.dumps(finite(asdict(result)), indent=2), flush=True)
     if result.status == "preempted":
+        go_on.tell()
         sys.exit(EXIT_PREEMPTED)
 
 
@@ -191,7 +197,10 @@ def launch(
 def evaluate(
     run_folder: RunFolder,
     overrides: Overrides = None,
-    data: Annotated[str | None, typer.Option(help="Rows to score instead of the run's evaluation rows.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Rows to score instead of the run's evaluation rows; several files are scored as one."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the metrics to this JSON file.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
@@ -201,8 +210,13 @@ def evaluate(
     from ftscale.run.evaluate import evaluate_run
 
     trust = Trust(code=trust_remote_code, pickle=allow_pickle)
+    files, settings = _files_and_settings(overrides or ())
+    if files and not data:
+        raise UserError(
+            f"{files[0]!r} is no section.key=value, and rows to score are given by --data; write --data {files[0]}."
+        )
     with stdout_for_answers():
-        metrics = evaluate_run(run_folder, data=data, overrides=overrides or (), trust=trust)
+        metrics = evaluate_run(run_folder, data=[*(data or ()), *files], overrides=settings, trust=trust)
     if launched_rank() == 0:
         text = json.dumps(metrics, indent=2)
         print(text)
@@ -219,7 +233,8 @@ def predict(
     reading: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[input.key=value ...]", help="How to read INPUT, e.g. input.columns.text=body, input.separator=;"
+            metavar="[INPUT ...] [input.key=value ...]",
+            help="More such files, and how to read them, e.g. input.columns.text=body, input.separator=;",
         ),
     ] = None,
     out: Annotated[
@@ -230,21 +245,28 @@ def predict(
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Predict for new rows, in their order; adds prediction and score to the input's columns."""
+    """Predict for new rows, in the order of files and rows; adds prediction and score to the input's columns."""
     from ftscale.models.trust import Trust
     from ftscale.run.predict import predict_file
 
     if scores not in ("best", "all"):
         raise UserError(unknown_name("--scores", scores, ("best", "all")))
+    files, settings = _files_and_settings(reading or ())
     predict_file(
         run_folder,
-        input_path,
-        reading=reading or (),
+        [input_path, *files],
+        reading=settings,
         out=out,
         every_score=scores == "all",
         batch_size=batch_size,
         trust=Trust(code=trust_remote_code, pickle=allow_pickle),
     )
+
+
+def _files_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide words into files, as a shell leaves several of a pattern, and settings of the form key=value."""
+    files = [word for word in words if "=" not in word or "://" in word.partition("=")[0] or os.path.exists(word)]
+    return files, [word for word in words if word not in files]
 
 
 @app.command(epilog="Example: ftscale export runs/demo exported --merge --dtype bf16")

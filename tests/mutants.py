@@ -494,6 +494,40 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "the rows of a split are taken for those of another file",
+        "ftscale/run/new_source.py",
+        "if any(names_split(part)",
+        "if not any(names_split(part)",
+        (
+            "tests/run/test_new_source.py::"
+            "test_the_place_of_the_rows_is_that_of_one_document_and_a_pattern_that_of_all_lines",
+        ),
+    ),
+    Mutant(
+        "what is said of the first of several files is not said of the others",
+        "ftscale/run/evaluate.py",
+        "for place in range(1, number)",
+        "for place in range(number, number)",
+        ("tests/run/test_inference.py::test_several_files_are_scored_as_one",),
+    ),
+    Mutant(
+        "the command that goes on with a run replaces it",
+        "ftscale/base/started.py",
+        'if word != "--overwrite"',
+        "if word",
+        (
+            "tests/base/test_started.py::"
+            "test_an_earlier_run_is_not_replaced_again_and_none_is_resumed_that_was_not_begun",
+        ),
+    ),
+    Mutant(
+        "the weights of a saved model are for their owner alone",
+        "ftscale/models/save.py",
+        "    follow_umask(partial)\n",
+        "",
+        ("tests/models/test_save.py::test_all_files_of_a_saved_model_and_of_its_export_are_as_the_umask_says[lora]",),
+    ),
+    Mutant(
         "a column of 0 is a class too",
         "ftscale/data/formats/derived.py",
         "if written and BITS[written]:",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -272,6 +273,8 @@ def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     told = (tmp_path / "log").read_text()
     assert code == 75, told
     assert "Traceback" not in told
+    again = told.splitlines()[-1].partition(" go on with it: ")[2]
+    assert shlex.split(again) == ["ftscale", *words[1:], "--resume"]
     result = json.loads((folder / "result.json").read_text())
     stopped = result["steps"]
     assert (result["status"], 3 <= stopped < LONG) == ("preempted", True)
@@ -284,6 +287,25 @@ def test_a_signalled_run_ends_with_75_and_resumes_to_the_same_model(
     assert resumed["metrics"] == pytest.approx(uninterrupted["metrics"], rel=1e-4)
     finished = tiny.command("train", file, "--resume")
     assert (finished.code, f"is finished (completed, {LONG} steps); nothing to do" in finished.stderr) == (0, True)
+
+
+@pytest.mark.campaign
+def test_a_stop_of_accelerate_launch_tells_the_command_that_goes_on(shared: Path, tmp_path: Path):
+    file, folder = long_run(shared, tmp_path), tmp_path / "run"
+    options = ["--config_file", "launch/accelerate/ddp.yaml", "--num_processes", "2"]
+    words = ["accelerate", "launch", *options, "-m", "ftscale", "train", str(file)]
+    with open(tmp_path / "log", "w") as log:
+        variables = {**os.environ, **tiny.environment()}
+        program = subprocess.Popen(words, env=variables, stdout=log, stderr=log, cwd=tiny.ROOT)
+        metrics = folder / "metrics.jsonl"
+        tiny.wait_until(lambda: metrics.is_file() and len(tiny.steps(folder)) >= 3, "steps", program=program)
+        program.send_signal(signal.SIGTERM)
+        program.wait()
+    [told] = [line for line in (tmp_path / "log").read_text().splitlines() if "go on with it" in line]
+    again = shlex.split(told.partition("go on with it: ")[2])
+    assert again == [*words, "--resume"]
+    assert tiny.process(*again).code == 0
+    assert [line["step"] for line in tiny.steps(folder)] == list(range(1, LONG + 1))
 
 
 def losses(folder: Path) -> list[float]:

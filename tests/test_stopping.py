@@ -64,7 +64,9 @@ def test_a_stop_while_rows_are_prepared(shared: Path, tmp_path: Path, workers: i
     assert program.wait() == 75, (tmp_path / "log").read_text()
     check_all_gone(program)
     assert not (tmp_path / "run").exists()
-    assert "before training began; nothing is lost" in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert "before training began; nothing is lost" in said
+    assert f" start it again: ftscale train {tmp_path / 'run.yaml'}\n" in said
     few = json.dumps({"path": str(rows), "limit": 100})
     assert tiny.command("train", tmp_path / "run.yaml", f"data.train={few}").code == 0
 

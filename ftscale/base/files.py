@@ -57,6 +57,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file below a folder the permissions of one that is simply made in it.
+
+    safetensors 0.8 writes a file that nobody else may read, whatever the umask says, and renames it.
+    """
+    probe = partial_path(folder / "mode")
+    with open_new(probe) as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    probe.unlink()
+    for path in filter(Path.is_file, folder.rglob("*")):
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+
+
 def own_id(folder: Path) -> int:
     """The number of this user on the folder's file system: a network's may have another one than this machine."""
     with tempfile.TemporaryFile(dir=folder) as own:

@@ -27,7 +27,8 @@ def advice(sample: DataSample, *, num_steps: int | None) -> list[str]:
         if sample.task.modality.in_tokens:
             found += cut_warnings(setting, cut=sum(item.truncated for item in part.kept), rows=len(part.kept))
         if part is not sample.train and part.whole:
-            found += held_out_warnings(setting, rows=len(part.kept))
+            rows = sum(report.used for report in part.reports)
+            found += held_out_warnings(setting, rows=rows, metric=config.evaluation.metric or sample.task.best_metric)
     if sample.train.whole and "tags_words" not in config.task.can:
         known = evaluation is not None and evaluation.whole
         found += class_warnings(_counts(sample, sample.train), _counts(sample, evaluation) if known else None)

@@ -16,6 +16,7 @@ from types import FrameType
 from ftscale.base.errors import EXIT_DONE, UserError, unknown_name
 from ftscale.base.logs import FAILURE, LOGS
 from ftscale.base.shown import shown
+from ftscale.base.started import STARTED_BY
 from ftscale.base.startup import begin_work, leave_out_working_folder
 from ftscale.cluster import slurm
 from ftscale.cluster.container import bound_folders, container_problems, program, read_container, runtime_problems
@@ -245,6 +246,7 @@ class Job:
         self, command: list[str], *, name: str, tasks_per_node: int = 1, options: Sequence[str] = ()
     ) -> Step:
         environment = self.allocation.environment(processes=self._processes(), interface=self.settings.interface)
+        environment[STARTED_BY] = "ftscale submit"
         return Step(
             self.allocation,
             command,

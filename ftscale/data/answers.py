@@ -21,7 +21,6 @@ from ftscale.config.schema import SourceConfig
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
 DELIMITED = {".csv": "csv", ".tsv": "tsv"}
-OBJECTS = ("jsonl", "json", "hub")  # formats whose rows have columns of their own
 ROWS_AT_ONCE = 8192
 NO_SCORE = "_"  # of a word that has no token; CoNLL has no empty cells
 ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -106,7 +105,6 @@ class _Table:
         separator = source.separator if form == kind else None
         self._separator = separator or ("\t" if kind == "tsv" else ",")
         self._has_header = source.header or form not in DELIMITED.values()
-        self._has_own_columns = form in OBJECTS
         self._names: list[str] | None = None
         self._file, self._out, self._is_tsv = file, out, kind == "tsv"
         self._csv = csv.writer(file, delimiter=self._separator)
@@ -117,10 +115,10 @@ class _Table:
             self._names = names
             if self._has_header:
                 self._write(names, [])
-        if not self._has_own_columns:
+        if names == self._names:  # of which several may be one and the same
             self._write([value for _, value in answer.columns], list(answer.added.values()))
             return
-        if unknown := set(names) - set(self._names):
+        if unknown := (set(names) - set(self._names)) | {name for name in names if names.count(name) > 1}:
             raise UserError(
                 f"--out = {self._out}: a row has the column {min(unknown)!r}, the first has not; write .jsonl."
             )

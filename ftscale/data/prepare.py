@@ -29,7 +29,7 @@ from ftscale.data.sample import LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.data.store import Store, read_inputs, read_numbers, read_samples
 
-FORMAT = 6  # of the files below; a new number makes old caches unread
+FORMAT = 7  # of the files below; a new number makes old caches unread
 CHUNK = 1000  # rows prepared at a time; also what `prepare` sees as neighbours
 
 Roles = Sequence[Sequence[str]]
@@ -42,6 +42,8 @@ class SourceReport:
 
     path: str
     read: int = 0
+    used: int = 0
+    """Rows that a kept sample was made of, alone or with others."""
     kept: int = 0
     truncated: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
@@ -348,9 +350,11 @@ def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
     """The samples to keep; counts all of them."""
     kept: list[Sample] = []
     rows: set[int] = set()
+    used: set[int] = set()
     for place, sample in enumerate(samples):
         facts = sample.facts
-        rows.update(range(*sample.rows or (place, place + 1)))
+        own = range(*sample.rows or (place, place + 1))
+        rows.update(own)
         report.by_row = report.by_row and sample.rows is None
         report.said += facts.get("said", 0)
         report.left_out += facts.get("left_out", 0)
@@ -359,6 +363,7 @@ def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
             report.dropped[sample.drop] = report.dropped.get(sample.drop, 0) + 1
             continue
         kept.append(sample)
+        used.update(own)
         report.blank += facts.get("blank", False)
         report.lost += facts.get("lost", 0)
         report.truncated += sample.truncated
@@ -367,6 +372,7 @@ def sift(samples: Sequence[Sample], report: SourceReport) -> list[Sample]:
         report.targets += sample.targets
     report.kept += len(kept)
     report.read += len(rows)
+    report.used += len(used)
     return kept
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ftscale.base.errors import UserError
+from ftscale.base.files import follow_umask
 from ftscale.base.logs import log
 from ftscale.base.sealed import sync
 from ftscale.methods.base import Method
@@ -30,6 +31,7 @@ def save_extra(state: Mapping[str, Tensor], folder: Path, method: Method) -> Non
     }
     if weights:
         save_file(weights, folder / FILE, metadata={MADE_FOR: _made_for(method)})
+        follow_umask(folder)
         sync([folder / FILE])
 
 

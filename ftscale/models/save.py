@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ftscale.base.errors import UserError, unknown_name
-from ftscale.base.files import partial_path, remove, remove_partials
+from ftscale.base.files import follow_umask, partial_path, remove, remove_partials
 from ftscale.base.startup import unchanged_environment
 from ftscale.models.generate import mend_generation_config
 from ftscale.models.head import auto_class_of, model_class_with_head, write_head_code
@@ -74,6 +74,7 @@ def save_model(
     _write_generation(model, partial, end_ids=end_ids)
     if processor is not None:
         processor.save_pretrained(partial)
+    follow_umask(partial)
     for path in filter(Path.is_file, partial.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file)

@@ -10,9 +10,14 @@ from ftscale.base.errors import counted
 from ftscale.config import Config
 
 FEW_HELD_OUT = 30
-"""Rows below which a share that is right is told with its interval."""
-SHARE_RIGHT = 0.8
-"""The accuracy that the interval is told for."""
+"""Rows below which a score is told with its interval."""
+SOME_HUNDRED = 100
+"""Rows that an interval is compared with."""
+LIKELY_SCORE = 0.8
+"""The share that is right, or the correlation, that an interval is told for."""
+RIGHT_OR_WRONG = ("accuracy", "top5_accuracy", "exact_match")
+"""Metrics that are the share of rows that are right."""
+CORRELATIONS = ("pearson", "spearman")
 Z = 1.959964
 """The normal quantile that 95 % lie within."""
 MANY_CUT = 0.5
@@ -91,16 +96,29 @@ def batch_warnings(config: Config, *, rows: int) -> list[str]:
     ]
 
 
-def held_out_warnings(setting: str, *, rows: int) -> list[str]:
-    """A sentence where a part that is scored is too small to tell models apart."""
+def held_out_warnings(setting: str, *, rows: int, metric: str) -> list[str]:
+    """A sentence where a part that is scored is too small to tell models apart. `metric`: that models are chosen by."""
     if not 0 < rows < FEW_HELD_OUT:
         return []
-    low, high = wilson(SHARE_RIGHT, rows)
+    if metric in RIGHT_OR_WRONG:
+        told = _between(metric, wilson(LIKELY_SCORE, rows), author="Wilson")
+    elif metric in CORRELATIONS:
+        told = _between(metric, fisher(LIKELY_SCORE, rows, ranks=metric == "spearman"), author="Fisher")
+    else:  # whatever it is a mean of, its error goes with 1 / sqrt(rows)
+        wider = math.sqrt(SOME_HUNDRED / rows)
+        told = f"the 95 % interval of {metric} is about {wider:.1f} times as wide as of {SOME_HUNDRED} rows"
     return [
-        f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little: an accuracy of {SHARE_RIGHT:g} among so "
-        f"many is, of all such rows, one between {low:.2f} and {high:.2f} (95 % interval of Wilson); hold out "
-        f"{FEW_HELD_OUT} rows or more, better some hundred."
+        f"{setting}: {counted(rows, 'row')} tell{'s' * (rows == 1)} little: {told}; hold out {FEW_HELD_OUT} rows or "
+        "more, better some hundred."
     ]
+
+
+def _between(metric: str, interval: tuple[float, float], *, author: str) -> str:
+    low, high = interval
+    return (
+        f"{metric} = {LIKELY_SCORE:g} among so many is, of all such rows, between {low:.2f} and {high:.2f} (95 % "
+        f"interval of {author})"
+    )
 
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
@@ -109,6 +127,15 @@ def wilson(share: float, rows: int) -> tuple[float, float]:
     half = Z * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
     scale = 1 + Z**2 / rows
     return (middle - half) / scale, (middle + half) / scale
+
+
+def fisher(correlation: float, rows: int, *, ranks: bool) -> tuple[float, float]:
+    """The interval of a correlation (R. A. Fisher 1921), of ranks that of Bonett and Wright (2000)."""
+    if rows < 4:
+        return -1.0, 1.0
+    middle, variance = math.atanh(correlation), 1 + correlation**2 / 2 if ranks else 1.0
+    half = Z * math.sqrt(variance / (rows - 3))
+    return math.tanh(middle - half), math.tanh(middle + half)
 
 
 def class_warnings(train: Mapping[str, int], held_out: Mapping[str, int] | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERVAL = "95 of 100 such samples"
+COPIED = ("model", "to use it")
+"""Facts that somebody copies."""
+WIDE = 10_000  # columns
 
 
 def tell_end(result: Result, folder: Path) -> None:
@@ -34,8 +37,9 @@ def tell_end(result: Result, folder: Path) -> None:
     with in_file_alone():
         for line in lines:
             log.info("%s", line)
-    # as wide as it needs, so that the terminal breaks long lines, and what is copied of them is whole
-    Console(stderr=True, width=10_000).print(end_table(result, folder))
+    console = Console(stderr=True)
+    for part in end_parts(result, folder, width=console.width):
+        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
 
 
 def end_lines(result: Result, folder: Path) -> list[str]:
@@ -46,15 +50,40 @@ def end_lines(result: Result, folder: Path) -> list[str]:
     return lines
 
 
-def end_table(result: Result, folder: Path) -> Table:
-    """The same as a table of rich."""
+def end_parts(result: Result, folder: Path, *, width: int) -> list[Table | str]:
+    """The same as a table of rich, or as a narrower one and lines below it. `width`: columns of the terminal.
+
+    A path and a command, which somebody copies, would be broken between two rows of a table that is too narrow: they
+    are the lines then, and stand below their names where they do not fit behind them.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    title, facts = _headline(result), list(_facts(result, folder))
+    whole, console = _table(title, facts, narrow=False), Console(width=WIDE)
+    if Measurement.get(console, console.options, whole).maximum <= width:
+        return [whole]
+    parts: list[Table | str] = [_table(title, [fact for fact in facts if fact[0] not in COPIED], narrow=True)]
+    for name, value, _ in facts:
+        if name in COPIED:
+            line = f"{name:<{max(map(len, COPIED))}}  {visible(value)}"
+            parts += [line] if cell_len(line) <= width else [name, visible(value)]
+    return parts
+
+
+def _table(title: str, facts: Sequence[tuple[str, str, str]], *, narrow: bool) -> Table:
+    """The facts, a row each; where some have intervals these are a column, `narrow` with what they mean above it."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(visible(_headline(result))), title_justify="left", show_header=False)
-    for name, value, interval in _facts(result, folder):
-        spread = f"{interval} in {INTERVAL}" if interval else ""
-        table.add_row(Text(name), Text(visible(value)), Text(spread))
+    headers = ["", ""] + [f"in {INTERVAL}"] * any(interval for _, _, interval in facts)
+    has_header = narrow and len(headers) > 2
+    table = Table(*headers, title=Text(visible(title)), title_justify="left", show_header=has_header)
+    for name, value, interval in facts:
+        spread = f"{interval} in {INTERVAL}" if interval and not narrow else interval
+        cells = (Text(name), Text(visible(value)), Text(spread))
+        table.add_row(*cells[: len(headers)])
     return table
 
 

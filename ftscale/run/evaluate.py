@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,21 +23,30 @@ from ftscale.run.new_source import source_like
 from ftscale.run.prepared_data import evaluation_rows
 from ftscale.train.evaluate import evaluation_of
 
+OF_FIRST = re.compile(r"data\.eval(\.0|\[0\])\.")
+"""The beginning of a setting of the first evaluation source."""
+
 
 def evaluate_run(
-    run_folder: Path, *, data: str | None = None, overrides: Sequence[str] = (), trust: Trust = NO_TRUST
+    run_folder: Path, *, data: str | Sequence[str] = (), overrides: Sequence[str] = (), trust: Trust = NO_TRUST
 ) -> dict[str, float]:
-    """Metrics of a run's model on its evaluation rows, or on the rows of `data`. Works under a launcher too.
+    """Metrics of a run's model on its evaluation rows, or on all rows of `data`. Works under a launcher too.
 
-    `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`. `trust`: what may be run of the
-    model; what the run folder itself says of that does not count.
+    `data`: a path, or several. `overrides`: settings laid over the run's, e.g. `data.eval.0.encoding=latin-1`, which
+    counts for all of several paths. `trust`: what may be run of the model; what the run folder itself says of that does
+    not count.
     Raises UserError: no finished run there; no evaluation rows; unreadable data.
     """
     setup_logging(rank=launched_rank())
     config, task = read_run(run_folder, trust=trust)
-    if data is not None:
-        like = source_like((config.data.eval or config.data.train)[0], data, config, setting="--data: data.eval[0]")
-        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": (like,)})})
+    if paths := [data] if isinstance(data, str) else data:
+        known = [*config.data.eval, *config.data.train, *config.data.test]
+        sources = tuple(
+            source_like(known, path, config, setting=f"--data: data.eval[{number}]")
+            for number, path in enumerate(paths)
+        )
+        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": sources})})
+        overrides = [*_for_the_others(overrides, len(paths)), *overrides]
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")
     _check_columns(config)
@@ -53,6 +63,12 @@ def evaluate_run(
         return evaluation_of(config, task, rows, distributed, layout=layout)().compute()
     finally:
         distributed.close()
+
+
+def _for_the_others(overrides: Sequence[str], number: int) -> list[str]:
+    """What is said of the first of so many sources, said of the others."""
+    rests = [OF_FIRST.sub("", override) for override in overrides if OF_FIRST.match(override)]
+    return [f"data.eval.{place}.{rest}" for rest in rests for place in range(1, number)]
 
 
 def _check_columns(config: Config) -> None:

@@ -12,6 +12,7 @@ from ftscale.base.logs import log, setup_logging
 from ftscale.base.resources import strategy_file
 from ftscale.base.sealed import DamagedError, read_json
 from ftscale.base.signals import LAUNCHER_SIGNALS, heeded
+from ftscale.base.started import STARTED_BY, GoOn
 from ftscale.base.startup import begin_work, leave_out_working_folder, unchanged_environment
 from ftscale.config import Config
 from ftscale.config.stages import stages_of
@@ -19,6 +20,7 @@ from ftscale.config.strategies import STRATEGIES
 from ftscale.precheck import read_config
 from ftscale.train.stop_request import Interrupted, listening
 
+SIGNALLED = 128  # above it, as shells have it, the number of the signal by which the processes were stopped
 STOP_TIMEOUT_S = 600  # for a checkpoint to be written after a signal; torchrun's own is 30 s
 
 
@@ -35,6 +37,19 @@ def launch_training(
         raise UserError(f"--strategy single is for one process, not {processes}; use ddp.")
     settings = [*overrides, f"distributed.strategy={strategy}"]
     config = read_config(run, settings)
+    from ftscale.run.folder import first_files
+
+    go_on = GoOn()
+    go_on.watch(lambda: first_files(Path(config.run_folder)))
+    code = _launch(run, settings, config, processes=processes, resume=resume, overwrite=overwrite, go_on=go_on)
+    if code == EXIT_PREEMPTED or code > SIGNALLED:
+        go_on.tell()
+    return code
+
+
+def _launch(
+    run: Path, settings: list[str], config: Config, *, processes: int, resume: bool, overwrite: bool, go_on: GoOn
+) -> int:
     from ftscale.run.folder import check_run_folder
     from ftscale.run.prepared_data import prepare_inputs
     from ftscale.run.stages import prepare_stages
@@ -57,15 +72,13 @@ def launch_training(
     setup_logging()
     begin_work()
     flags = ["--resume"] * resume + ["--overwrite"] * overwrite
-    return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes)
+    return _run_accelerate([str(run), *settings, *flags], config=config, processes=processes, go_on=go_on)
 
 
-def _run_accelerate(arguments: list[str], *, config: Config, processes: int) -> int:
+def _run_accelerate(arguments: list[str], *, config: Config, processes: int, go_on: GoOn) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    from ftscale.run.folder import first_files
 
     # what torchrun says of its children is said below in a line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -79,17 +92,17 @@ def _run_accelerate(arguments: list[str], *, config: Config, processes: int) -> 
     command.signals_to_handle = ",".join(number.name for number in heeded(LAUNCHER_SIGNALS))
     command.shutdown_timeout = STOP_TIMEOUT_S
     folder = Path(config.run_folder)
-    before = first_files(folder)
     try:
         with unchanged_environment():
             leave_out_working_folder()
+            os.environ[STARTED_BY] = "ftscale launch"
             launch_command(command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _exit_code(rank, failure.exitcode)
     except SignalException as error:
-        saved = first_files(folder) == before or _is_preempted(folder)
-        return EXIT_PREEMPTED if saved else 128 + error.sigval
+        saved = not go_on.has_begun() or _is_preempted(folder)
+        return EXIT_PREEMPTED if saved else SIGNALLED + error.sigval
     return 0
 
 

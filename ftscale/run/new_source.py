@@ -1,39 +1,82 @@
-"""A file that the run has not seen, read as its training data was where it is of the same kind."""
+"""A file that the run has not seen, read as its own data were where it is of the same kind."""
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.schema import SourceConfig
+from ftscale.data.formats import load_format
+from ftscale.data.formats.discover import discover, format_of_name
+from ftscale.data.formats.splits import names_split
 from ftscale.data.formats.template import is_template
 from ftscale.data.sources import detect_format
 
 NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "excel", "hub")
 """Formats whose columns have names, so that names learned from one mean the same in another."""
+TABLES = ("csv", "tsv", "excel")
+"""Formats with a header or none, and so with columns that have numbers."""
 
-OF_ONE_SOURCE = ("name", "split", "rows", "sheet")
-"""Settings of a source that say which part of it is read, and so mean nothing for another one."""
+OF_ONE_SOURCE = ("path", "split", "limit", "weight")
+"""Settings of a source that say which rows are read, and how often, and so mean nothing for another one."""
+PLACES = ("name", "rows", "sheet")
+"""Those that name a place in it, which another one may have too."""
+OF_A_FORMAT = ("format", "pattern", "header", "separator", "comment", "encoding")
+"""Those by which a file is read, taken over for one of the same kind."""
+OF_ROWS = ("columns", "set", "missing_values", "drop")
+"""Those that say what rows mean, in whatever format they come."""
 
 
 def source_like(
-    like: SourceConfig, path: str, config: Config, *, form: str = "auto", setting: str = "input"
+    known: Sequence[SourceConfig], path: str, config: Config, *, form: str = "auto", setting: str = "input"
 ) -> SourceConfig:
-    """A path as a source of the run: with the settings of another where it is of the same kind, else its columns."""
+    """A path as a source of the run, with the settings of one that the run knows, as far as they fit.
+
+    `known`: the first of them that is of the same kind counts, else the first of all. `form`: the path's format, where
+    the user says it. Raises UserError where the format cannot be found out.
+    """
     given = SourceConfig(path=path, format=form)
+    kind = kind_of(given, setting=setting)
+    like = next((source for source in known if _is_alike(source, given, kind)), known[0])
+    settings = _set_of(like, OF_ROWS)
+    settings |= {"path": path, "set": _fixed(like, config), "columns": _columns(like, config)}
+    settings |= {} if form == "auto" else {"format": form}
+    if _is_alike(like, given, kind):
+        settings |= _set_of(like, OF_A_FORMAT)
+        for name, value in _set_of(like, PLACES).items():
+            if _has_place(SourceConfig(**settings, **{name: value}), name, like, setting=setting):
+                settings[name] = value
+        return SourceConfig(**settings)
+    like_kind = _known_kind(like)
+    tables = kind in TABLES and like_kind in TABLES
+    if tables:
+        settings |= _set_of(like, ("header",))
+    if not (tables and not like.header):  # a column's number means something without a header alone
+        settings["columns"] = {role: name for role, name in settings["columns"].items() if not isinstance(name, int)}
+    if kind not in NAMED_COLUMNS or like_kind not in NAMED_COLUMNS:
+        del settings["columns"]
+    return SourceConfig(**settings)
+
+
+def _is_alike(like: SourceConfig, given: SourceConfig, kind: str) -> bool:
+    """Whether a source is of the same kind as one of the run, by its name alone too: a table may be called .txt."""
+    here = Path(given.path).is_file() or glob.has_magic(given.path)
+    alike_by_name = given.format == "auto" and here and _suffix(given.path) == _suffix(like.path)
+    return alike_by_name or kind == _known_kind(like)
+
+
+def _set_of(like: SourceConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the settings that are not as they are for any source."""
+    return {name: value for name, value in like.model_dump(exclude_defaults=True).items() if name in names}
+
+
+def _columns(like: SourceConfig, config: Config) -> dict[str, Any]:
     own_roles = {role for alternative in config.task.columns for role in alternative}
-    columns = {role: name for role, name in like.columns.items() if role in own_roles}
-    fixed = _fixed(like, config)
-    named_alike = form == "auto" and Path(path).is_file() and _suffix(path) == _suffix(like.path)
-    kind, like_kind = kind_of(given, setting=setting), _trained_kind(like)
-    if named_alike or kind == like_kind:  # by name alone, since a table may be called .txt
-        settings = {**like.model_dump(exclude_unset=True), "path": path, "limit": 0, "columns": columns, "set": fixed}
-        return SourceConfig(**{name: value for name, value in settings.items() if name not in OF_ONE_SOURCE})
-    if kind in NAMED_COLUMNS and like_kind in NAMED_COLUMNS:
-        columns = {role: name for role, name in columns.items() if not isinstance(name, int)}
-        return SourceConfig(path=path, columns=columns, set=fixed, missing_values=like.missing_values)
-    return SourceConfig(path=path, set=fixed)
+    return {role: name for role, name in like.columns.items() if role in own_roles}
 
 
 def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:
@@ -46,11 +89,25 @@ def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:
     }
 
 
-def _trained_kind(source: SourceConfig) -> str | None:
+def _has_place(source: SourceConfig, name: str, like: SourceConfig, *, setting: str) -> bool:
+    """Whether a source has the place that one of its settings names; another part of the data is no such place."""
+    if name == "name":  # a configuration of that data set
+        return source.path == like.path
+    if any(names_split(part) for part in str(getattr(source, name)).lower().split(".")):
+        return False
+    try:
+        file = discover(source, setting=setting)[0]
+        next(load_format(file.format).records(file, place=None, wanted=()), None)
+    except UserError:  # what is wrong besides is told when its rows are read
+        return False
+    return True
+
+
+def _known_kind(source: SourceConfig) -> str | None:
     try:
         return kind_of(source)
     except UserError:  # the training data need not be here any more
-        return None
+        return format_of_name(source.path)
 
 
 def _suffix(path: str) -> str:

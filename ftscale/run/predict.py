@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -41,7 +41,7 @@ CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
 def predict_file(
     run_folder: Path,
-    input_path: str,
+    input_path: str | Sequence[str],
     *,
     reading: Sequence[str] = (),
     out: Path | None = None,
@@ -49,7 +49,7 @@ def predict_file(
     batch_size: int = 32,
     trust: Trust = NO_TRUST,
 ) -> int:
-    """Predict for each row of a file (of any format that trains; "-" = lines of standard input).
+    """Predict for each row of a file, or of several (of any format that trains; "-" = lines of standard input).
 
     Streams: no more than a few batches are in memory. Rows keep their order and their columns, cell for cell;
     `prediction` and `score` come after them, `entities` where words have tags, `scores` of every class where
@@ -59,23 +59,28 @@ def predict_file(
     `trust`: as of evaluate_run. Raises UserError: no finished run there; unreadable input; an unknown kind of `out`.
     """
     setup_logging()
-    _check_out(out, input_path)
+    paths = [input_path] if isinstance(input_path, str) else input_path
+    _check_out(out, paths)
     config, task = read_run(run_folder, trust=trust)
     _check_scores(task, every=every_score)
     by_word = out is not None and out.suffix == ".conll"
     if by_word and "tags_words" not in config.task.can:
         raise UserError(f"--out = {out} is for tags of words, not for task = {config.task.name}; name another kind.")
-    with _input(input_path) as path:
-        source = _input_source(path, config, reading=reading)
-        added = _added(task, source, every=every_score)
-        rows = _rows(source, task, added=added)
-        first = next(rows)  # what is wrong with the input is told before a model is loaded
+    with ExitStack() as inputs:
+        sources = [_input_source(inputs.enter_context(_input(path)), config, reading=reading) for path in paths]
+        added = _added(task, sources, every=every_score)
+        first, *more = (_rows(source, task, added=added) for source in sources)
+        first_row = next(first)  # what is wrong with an input is told before a model is loaded
+        for source in sources[1:]:
+            next(_rows(source, task, added=added))
+        kinds = {kind_of(source) for source in sources}
+        form = kinds.pop() if len(kinds) == 1 else "several"
         with (
             open_predictor(run_folder, batch_size=batch_size, trust=trust) as predictor,
-            open_answers(out, source=source, form=kind_of(source)) as write,
+            open_answers(out, source=sources[0], form=form) as write,
         ):
             count = 0
-            rows = chain([first], rows)
+            rows = chain([first_row], first, *more)
             for answer in predictor.answers(rows, every=every_score or by_word, noted="note" in added):
                 write(answer)
                 count += 1
@@ -170,13 +175,15 @@ def _input(path: str) -> Iterator[str]:
 
 
 def _input_source(path: str, config: Config, *, reading: Sequence[str]) -> SourceConfig:
-    """The input is read as the training data was, where it is of the same kind; `reading` is laid over that."""
+    """The input is read as the run's own data were, where one is of the same kind; `reading` is laid over that."""
     given = _parse_reading({"path": path}, reading)
-    base = source_like(config.data.train[0], path, config, form=given.format).model_dump(exclude_unset=True)
-    role = config.task.text_column
-    if kind_of(given) == "text" and "columns" not in base and role is not None:
-        base["columns"] = {role: "text"}
+    known = [*config.data.train, *config.data.eval, *config.data.test]
+    like = source_like(known, path, config, form=given.format)
+    base, role = like.model_dump(exclude_unset=True), config.task.text_column
     source = _parse_reading(base, reading)
+    in_lines = kind_of(source) == "text" and source.pattern is None
+    if in_lines and role is not None and (like.pattern or not like.columns):  # of a pattern's groups nothing is left
+        source = _parse_reading({**base, "columns": {role: "text"}}, reading)
     if problems := role_problems(source, roles=config.task.roles, setting="input"):
         raise UserError(*problems)
     return source
@@ -206,21 +213,22 @@ def _rows(source: SourceConfig, task: Task, *, added: Sequence[str]) -> Iterator
         yield task.input_row(row)
 
 
-def _added(task: Task, source: SourceConfig, *, every: bool) -> list[str]:
+def _added(task: Task, sources: Sequence[SourceConfig], *, every: bool) -> list[str]:
     """The names of the columns that come after a row's own."""
-    drops = not {"unlabelled"}.issuperset(source.drop) or getattr(task.settings, "too_long", "") == "drop"
+    drops = any(not {"unlabelled"}.issuperset(source.drop) for source in sources)
+    drops = drops or getattr(task.settings, "too_long", "") == "drop"
     return [*task.answer_names(every=every), *(["note"] if drops else [])]
 
 
-def _check_out(out: Path | None, input_path: str) -> None:
+def _check_out(out: Path | None, paths: Sequence[str]) -> None:
     if out is None:
         return
     if out.suffix not in FORMATS:
         raise UserError(f"--out = {out} must end in {', '.join(FORMATS)}; name such a file.")
     if not out.parent.is_dir():
         raise UserError(f"--out = {out} lies in a folder that does not exist; make {out.parent}, or name another.")
-    if out.is_dir() or out.resolve() == Path(input_path).resolve():
-        raise UserError(f"--out = {out} is the input or a folder; name another file.")
+    if out.is_dir() or out.resolve() in [Path(path).resolve() for path in paths]:
+        raise UserError(f"--out = {out} is an input or a folder; name another file.")
 
 
 def _check_scores(task: Task, *, every: bool) -> None:

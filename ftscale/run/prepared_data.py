@@ -214,7 +214,9 @@ def _advice(inputs: Inputs) -> list[str]:
     for setting, part in (("data.train", train), (held_out, evaluation), ("data.test", inputs.test)):
         if part is not None:
             found += cut_warnings(setting, cut=sum(report.truncated for report in part.reports), rows=len(part))
-            found += [] if part is train else held_out_warnings(setting, rows=len(part))
+        if part is not None and part is not train:
+            rows = sum(report.used for report in part.reports)
+            found += held_out_warnings(setting, rows=rows, metric=config.evaluation.metric or inputs.task.best_metric)
     labels = (getattr(config.task, "labels", None) or ()) if "labels" in config.task.learned else ()
     if train is not None and labels and "tags_words" not in config.task.can:
         none = dict.fromkeys(labels, 0)

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ftscale.base.files import open_new, open_to_append, partial_path, remove, remove_partials, without_link
+from ftscale.base.files import (
+    follow_umask,
+    open_new,
+    open_to_append,
+    partial_path,
+    remove,
+    remove_partials,
+    without_link,
+)
 from ftscale.base.sealed import write_text
 
 
@@ -78,3 +86,19 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path):
         path.mkdir()
     remove_partials(kept)
     assert [item.name.split(".")[1] for item in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_that_others_made_private_have_the_permissions_of_those_around_them(tmp_path: Path, mask: int, mode: int):
+    (tmp_path / "below").mkdir()
+    paths = [tmp_path / "weights", tmp_path / "below/config", tmp_path / "wide"]
+    for path, made in zip(paths, (0o600, 0o600, 0o666), strict=True):
+        path.touch()
+        path.chmod(made)
+    before = os.umask(mask)
+    try:
+        follow_umask(tmp_path)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in paths] == [mode] * 3
+    assert len(list(tmp_path.rglob("*"))) == 4

@@ -57,6 +57,7 @@ def test_the_pages_method_is_checked_trained_proved_and_asked(
     assert all(line["loss"] == pytest.approx(line["loss/loss"] + PULL * line["loss/distance"]) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert [line for line in tiny.metrics(tmp_path / "run") if line.get("event") == "proved"]
+    assert {path.stat().st_mode for path in (tmp_path / "run/model").glob("*.*")} == {file.stat().st_mode}
     own_task._loaded.clear()  # as another process, which has run no such file
     refused = tiny.command("predict", tmp_path / "run", tmp_path / "rows.csv")
     assert refused.code == 2

@@ -375,6 +375,19 @@ def test_code_planted_beside_a_saved_image_processor_is_not_run(shared, tmp_path
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("method", [None, "lora"])
+def test_all_files_of_a_saved_model_and_of_its_export_are_as_the_umask_says(shared, tmp_path, method):
+    before = os.umask(0o027)
+    try:
+        save_model(stories(shared, method=method), None, tmp_path / "model")
+        export_model(tmp_path / "model", tmp_path / "out", auto_class=CAUSAL, probe=TEXT, merge=method is not None)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert len([path for path in modes if path.suffix == ".safetensors"]) == 2
+    assert set(modes.values()) == {0o640}
+
+
 def test_a_saved_model_is_on_the_disk_before_it_has_its_name(shared, tmp_path, monkeypatch):
     synced, fsync, rename, missing = {}, os.fsync, os.rename, []
 

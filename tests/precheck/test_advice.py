@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, pearsonr
 
 from ftscale.base.logs import log
 from ftscale.checks import check_run
@@ -19,6 +21,7 @@ from ftscale.precheck.advice import (
     class_warnings,
     cut_warnings,
     evaluation_warnings,
+    fisher,
     held_out_warnings,
     rate_warnings,
     wilson,
@@ -90,10 +93,43 @@ def test_the_interval_is_wilsons(rows: int):
     assert wilson(right / rows, rows) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_few_held_out_rows_are_told_with_the_interval():
-    [sentence] = held_out_warnings("data.eval", rows=10)
-    assert "0.8 among so many is, of all such rows, one between 0.49 and 0.94" in sentence
-    assert held_out_warnings("data.eval", rows=30) == []
+@pytest.mark.parametrize("rows", [4, 10, 29])
+def test_the_interval_of_a_correlation_is_fishers(rows: int):
+    first, second = np.random.default_rng(rows).normal(size=(2, rows))
+    found = pearsonr(first, second)
+    expected = found.confidence_interval(0.95)
+    assert fisher(found.statistic, rows, ranks=False) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    # of ranks: Bonett and Wright, Psychometrika 65 (2000), whose variance is (1 + r**2 / 2) / (n - 3)
+    low, high = norm.interval(0.95, loc=np.arctanh(0.8), scale=np.sqrt(1.32 / (rows - 3)))
+    assert fisher(0.8, rows, ranks=True) == pytest.approx((np.tanh(low), np.tanh(high)), abs=1e-6)
+    assert fisher(0.8, 3, ranks=True) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("accuracy", "accuracy = 0.8 among so many is, of all such rows, between 0.49 and 0.94 (95 % interval of Wils"),
+        ("exact_match", "exact_match = 0.8 among so many is, of all such rows, between 0.49 and 0.94 (95 % interval"),
+        (
+            "pearson",
+            "pearson = 0.8 among so many is, of all such rows, between 0.34 and 0.95 (95 % interval of Fisher)",
+        ),
+        ("spearman", "spearman = 0.8 among so many is, of all such rows, between 0.24 and 0.96 (95 % interval of Fish"),
+        ("bleu", "the 95 % interval of bleu is about 3.2 times as wide as of 100 rows; hold out 30 rows or more"),
+        ("f1/spam", "the 95 % interval of f1/spam is about 3.2 times as wide as of 100 rows"),
+    ],
+)
+def test_few_held_out_rows_are_told_with_the_interval_of_the_metric_that_chooses(metric: str, told: str):
+    [sentence] = held_out_warnings("data.eval", rows=10, metric=metric)
+    assert sentence.startswith(f"data.eval: 10 rows tell little: {told}")
+    assert held_out_warnings("data.eval", rows=30, metric=metric) == []
+
+
+def test_an_interval_is_wider_by_the_root_of_the_rows():
+    scores = np.random.default_rng(0).normal(size=(20_000, 129))  # a loss a row
+    widths = [np.ptp(np.quantile(scores[:, :rows].mean(axis=1), [0.025, 0.975])) for rows in (25, 100)]
+    [sentence] = held_out_warnings("data.eval", rows=25, metric="loss")
+    assert f"about {widths[0] / widths[1]:.1f} times as wide as of 100 rows" in sentence
 
 
 def test_classes_of_one_row_and_those_that_are_not_scored_are_named():
@@ -139,11 +175,36 @@ def test_check_and_train_give_the_same_advice(
         "batch.global_size = 8 is more than the 6 training rows",
         "data.train: 6 of 6 rows",
         "data.eval: 12 of 12 rows",
-        "data.eval: 12 rows tell little",
+        "data.eval: 12 rows tell little: accuracy = 0.8",
     )
     for beginning in beginnings:
         [sentence] = [text for text in checked if text.startswith(beginning)]
         assert sentence in caplog.messages
+
+
+def test_rows_are_counted_and_not_the_windows_of_their_contexts(
+    shared: Path, minilm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    context = "Long ago a king lived in a tower by the sea. " * 20
+    rows = [{"question": f"Who lived there ({n})?", "context": context, "answers": ["a king"]} for n in range(6)]
+    for name in ("train", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = tiny.settings(
+        shared,
+        tmp_path,
+        task={"name": "question_answering", "max_length": 64, "max_question": 16, "stride": 16},
+        model=str(minilm),
+        data={name: str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")} | {"cache_dir": f"{tmp_path}/cache"},
+    )
+    file = tiny.write_run(tmp_path, settings)
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level(logging.WARNING, logger="ftscale"):
+        inputs = prepare_inputs(load_config(file))
+    assert inputs.evaluation is not None
+    assert len(inputs.evaluation) > 2 * len(rows)
+    told = "data.eval: 6 rows tell little: the 95 % interval of f1 is about 4.1 times as wide as of 100 rows"
+    for said in (check_run(file).warnings, caplog.messages):
+        assert [text for text in said if "tell little" in text][0].startswith(told)
 
 
 def test_a_share_that_is_held_out_is_left_out_of_the_steps_once(shared: Path, tmp_path: Path):

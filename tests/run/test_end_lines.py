@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[io.StringIO, io.StringIO]:
     monkeypatch.setattr(log, "handlers", [logging.StreamHandler(terminal), logging.StreamHandler(file)])
     monkeypatch.setattr("ftscale.base.logs._kept", log.handlers[1])
     monkeypatch.setattr(log, "propagate", False)
+    monkeypatch.setenv("COLUMNS", "120")
     log.setLevel(logging.INFO)
     return terminal, file
 
@@ -65,6 +68,37 @@ def test_a_terminal_shows_a_table_and_the_log_has_the_lines(streams: tuple[io.St
         ["model", "runs/a/model", ""],
         ["to use it", "ftscale predict 'runs/a b' INPUT", ""],
     ]
+
+
+def shown(terminal: str) -> list[list[str]]:
+    """The cells of the table's rows."""
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in terminal.splitlines() if "─" not in line
+    ]
+
+
+def test_without_intervals_there_is_no_column_for_them(streams: tuple[io.StringIO, io.StringIO]):
+    with redirect_stderr(streams[0]):
+        tell_end(replace(RESULT, intervals={}), Path("runs/a b"))
+    rows = [cells for cells in shown(streams[0].getvalue()) if cells]
+    assert ["test", "accuracy 0.7500"] in rows
+    assert {len(cells) for cells in rows} == {2}
+
+
+def test_a_narrow_terminal_breaks_no_path_and_no_command(
+    streams: tuple[io.StringIO, io.StringIO], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = Path("/home/somebody/projects/mail/runs/2026-11-29/first")
+    whole = str(folder / "model")
+    with redirect_stderr(streams[0]):
+        tell_end(replace(RESULT, model=whole), folder)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", streams[0].getvalue()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert f"model      {whole}" in lines
+    assert lines[-2:] == ["to use it", f"ftscale predict {folder} INPUT"]
+    assert ["", "", "in 95 of 100 such samples"] in shown("\n".join(lines))
+    assert ["test", "accuracy 0.7500", "0.7000 to 0.8000"] in shown("\n".join(lines))
 
 
 def test_where_nobody_looks_there_are_lines_alone(

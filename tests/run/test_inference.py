@@ -17,8 +17,10 @@ from unittest.mock import patch
 import pytest
 import tiny
 
+from ftscale.config import parse_config
+from ftscale.data.sources import read_rows
 from ftscale.run.evaluate import evaluate_run
-from ftscale.run.predict import CHUNK, open_predictor
+from ftscale.run.predict import CHUNK, _input, _input_source, open_predictor
 
 TEXTS = ["a warm and funny film", "an endless mess", "fine", "the cast, for once, is a delight \u00e9", "no"] * 3
 LOADER = """
@@ -98,6 +100,24 @@ def test_evaluate_scores_other_rows(full: Path, shared: Path, tmp_path: Path):
     answers = predicted(full, other)
     right = sum(answer["prediction"] == row.split("\t")[1] for answer, row in zip(answers, rows, strict=True))
     assert metrics["accuracy"] == pytest.approx(right / 50)
+
+
+def test_several_files_are_scored_as_one(full: Path, shared: Path, tmp_path: Path):
+    lines = (shared / "data/text_classification/sst2/dev.tsv").read_text().splitlines()[:40]
+    parts = {"whole": lines, "a": lines[:13], "b": lines[13:]}
+    for name, part in parts.items():
+        (tmp_path / f"{name}.tsv").write_text("\n".join(part) + "\n")
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file, delimiter=";").writerows([("body", "class"), *(line.split("\t") for line in part)])
+    whole = json.loads(tiny.command("evaluate", full, "--data", tmp_path / "whole.tsv").stdout)
+    as_a_shell_leaves_a_pattern = sorted(tmp_path.glob("[ab].tsv"))
+    scored = json.loads(tiny.command("evaluate", full, "--data", *as_a_shell_leaves_a_pattern).stdout)
+    assert scored == pytest.approx(whole, rel=1e-5)
+    reading = ("data.eval.0.separator=;", "data.eval[0].header=true", "data.eval.0.columns={text: body, label: class}")
+    tables = ("--data", tmp_path / "a.csv", "--data", tmp_path / "b.csv")
+    assert json.loads(tiny.command("evaluate", full, *tables, *reading).stdout) == pytest.approx(whole, rel=1e-5)
+    refused = tiny.command("evaluate", full, tmp_path / "a.tsv")
+    assert (refused.code, f"write --data {tmp_path}/a.tsv" in refused.stderr) == (2, True)
 
 
 def test_a_long_evaluation_says_how_far_it_is(
@@ -190,6 +210,43 @@ def test_standard_input_is_lines_of_text(full: Path, expected: list[tuple[str, f
     check_answers(rows, expected)
 
 
+def test_standard_input_is_read_by_the_pattern_of_the_lines_that_were_trained_on(tmp_path: Path):
+    source = {"path": f"{tmp_path}/gone.txt", "pattern": r"(?P<label>\S+) (?P<body>.+)", "columns": {"text": "body"}}
+    values = {"task": "text_classification", "model": "m", "run_folder": "r", "data": {"train": source}}
+    config = parse_config(values, source="here")
+
+    def texts(*reading: str) -> list[str]:
+        given = io.TextIOWrapper(io.BytesIO(b"pos a fine film\nneg a mess\n"))
+        with patch.object(sys, "stdin", given), _input("-") as path:
+            found = _input_source(path, config, reading=reading)
+            return [row["text"] for row in read_rows(found, roles=config.task.roles, absent=["label"])]
+
+    assert texts() == ["a fine film", "a mess"]
+    assert texts("input.pattern=null") == ["pos a fine film", "neg a mess"]
+
+
+def test_several_inputs_have_their_answers_in_one_file(full: Path, tmp_path: Path, expected: list[tuple[str, float]]):
+    tables = {"a.csv": [("n", "text"), *enumerate(TEXTS[:4])], "b.csv": [("text", "n")]}
+    tables["b.csv"] += [(text, n) for n, text in enumerate(TEXTS[4:], 4)]
+    for name, rows in tables.items():
+        with open(tmp_path / name, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    inputs, out = sorted(tmp_path.glob("*.csv")), tmp_path / "answers.csv"
+    assert tiny.command("predict", full, *inputs, "--out", out, "input.encoding=utf-8").code == 0
+    with open(out, newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert [(row["n"], row["text"]) for row in answers] == [(str(n), text) for n, text in enumerate(TEXTS)]
+    check_answers(answers, expected)
+    again = tiny.command("predict", full, *inputs, out, "--out", out)
+    assert (again.code, "is an input or a folder" in again.stderr) == (2, True)
+    (tmp_path / "b.csv").write_text("text,more\nfine,1\n")
+    other = tiny.command("predict", full, *inputs, "--out", out)
+    assert (other.code, "has the column 'more', the first has not; write .jsonl" in other.stderr) == (2, True)
+    (tmp_path / "b.csv").write_text("body\nfine\n")
+    other = tiny.command("predict", full, *inputs, "--out", out)
+    assert (other.code, "b.csv has no column for 'text'" in other.stderr) == (2, True)
+
+
 def test_a_column_of_another_name_is_said_on_the_command_line(
     full: Path, tmp_path: Path, expected: list[tuple[str, float]]
 ):
@@ -257,7 +314,7 @@ def test_an_input_that_breaks_half_way_leaves_the_old_answers(full: Path, tmp_pa
 @pytest.mark.parametrize(
     ("rows", "out", "says"),
     [
-        ("text\nfine\n", "rows.csv", "is the input or a folder"),
+        ("text\nfine\n", "rows.csv", "is an input or a folder"),
         ("text\nfine\n", "no/answers.csv", "lies in a folder that does not exist"),
         ("text,score\nfine,1\n", "answers.csv", "input has a column 'score'"),
     ],

@@ -141,7 +141,7 @@ def _path_groups(
     if files is None:
         return [(file,) for file in _files(path, setting)]
     # others lie there too: a readme, the labels of IDX images
-    return [(file,) for file in [file for file in files if _format_of_name(file) == form] or files]
+    return [(file,) for file in [file for file in files if format_of_name(file) == form] or files]
 
 
 def _files(path: str, setting: str) -> list[str]:
@@ -184,7 +184,7 @@ def _remote_files(path: str, setting: str) -> list[str]:
 
 
 def _common_format(path: str, files: list[str], setting: str) -> str:
-    formats = {file: _format_of_name(file) for file in files}
+    formats = {file: format_of_name(file) for file in files}
     if _is_folder(path):
         formats = {file: form for file, form in formats.items() if form}
         if set(formats.values()) == {"image_folder", "text"}:  # a readme beside the images
@@ -208,7 +208,8 @@ def _common_format(path: str, files: list[str], setting: str) -> str:
     return found[0]
 
 
-def _format_of_name(path: str) -> str | None:
+def format_of_name(path: str) -> str | None:
+    """A name of `formats.MODULES` by the name of a file, which need not be there; None = it does not tell."""
     name = _unpacked_name(path)
     if name.endswith(IMAGE_SUFFIXES):
         return "image_folder"
@@ -292,7 +293,7 @@ def _split_folders(path: str, files: list[str], setting: str) -> list[str]:
 
 def _is_hub_id(path: str) -> bool:
     """A name without a data suffix that cannot be meant for a file here, judging by what lies around it."""
-    if os.path.exists(path) or _format_of_name(path) or not HUB_ID.fullmatch(path):
+    if os.path.exists(path) or format_of_name(path) or not HUB_ID.fullmatch(path):
         return False
     owner, _, name = path.rpartition("/")
     if owner:

@@ -75,6 +75,11 @@ def same_split(split: str, known: Iterable[str]) -> str | None:
     return next((name for name, words in KEYWORDS.items() if split in words and name in known), None)
 
 
+def names_split(word: str) -> bool:
+    """Whether a name is that of a split, or ends or begins as one: `train`, `dev_rows`."""
+    return bool(_splits_named(word, ends=True))
+
+
 def folder_of_split(path: str, folder: str) -> str | None:
     """The folder of a split that a file lies in, e.g. `images/train` of `images/train/cat/1.png`; None without one."""
     parts = os.path.relpath(path, folder).split(os.sep)[:-1]
