@@ -214,7 +214,7 @@ def evaluate(
 def predict(
     run_folder: RunFolder,
     input_path: Annotated[
-        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = lines of stdin.")
+        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = stdin: lines, or a document.")
     ],
     reading: Annotated[
         list[str] | None,

@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from ftscale.data.formats.splits import FRONT_MATTER
+from ftscale.data.formats.splits import CARD, FRONT_MATTER
 from ftscale.init.columns import Rows
 from ftscale.init.doubts import Doubts, Option
 from ftscale.init.draft import Draft
 from ftscale.init.look import Column
 
 IMBALANCE = 3.0
-CARD = "README.md"
 NAMED = re.compile(r"(class(es)?|labels?|categories)(_?names?)?\.(txt|json)", re.IGNORECASE)
 """Files beside the rows that name the classes which they number."""
 

@@ -20,7 +20,11 @@ OF_ONE_SOURCE = ("name", "split", "rows", "sheet")
 def source_like(
     like: SourceConfig, path: str, config: Config, *, form: str = "auto", setting: str = "input"
 ) -> SourceConfig:
-    """A path as a source of the run: with the settings of another where it is of the same kind, else its columns."""
+    """A path as a source of the run: with the settings of another where it is of the same kind, else its columns.
+
+    In a run of documents a file that may be a text is one, whatever its name.
+    """
+    form = "document" if form == "auto" and like.format == "document" and _may_be_text(path) else form
     given = SourceConfig(path=path, format=form)
     own_roles = {role for alternative in config.task.columns for role in alternative}
     columns = {role: name for role, name in like.columns.items() if role in own_roles}
@@ -34,6 +38,14 @@ def source_like(
         columns = {role: name for role, name in columns.items() if not isinstance(name, int)}
         return SourceConfig(path=path, columns=columns, set=fixed, missing_values=like.missing_values)
     return SourceConfig(path=path, set=fixed)
+
+
+def _may_be_text(path: str) -> bool:
+    """Whether a file or folder is one of texts by its name, or of nothing that is known by it."""
+    try:
+        return detect_format(path, setting="input") == "text"
+    except UserError:
+        return True
 
 
 def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:

@@ -36,6 +36,7 @@ from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
 
 STDIN_SUFFIX = ".stdin.txt"
+TEXTS = ("text", "document")  # formats whose one column is a text, whatever the task calls it
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
 
@@ -49,8 +50,9 @@ def predict_file(
     batch_size: int = 32,
     trust: Trust = NO_TRUST,
 ) -> int:
-    """Predict for each row of a file (of any format that trains; "-" = lines of standard input).
+    """Predict for each row of a file of any format that trains.
 
+    "-" is the standard input: lines of text, or one document where the run was trained on documents.
     Streams: no more than a few batches are in memory. Rows keep their order and their columns, cell for cell;
     `prediction` and `score` come after them, `entities` where words have tags, `scores` of every class where
     `every_score` asks for them, and `note` where rows may be dropped as too long, missing or blank (these have no
@@ -174,7 +176,7 @@ def _input_source(path: str, config: Config, *, reading: Sequence[str]) -> Sourc
     given = _parse_reading({"path": path}, reading)
     base = source_like(config.data.train[0], path, config, form=given.format).model_dump(exclude_unset=True)
     role = config.task.text_column
-    if kind_of(given) == "text" and "columns" not in base and role is not None:
+    if "columns" not in base and role is not None and kind_of(_parse_reading(base, reading)) in TEXTS:
         base["columns"] = {role: "text"}
     source = _parse_reading(base, reading)
     if problems := role_problems(source, roles=config.task.roles, setting="input"):

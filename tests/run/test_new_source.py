@@ -10,7 +10,7 @@ import pytest
 from ftscale.config import parse_config
 from ftscale.run.new_source import source_like
 
-CONTENTS = {"txt": "a\n", "csv": "text,label\na,x\n", "json": '[{"text": "a", "label": "x"}]'}
+CONTENTS = {"txt": "a\n", "eml": "a\nb\n", "csv": "text,label\na,x\n", "json": '[{"text": "a", "label": "x"}]'}
 
 
 def _like(folder: Path, trained: str, new: str, **settings: Any) -> dict[str, Any]:
@@ -50,3 +50,10 @@ def test_the_place_of_the_rows_is_that_of_one_document_and_a_pattern_that_of_all
     assert _like(tmp_path, "a.json", "b.json", rows="train") == {}
     pattern = r"(?P<label>\S+) (?P<text>.+)"
     assert _like(tmp_path, "a.txt", "b.txt", pattern=pattern) == {"pattern": pattern}
+
+
+@pytest.mark.parametrize("new", ["b.txt", "b.eml"])
+def test_a_file_of_any_name_is_a_document_where_the_run_has_documents(tmp_path, new):
+    read = {"format": "document", "encoding": "latin-1"}
+    assert _like(tmp_path, "a.eml", new, **read) == read
+    assert _like(tmp_path, "a.eml", "b.csv", **read) == {}
