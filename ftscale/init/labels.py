@@ -28,7 +28,7 @@ def put_label(draft: Draft, rows: Rows, path: str, doubts: Doubts) -> None:
         return
     if label is None:
         return
-    if not label.is_class and rows.task == "text_classification":
+    if label.is_number and not label.is_class and rows.task == "text_classification":
         draft.put("task.problem", "regression", f"{label.name} holds numbers, not classes")
         draft.put("evaluation.metric", "pearson", "how well the numbers follow those of the rows")
         return

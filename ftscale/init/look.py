@@ -20,6 +20,7 @@ from ftscale.data.formats.base import TEXT_FORMATS, DataFile, open_bytes
 from ftscale.data.formats.content import wide_encoding
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGES
+from ftscale.init import fasttext
 from ftscale.init.doubts import Doubts, Option, shortened
 from ftscale.init.draft import words
 from ftscale.init.markup import refuse_markup
@@ -183,6 +184,10 @@ def _format(lines: list[str], found: Look) -> str:
         return "jsonl" if _is_row(full[0]) and (len(full) == 1 or _is_row(full[1])) else "json"
     if _is_tagged(lines):
         return "conll"
+    if pattern := fasttext.pattern_of(full):
+        found.source["pattern"] = pattern
+        found.why.append("labels as fastText writes them")
+        return "text"
     separator = _separator(full, found.form)
     if separator is None:
         return "text"

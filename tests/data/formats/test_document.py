@@ -95,17 +95,17 @@ def test_an_empty_file_is_passed_over_and_blank_ones_are_rows_that_can_be_droppe
     [
         (
             b"one\ntwo \xe9\n",
-            r"encoding = 'utf-8' cannot decode byte 0xe9 in .*a\.txt:2; set data\.train\[0\]\.encoding",
+            r"encoding = 'utf-8' cannot decode byte 0xe9 in .*a\.txt:2; set data.*encoding",
         ),
         (b"%PDF-1.7\n", r"a\.txt is a PDF, whatever its name says; export its text"),
         (
             b"one\rtwo\rthree",
-            r"a\.txt has lines that end in a carriage return alone, as old Macs wrote them; rewrite it",
+            r"a\.txt has lines that end in a carriage return alone, .*; rewrite it",
         ),
         ("one\ntwo".encode("utf-16"), r"encoding = 'utf-8' is not that of .*a\.txt, which is UTF-16; set"),
         (
             b"a" * 101,
-            r"a\.txt has more than the 100 bytes that a document may have; split it, or set .*format: text where",
+            r"a\.txt has more than the 100 bytes that a document may have; split it, or set",
         ),
     ],
 )
