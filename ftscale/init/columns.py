@@ -115,8 +115,8 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
     answers = answers or {name: answer for name, way in ways.items() if (answer := way(first, True)) is not None}
     if not answers:
         raise UserError(
-            f"FILE = {found.path} does not tell its task by its columns ({_names(found)}); name those that a task reads, "
-            f"e.g. --columns '{{text: NAME, label: NAME}}', or give --task {', '.join(ways)}."
+            f"FILE = {found.path} does not tell its task by its columns ({_names(found)}); name those that a task "
+            f"reads, e.g. --columns '{{text: NAME, label: NAME}}', or give --task {', '.join(ways)}."
         )
     default = next(iter(answers)) if told else _likeliest(found, answers)
     if told and answers[default].is_sure:
@@ -139,20 +139,23 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
 def _of_named(found: Look, asked: str | None, named: Named) -> Rows:
     """What rows are to a task by the columns that the user named. Raises UserError for one that it does not read."""
     called = as_called(found, named)
+    unread = UserError(
+        f"--columns: {', '.join(f'{name} as {role}' for role, name in named.items())} of {found.path} is not what "
+        f"{asked or 'a task'} reads; name all columns that it needs, and such as hold what their roles are."
+    )
     try:
         rows = rows_of(called, asked)
     except UserError as error:
-        raise UserError(
-            f"--columns: {', '.join(f'{name} as {role}' for role, name in named.items())} of {found.path} is nothing that "
-            f"{asked or 'a task'} reads; name columns that hold what their roles are."
-        ) from error
+        raise unread from error
     read = dict.fromkeys(role for alternative in SETTINGS[rows.task].columns for role in alternative)
     if strange := next((role for role in named if role not in read), None):
         raise UserError(
             f"--columns: {strange} is no column of {rows.task}, which reads {', '.join(read)}; leave it out, or give "
             "another --task."
         )
-    return replace(rows, columns=_mapped(dict(named)), label=rows.label and found.column(named["label"]))
+    if _mapped(rows.columns):  # a role was given to a column of another
+        raise unread
+    return replace(rows, columns=_mapped(dict(named)), label=found.column(named["label"]) if rows.label else None)
 
 
 def _likely(question: str, options: Sequence[Option], default: str) -> str:

@@ -74,8 +74,8 @@ def guide_to(
 
     `columns`: what the task calls them, with their names in the file, e.g. "{text: 2, label: 1}"; None = as the file
     tells. `model`: a hub id or folder; None = one that is usual. `ask`: how to ask what is not sure; None = nobody
-    answers. `plan`: ask `ftscale plan` whether it fits. Raises UserError where the file cannot be read, is of a task that
-    ftscale does not have, or nothing tells the task and `task` is None.
+    answers. `plan`: ask `ftscale plan` whether it fits. Raises UserError where the file cannot be read, is of a task
+    that ftscale does not have, or nothing tells the task and `task` is None.
     """
     if task is not None and task not in SETTINGS:
         raise UserError(unknown_name("--task", task, SETTINGS))

@@ -13,8 +13,8 @@ from ftscale.config.load import load_config
 from ftscale.init.doubts import Option
 from ftscale.init.guide import Guide, guide_to
 
-TEXTS = [f"the {part} of the {thing} leaks {when}" for part in "pump tap hose roof".split() for thing in "mill hall".split()
-         for when in "on monday, at noon, by night, again".split(", ")]  # fmt: skip
+PLACES = [f"the {part} of the {thing}" for part in ("pump", "tap", "hose", "roof") for thing in ("mill", "hall")]
+TEXTS = [f"{place} leaks {when}" for place in PLACES for when in ("on monday", "at noon", "by night", "again")]
 NUMBER = len(TEXTS)
 RATED = "".join(f"{n + 1}\t{(n * 7 % NUMBER) / 8 - 2:.2f}\t{text}\n" for n, text in enumerate(TEXTS))
 """As the snippets of VADER: a number of the row, a rating, a text; neither names nor few values."""
@@ -101,18 +101,23 @@ def test_the_user_may_name_the_columns(tmp_path: Path):
         (
             NUMBERS,
             {},
-            r"does not tell its task by its columns \(0, 1\); name those that a task reads, e\.g\. --columns",
+            r"not tell its task by its columns \(0, 1\); name those that a task reads, e\.g\. --columns",
         ),
         (PAIRS, {"task": "text_classification"}, r"name its columns: --columns '\{text: NAME, label: NAME\}'\."),
         (
             NUMBERS,
             {"columns": "{text: 0, label: 1}"},
-            r"0 as text, 1 as label of .* is nothing that a task reads; name",
+            r"0 as text, 1 as label of .* is not what a task reads; name all",
+        ),
+        (
+            PAIRS,
+            {"columns": "{text: 0, text_pair: 1}", "task": "text_classification"},
+            r"is not what text_classification reads",
         ),
         (
             RATED,
             {"columns": "{text: 2, label: 1}", "task": "causal_lm"},
-            r"label is no column of causal_lm, which reads",
+            r"label is no column of causal_lm, which",
         ),
         (RATED, {"columns": "{txt: 2}"}, r"--columns = 'txt' is not known; did you mean 'text'\?"),
         (RATED, {"columns": "{text: 7}"}, r"--columns text = '7' is not known; known: 0, 1, 2\."),

@@ -37,9 +37,8 @@ def records(file: DataFile, *, place: Place | None, wanted: Sequence[int]) -> It
         )
     check_text(file, content[:HEAD_BYTES], file.path)
     text = decoded(file, content).replace("\r\n", "\n").removesuffix("\n")
-    values = {"text": lambda: text, "path": lambda: _path_below(file)}
-    names = columns(file)
-    yield [values[names[column]]() for column in wanted], file.path, {"record": 1}
+    values = [{"path": _path_below(file), "text": text}[name] for name in columns(file)]
+    yield [values[column] for column in wanted], file.path, {"record": 1}
 
 
 def _path_below(file: DataFile) -> str:
