@@ -145,3 +145,24 @@ def test_labels_in_front_as_fasttext_writes_them(tmp_path: Path):
     assert config.data.train[0].pattern == "(?P<label>(?:__label__\\S+ )+)(?P<text>.+)"
     found, _ = guided(tmp_path, f"{lines}a line without a label\n")
     assert found["task"] == "causal_lm"
+
+
+def test_texts_in_folders_are_documents_of_the_class_of_their_folder(tmp_path: Path):
+    for part, texts in (("train", TEXTS[:24]), ("test", TEXTS[24:])):
+        for number, text in enumerate(texts):
+            path = tmp_path / "mails" / part / ("spam" if number % 3 else "ham") / f"{number}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"Subject: {text}\n\nDear all,\n{text}.\n")
+    guide = guide_to(tmp_path / "mails", plan=False)
+    (tmp_path / "run.yaml").write_text(guide.text)
+    config = load_config(tmp_path / "run.yaml")
+    read = {"format": "document", "set": {"label": "{folder}"}, "path": str(tmp_path / "mails")}
+    assert config.task.name == "text_classification"
+    assert config.data.train[0].model_dump(exclude_defaults=True) == {**read, "split": "train"}
+    assert config.data.test[0].model_dump(exclude_defaults=True) == {**read, "split": "test"}
+    assert config.evaluation.metric == "accuracy"  # 16 of 24 are not three times 8
+    assert f"each file of {tmp_path / 'mails'} is taken for one text, whose label is its folder." in guide.unsure
+    ask = Answers("line")
+    guide = guide_to(tmp_path / "mails", plan=False, ask=ask)
+    assert "causal_lm" in guide.text
+    assert ask.asked[next(iter(ask.asked))] == ["file", "line"]
