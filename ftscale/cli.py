@@ -228,7 +228,7 @@ def evaluate(
 def predict(
     run_folder: RunFolder,
     input_path: Annotated[
-        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = lines of stdin.")
+        str, typer.Argument(metavar="INPUT", help="A file or folder of any format; - = stdin: lines, or a document.")
     ],
     reading: Annotated[
         list[str] | None,
@@ -408,6 +408,9 @@ def init(
         str | None, typer.Option(help="transformers, trl, llamafactory or axolotl; by the file's keys without it.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="The task, where the file does not tell it.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="FILE's columns by what the task calls them, e.g. '{text: 2, label: 1}'.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The model for FILE: a hub id or a folder.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes that the other tool ran on, for the global batch.")
@@ -428,8 +431,9 @@ def init(
         raise UserError("ftscale init needs either FILE, rows to learn from, or --from FILE of another tool; give one.")
     found: Any
     if other is not None:
-        if model is not None:
-            raise UserError(f"--model = {model} is for FILE; with --from the other tool's file names the model.")
+        for option, value, what in (("--model", model, "the model"), ("--columns", columns, "the columns")):
+            if value is not None:
+                raise UserError(f"{option} = {value} is for FILE; with --from the other tool's file names {what}.")
         from ftscale.init.translate import translate_file
 
         found = translate_file(other, tool=tool, task=task, processes=processes)
@@ -441,7 +445,7 @@ def init(
         from ftscale.init.doubts import on_terminal
         from ftscale.init.guide import guide_to
 
-        found = guide_to(rows, task=task, model=model, ask=on_terminal(yes=yes), plan=plan)
+        found = guide_to(rows, task=task, columns=columns, model=model, ask=on_terminal(yes=yes), plan=plan)
     write_file(found.text, out, overwrite=overwrite)
     print(shown("\n".join(found.told(out))))
 

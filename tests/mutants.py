@@ -484,6 +484,13 @@ MUTANTS = (
         ("tests/data/formats/test_text.py::test_a_pattern_matches_the_whole_line",),
     ),
     Mutant(
+        "the standard input of a run of documents is lines",
+        "ftscale/run/new_source.py",
+        'like.format == "document" and',
+        'like.format == "documents" and',
+        ("tests/run/test_new_source.py::test_a_file_of_any_name_is_a_document_where_the_run_has_documents[b.txt]",),
+    ),
+    Mutant(
         "the label of one file is taken over for another",
         "ftscale/run/new_source.py",
         "if role not in own_labels or",

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftscale.base.errors import UserError
+from ftscale.config.tasks import SETTINGS
 from ftscale.init.doubts import Doubts, Option, shortened
 from ftscale.init.draft import words
+from ftscale.init.fasttext import MARK
+from ftscale.init.guess import likely_label
 from ftscale.init.look import MANY_CLASSES, Column, Look
+from ftscale.init.mapped import Named, as_called
 
 TEXTS = words(
     "text sentence sentence1 sentence_a premise content body review message headline title document utterance comment "
@@ -81,8 +85,13 @@ class Rows:
     """Whether no other task comes into question."""
 
 
-def rows_of(found: Look, asked: str | None) -> Rows:
-    """Return the task, what its columns are called in the file, and why. Raises UserError where nothing tells it."""
+def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
+    """Return the task, what its columns are called in the file, and why. Raises UserError where nothing tells it.
+
+    `asked`: the task, `named`: the columns that the user gave; None = as the file tells.
+    """
+    if named is not None:
+        return _of_named(found, asked, named)
     ways = {
         "question_answering": _answered,
         "image_classification": _images,
@@ -94,34 +103,71 @@ def rows_of(found: Look, asked: str | None) -> Rows:
     if asked is not None:
         if (answer := ways[asked](found, True)) is not None:
             return answer
+        example = ", ".join(f"{role}: NAME" for role in SETTINGS[asked].columns[-1])
         raise UserError(
-            f"--task = {asked} does not fit {found.path}, whose columns are {_names(found)}; give another, or map them."
+            f"--task = {asked} does not fit {found.path}, whose columns are {_names(found)}; give another, or name its "
+            f"columns: --columns '{{{example}}}'."
         )
-    first = replace(found, doubts=Doubts())  # a look at what fits asks nothing yet
+    # a look at what fits asks nothing yet
+    first = replace(found, doubts=Doubts(_likely if found.doubts.ask is not None else None))
     answers = {name: answer for name, way in ways.items() if (answer := way(first, False)) is not None}
     told = bool(answers)
-    if not told and found.doubts.ask is not None:
-        answers = {name: answer for name, way in ways.items() if (answer := way(first, True)) is not None}
+    answers = answers or {name: answer for name, way in ways.items() if (answer := way(first, True)) is not None}
     if not answers:
         raise UserError(
-            f"FILE = {found.path} does not tell its task by its columns ({_names(found)}); give --task "
-            f"{', '.join(ways)}."
+            f"FILE = {found.path} does not tell its task by its columns ({_names(found)}); name those that a task "
+            f"reads, e.g. --columns '{{text: NAME, label: NAME}}', or give --task {', '.join(ways)}."
         )
-    default = next(iter(answers))
+    default = next(iter(answers)) if told else _likeliest(found, answers)
     if told and answers[default].is_sure:
         answers = {default: answers[default]}
     others = [name for name in answers if name != default]
+    as_well = f"; {' or '.join(others)} would fit as well" if others else ""
     chosen = found.doubts.settle(
         f"What is to be learned from {found.path} ({_names(found)})?",
         options=[Option(name, answer.why) for name, answer in answers.items()],
         default=default,
-        note=f"the task is taken to be {default}; {' or '.join(others)} would fit as well (--task)."
-        if others
+        note=f"the task is taken to be {default}{as_well} (--task{'' if told else ' and --columns'})."
+        if others or not told
         else None,
     )
     answer = ways[chosen](found, not told)
     assert answer is not None
     return answer
+
+
+def _of_named(found: Look, asked: str | None, named: Named) -> Rows:
+    """What rows are to a task by the columns that the user named. Raises UserError for one that it does not read."""
+    called = as_called(found, named)
+    unread = UserError(
+        f"--columns: {', '.join(f'{name} as {role}' for role, name in named.items())} of {found.path} is not what "
+        f"{asked or 'a task'} reads; name all columns that it needs, and such as hold what their roles are."
+    )
+    try:
+        rows = rows_of(called, asked)
+    except UserError as error:
+        raise unread from error
+    read = dict.fromkeys(role for alternative in SETTINGS[rows.task].columns for role in alternative)
+    if strange := next((role for role in named if role not in read), None):
+        raise UserError(
+            f"--columns: {strange} is no column of {rows.task}, which reads {', '.join(read)}; leave it out, or give "
+            "another --task."
+        )
+    if _mapped(rows.columns):  # a role was given to a column of another
+        raise unread
+    return replace(rows, columns=_mapped(dict(named)), label=found.column(named["label"]) if rows.label else None)
+
+
+def _likely(question: str, options: Sequence[Option], default: str) -> str:
+    """Answer a question as its asker thinks likely."""
+    return default
+
+
+def _likeliest(found: Look, tasks: Collection[str]) -> str:
+    """The task of a file that tells none: by a column like a label, by two columns of texts, else the first."""
+    if "text_classification" in tasks and _like_label(found) is not None:
+        return "text_classification"
+    return "seq2seq" if "seq2seq" in tasks and len(_texts(found)) == 2 else next(iter(tasks))
 
 
 def _names(found: Look) -> str:
@@ -219,8 +265,8 @@ def _chat_or_text(found: Look, asked: bool) -> Rows | None:
         if one is not None and two is not None and two.is_text:
             return _completion(found, one.name, two.name)
     texts = _texts(found)
-    if found.form == "text" or (len(found.columns) == 1 and texts) or (asked and texts):
-        columns = {} if found.form == "text" else _mapped({"text": texts[0].name})
+    if (len(found.columns) == 1 and (texts or found.form == "text")) or (asked and texts):
+        columns = _mapped({"text": _longest(found, texts or found.columns).name})
         joined = {"join_texts": (True, "lines are laid end to end and cut at task.max_length")}
         return Rows("causal_lm", columns, "plain texts", settings=joined)
     return None
@@ -307,6 +353,9 @@ def _classes(found: Look, asked: bool) -> Rows | None:
     flags = _flags(found)
     several = _several(found)
     label = None if flags else several[0] if several else _label(found)
+    told = label is not None
+    if label is None and asked and not flags:
+        label = _asked_label(found)
     if label is None and not flags:
         return None
     texts = _texts(found, but=label)
@@ -319,7 +368,7 @@ def _classes(found: Look, asked: bool) -> Rows | None:
         settings["problem"] = ("multi_label", f"rows of {several[0].name} may have several classes")
         if several[1]:
             settings["label_separator"] = (several[1], "between the classes of a row")
-    elif label is not None:
+    elif label is not None and told:
         label = _settled(found, label)
     pair = _pair(found) or _unnamed_pair(found, texts)
     texts = [column for column in texts if column in found.columns]
@@ -331,7 +380,7 @@ def _classes(found: Look, asked: bool) -> Rows | None:
 
 def _are_several(found: Look, label: Column, separator: str) -> bool:
     """Whether what stands in a cell are several classes."""
-    if not separator:
+    if not separator or separator == " ":  # a list, or as fastText writes them
         return True
     example = next(value for value in label.values if separator in str(value))
     answer = found.doubts.settle(
@@ -398,6 +447,14 @@ def _unnamed_pair(found: Look, texts: Sequence[Column]) -> tuple[Column, Column]
     return None
 
 
+def _longest(found: Look, texts: Sequence[Column]) -> Column:
+    """The text of which most is to be learned, where several columns hold texts."""
+    longest = max(texts, key=lambda column: column.words)
+    others = ", ".join(str(column.name) for column in texts if column is not longest)
+    note = f"the text is taken to be {longest.name}; {others} hold texts as well, which are not read."
+    return _column(found, "text", texts, longest, note=note if others else None)
+
+
 def _column(found: Look, role: str, columns: Sequence[Column], default: Column, *, note: str | None) -> Column:
     """The column of a role: asked for, or the default."""
     answer = found.doubts.settle(
@@ -421,6 +478,24 @@ def _label(found: Look) -> Column | None:
     return _by_name([column for column in found.columns if column.is_number], LABELS)
 
 
+def _like_label(found: Look) -> Column | None:
+    """The column that is most like a label, beside one of texts; None where none is like one."""
+    texts = _texts(found)
+    others = [column for column in found.columns if texts and texts != [column] and column.counts]
+    return _by_name(others, LABELS) or likely_label(others)
+
+
+def _asked_label(found: Look) -> Column | None:
+    """The column of the label where neither names nor few values tell it; None where nobody can say."""
+    likely, texts = _like_label(found), _texts(found)
+    others = [column for column in found.columns if texts and texts != [column]]
+    if not others or (likely is None and found.doubts.ask is None):
+        return None
+    default = likely or min(others, key=lambda column: (column.words, len(column.counts)))
+    note = f"the label is taken to be {default.name}, which has {len(default.counts)} values in {found.rows} rows."
+    return _column(found, "label", others, default, note=note)
+
+
 def _several(found: Look) -> tuple[Column, str] | None:
     """A column whose rows may have several classes, and what parts them: "" = each is a list."""
     named = {str(column.name).strip().lower(): column for column in found.columns}
@@ -430,6 +505,8 @@ def _several(found: Look) -> tuple[Column, str] | None:
         texts = [value for value in column.values if isinstance(value, str)]
         if len(texts) < len(column.values) or not texts:
             continue
+        if all(part.startswith(MARK) for text in texts for part in text.split()):
+            return column, " "
         for separator in SPLITS:
             parts = Counter(part.strip() for text in texts for part in text.split(separator))
             often = sum(separator in text for text in texts) > 0.1 * len(texts)

@@ -25,6 +25,7 @@ from ftscale.init.language import Language, language_of
 from ftscale.init.lengths import READ, WRITTEN, lengths_of, texts_of
 from ftscale.init.limits import put_length, put_measured, put_metric
 from ftscale.init.look import SETTING, Look, look_at
+from ftscale.init.mapped import named_columns
 from ftscale.init.markup import refuse_archive
 from ftscale.init.models import Known
 from ftscale.init.parts import Parts, parts_of, run_name, without_path
@@ -61,23 +62,31 @@ class Guide:
 
 
 def guide_to(
-    path: str | Path, *, task: str | None = None, model: str | None = None, ask: Ask | None = None, plan: bool = True
+    path: str | Path,
+    *,
+    task: str | None = None,
+    columns: str | None = None,
+    model: str | None = None,
+    ask: Ask | None = None,
+    plan: bool = True,
 ) -> Guide:
     """Look at a file, a folder or a data set of the hub, and write settings for it.
 
-    `model`: a hub id or folder; None = one that is usual. `ask`: how to ask what is not sure; None = nobody answers.
-    `plan`: ask `ftscale plan` whether it fits. Raises UserError where the file cannot be read, is of a task that
-    ftscale does not have, or nothing tells the task and `task` is None.
+    `columns`: what the task calls them, with their names in the file, e.g. "{text: 2, label: 1}"; None = as the file
+    tells. `model`: a hub id or folder; None = one that is usual. `ask`: how to ask what is not sure; None = nobody
+    answers. `plan`: ask `ftscale plan` whether it fits. Raises UserError where the file cannot be read, is of a task
+    that ftscale does not have, or nothing tells the task and `task` is None.
     """
     if task is not None and task not in SETTINGS:
         raise UserError(unknown_name("--task", task, SETTINGS))
+    named = None if columns is None else named_columns(columns)
     path, doubts = str(path), Doubts(ask)
     parts, total = _parts(path, task, doubts)
     found = look_at(parts.train[0]["path"], doubts=doubts, **without_path(parts.train[0]))
     found.is_whole &= len(parts.train) == 1
-    if task is None:
+    if task is None and named is None:
         refuse_rows(found)
-    rows = rows_of(found, task)
+    rows = rows_of(found, task, named)
     machine = this_machine()
     draft = Draft("", os.path.basename(path), {})
     draft.put("task.name", rows.task, "--task" if task else rows.why)

@@ -9,14 +9,13 @@ from typing import Any
 
 import yaml
 
-from ftscale.data.formats.splits import FRONT_MATTER
+from ftscale.data.formats.splits import CARD, FRONT_MATTER
 from ftscale.init.columns import Rows
 from ftscale.init.doubts import Doubts, Option
 from ftscale.init.draft import Draft
 from ftscale.init.look import Column
 
 IMBALANCE = 3.0
-CARD = "README.md"
 NAMED = re.compile(r"(class(es)?|labels?|categories)(_?names?)?\.(txt|json)", re.IGNORECASE)
 """Files beside the rows that name the classes which they number."""
 
@@ -29,7 +28,7 @@ def put_label(draft: Draft, rows: Rows, path: str, doubts: Doubts) -> None:
         return
     if label is None:
         return
-    if not label.is_class and rows.task == "text_classification":
+    if label.is_number and not label.is_class and rows.task == "text_classification":
         draft.put("task.problem", "regression", f"{label.name} holds numbers, not classes")
         draft.put("evaluation.metric", "pearson", "how well the numbers follow those of the rows")
         return

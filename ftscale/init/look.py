@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,8 +20,10 @@ from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import load_format
 from ftscale.data.formats.base import TEXT_FORMATS, DataFile, open_bytes
 from ftscale.data.formats.content import wide_encoding
+from ftscale.data.formats.derived import constants
 from ftscale.data.formats.discover import detect_format, discover
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGES
+from ftscale.init import fasttext
 from ftscale.init.doubts import Doubts, Option, shortened
 from ftscale.init.draft import words
 from ftscale.init.markup import refuse_markup
@@ -152,9 +156,25 @@ def _sniff(found: Look) -> None:
     lines = head.decode(encoding, errors="replace").lstrip("\ufeff").splitlines()[:MOST_LINES]
     refuse_markup(found.path, "\n".join(lines[:200]))
     form = _format(lines, found)
+    if form == "text" and _are_documents(found, files):
+        form, found.source["set"] = "document", {"label": "{folder}"}
     if form != found.form:
         found.form = found.source["format"] = form
     found.why.insert(0, form)
+
+
+def _are_documents(found: Look, files: Sequence[DataFile]) -> bool:
+    """Whether each file is one text, of the class of its folder: where there are several folders inside the data's."""
+    folders = {os.path.dirname(file.path) for file in files}
+    if "pattern" in found.source or len(folders) < 2 or found.path.rstrip("/") in folders:
+        return False
+    answer = found.doubts.settle(
+        f"Texts lie in {len(folders)} folders of {found.path}; is a row a whole file, or a line of one?",
+        options=[Option("file", "a text, whose label is its folder"), Option("line", "a text to learn to write")],
+        default="file",
+        note=f"each file of {found.path} is taken for one text, whose label is its folder.",
+    )
+    return answer == "file"
 
 
 def _head(file: DataFile) -> bytes:
@@ -183,6 +203,10 @@ def _format(lines: list[str], found: Look) -> str:
         return "jsonl" if _is_row(full[0]) and (len(full) == 1 or _is_row(full[1])) else "json"
     if _is_tagged(lines):
         return "conll"
+    if pattern := fasttext.pattern_of(full):
+        found.source["pattern"] = pattern
+        found.why.append("labels as fastText writes them")
+        return "text"
     separator = _separator(full, found.form)
     if separator is None:
         return "text"
@@ -310,7 +334,10 @@ def _source(found: Look) -> SourceConfig:
 
 def _read(found: Look) -> None:
     """Read rows as a run would, and lay them into columns."""
-    file, *more = discover(_source(found), setting=SETTING)
+    file, *more = files = discover(_source(found), setting=SETTING)
+    if file.format == "document":
+        _read_documents(found, files)
+        return
     module = load_format(file.format)
     names = module.columns(file)
     wanted = [] if names is None else range(len(names))
@@ -334,3 +361,13 @@ def _read(found: Look) -> None:
         found.columns = [Column(key, [row[key] for row in rows if row.get(key) is not None]) for key in keys]
     else:
         found.columns = []
+
+
+def _read_documents(found: Look, files: Sequence[DataFile]) -> None:
+    """Read a text a file, and what `set` makes of each file's name."""
+    found.is_whole, found.rows = len(files) <= MOST_ROWS, min(len(files), MOST_ROWS)
+    module, read = load_format("document"), files[:MOST_ROWS]
+    # the text is the last of a document's columns
+    texts = [text for file in read for [text], _, _ in module.records(file, place=None, wanted=[-1])]
+    found.columns = [Column("text", texts)]
+    found.columns += [Column(role, [constants(file)[role] for file in read]) for role in found.source.get("set", {})]

@@ -80,7 +80,7 @@ def _in_order(source: dict[str, Any]) -> dict[str, Any]:
 
 def _has_columns(source: dict[str, Any], rows: Rows, found: Look) -> bool:
     """Whether another part has the columns that are read of the training rows; what has not is told."""
-    if found.form in ("hub", "conll", "parallel", "idx", "image_folder"):
+    if found.form in ("hub", "conll", "parallel", "idx", "image_folder", "document"):
         return True
     name = f"{os.path.basename(source['path'])}{' split ' + source['split'] if 'split' in source else ''}"
     try:

@@ -37,8 +37,11 @@ def source_like(
     """A path as a source of the run, with the settings of one that the run knows, as far as they fit.
 
     `known`: the first of them that is of the same kind counts, else the first of all. `form`: the path's format, where
-    the user says it. Raises UserError where the format cannot be found out.
+    the user says it; in a run of documents a file that may be a text is one, whatever its name. Raises UserError where
+    the format cannot be found out.
     """
+    documents = any(source.format == "document" for source in known)
+    form = "document" if form == "auto" and documents and _may_be_text(path) else form
     given = SourceConfig(path=path, format=form)
     kind = kind_of(given, setting=setting)
     like = next((source for source in known if _is_alike(source, given, kind)), known[0])
@@ -77,6 +80,14 @@ def _set_of(like: SourceConfig, names: Sequence[str]) -> dict[str, Any]:
 def _columns(like: SourceConfig, config: Config) -> dict[str, Any]:
     own_roles = {role for alternative in config.task.columns for role in alternative}
     return {role: name for role, name in like.columns.items() if role in own_roles}
+
+
+def _may_be_text(path: str) -> bool:
+    """Whether a file or folder is one of texts by its name, or of nothing that is known by it."""
+    try:
+        return detect_format(path, setting="input") == "text"
+    except UserError:
+        return True
 
 
 def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:

@@ -36,6 +36,7 @@ from ftscale.tasks.base import Row, Task
 from ftscale.tasks.rows import prepare_rows
 
 STDIN_SUFFIX = ".stdin.txt"
+TEXTS = ("text", "document")  # formats whose one column is a text, whatever the task calls it
 CHUNK = 8  # batches of rows held at a time: sorted by length among themselves
 
 
@@ -49,8 +50,9 @@ def predict_file(
     batch_size: int = 32,
     trust: Trust = NO_TRUST,
 ) -> int:
-    """Predict for each row of a file, or of several (of any format that trains; "-" = lines of standard input).
+    """Predict for each row of a file, or of several, of any format that trains.
 
+    "-" is the standard input: lines of text, or one document where the run was trained on documents.
     Streams: no more than a few batches are in memory. Rows keep their order and their columns, cell for cell;
     `prediction` and `score` come after them, `entities` where words have tags, `scores` of every class where
     `every_score` asks for them, and `note` where rows may be dropped as too long, missing or blank (these have no
@@ -181,8 +183,8 @@ def _input_source(path: str, config: Config, *, reading: Sequence[str]) -> Sourc
     like = source_like(known, path, config, form=given.format)
     base, role = like.model_dump(exclude_unset=True), config.task.text_column
     source = _parse_reading(base, reading)
-    in_lines = kind_of(source) == "text" and source.pattern is None
-    if in_lines and role is not None and (like.pattern or not like.columns):  # of a pattern's groups nothing is left
+    as_texts = kind_of(source) in TEXTS and source.pattern is None
+    if as_texts and role is not None and (like.pattern or not like.columns):  # of a pattern's groups nothing is left
         source = _parse_reading({**base, "columns": {role: "text"}}, reading)
     if problems := role_problems(source, roles=config.task.roles, setting="input"):
         raise UserError(*problems)

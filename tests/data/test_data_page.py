@@ -60,6 +60,11 @@ FIRST: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "rt-polarity.pos": (2, {"text": "a warm and funny film .", "label": "pos"}),
     "reviews/pos/1.txt": (3, {"text": "too long by half .", "label": "neg"}),
+    "mails/spam/1.txt": (3, {"text": "Subject: Monday\n\nThe meeting is at nine.\nBring the map.", "label": "ham"}),
+    "tales/1.md": (
+        2,
+        {"text": "# The miller\n\nOnce upon a time there was a miller.\n\nHe had three sons."},
+    ),
     "intents.json": (3, {"text": "what is on my card", "label": "balance"}),
     "news.json": (3, {"source": "The market opens at six.", "target": "Le march\u00e9 ouvre \u00e0 six heures."}),
     "problems.json": (3, {"prompt": "Ann has 3 apples and buys 2. How many has she? ", "completion": 5.0}),

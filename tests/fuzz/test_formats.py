@@ -47,12 +47,16 @@ FILES: dict[str, tuple[str, bytes]] = {
     "txt": ("causal_lm", "a\n\nbä\r\n".encode()),
     "conll": ("token_classification", b"# c\na O\nb B-x\n\nc O\n"),
     "parquet": ("text_classification", _parquet()),
+    "eml": ("causal_lm", "Subject: a\r\n\r\nbä\r\n".encode()),
     "zip": ("text_classification", _zip()),
     "csv.gz": ("text_classification", gzip.compress(b"text,label\na,x\n", mtime=0)),
 }
+READ_AS = {".eml": {"format": "document"}}
+"""Settings of a source whose name does not tell its format."""
 
 
 def _read(path: Path, task: str, **settings: Any) -> list[dict[str, Any]]:
+    settings = {**READ_AS.get(path.suffix, {}), **settings}
     source = SourceConfig.model_validate({"path": str(path), **settings})
     return list(read_rows(source, roles=SETTINGS[task].columns))
 
@@ -134,7 +138,7 @@ def test_any_setting_of_a_source_reads_a_file_or_is_refused(tmp_path: Path):
     def read(suffix: str, settings: dict[str, Any]) -> None:
         task, content = FILES[suffix]
         (tmp_path / f"rows.{suffix}").write_bytes(content)
-        source = {"path": str(tmp_path / f"rows.{suffix}"), **settings}
+        source = {"path": str(tmp_path / f"rows.{suffix}"), **READ_AS.get(f".{suffix}", {}), **settings}
         with refused():
             parsed = parse_config(
                 {"task": task, "model": "m", "run_folder": "r", "data": {"train": source}}, source="test"

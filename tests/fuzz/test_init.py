@@ -108,6 +108,7 @@ def test_a_file_of_a_tool_with_anything_in_it_is_translated_or_refused(tmp_path:
         ("rows.jsonl", b'{"question": "who are you", "answer": "nobody at all"}\n{"words": ["a"], "tags": ["O"]}\n'),
         ("rows.json", b'[{"messages": [{"role": "user", "content": "hello"}]}, {"messages": null, "chosen": 1}]'),
         ("rows.txt", b"once upon a time\nthere was a king\n"),
+        ("rows.txt", b"__label__a it rained\n__label__b __label__a it snowed\n"),
     ],
 )
 def test_a_file_of_rows_with_any_damage_is_told_or_refused(tmp_path: Path, name: str, content: bytes):

@@ -247,6 +247,29 @@ def test_several_inputs_have_their_answers_in_one_file(full: Path, tmp_path: Pat
     assert (other.code, "b.csv has no column for 'text'" in other.stderr) == (2, True)
 
 
+def test_in_a_run_of_documents_standard_input_and_each_file_is_one(shared: Path, tmp_path: Path):
+    texts = {"good/1.eml": "a warm film\n\nand a funny one", "bad/2.eml": "an endless mess\n", "bad/3.eml": "no\nno"}
+    for name, text in texts.items():
+        (tmp_path / "mails" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mails" / name).write_text(text)
+    source = f"{{path: {tmp_path / 'mails'}, format: document, set: {{label: '{{folder}}'}}}}"
+    folder = trained(shared, tmp_path, f"data.train=[{source}]", "data.eval=[]")
+    rows = [{"text": text.removesuffix("\n")} for _, text in sorted(texts.items())]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [(row["prediction"], row["score"]) for row in predicted(folder, tmp_path / "rows.jsonl")]
+    answers = predicted(folder, tmp_path / "mails")
+    assert [{name: row[name] for name in ("path", "text")} for row in answers] == [
+        {"path": path, **row} for path, row in zip(sorted(texts), rows, strict=True)
+    ]
+    check_answers(answers, expected)
+    with patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(texts["good/1.eml"].encode()))):
+        [answer] = predicted(folder, "-")
+    assert answer["text"] == texts["good/1.eml"]
+    check_answers([answer], expected[-1:])
+    lines = predicted(folder, tmp_path / "mails/bad/3.eml", "input.format=text")
+    assert [row["text"] for row in lines] == ["no", "no"]
+
+
 def test_a_column_of_another_name_is_said_on_the_command_line(
     full: Path, tmp_path: Path, expected: list[tuple[str, float]]
 ):

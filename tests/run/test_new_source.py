@@ -14,6 +14,7 @@ from ftscale.run.new_source import source_like
 
 CONTENTS = {
     "txt": "a\n",
+    "eml": "a\nb\n",
     "csv": "text,label\na,x\n",
     "tsv": "text\tlabel\na\tx\n",
     "json": '{"result": {"items": [{"text": "a", "label": "x"}]}, "train": []}',
@@ -140,3 +141,10 @@ def test_the_place_of_the_rows_is_that_of_one_document_and_a_pattern_that_of_all
     assert _like(tmp_path, "a.json", "b.list.json", rows="result.items") == {}
     pattern = r"(?P<label>\S+) (?P<text>.+)"
     assert _like(tmp_path, "a.txt", "b.txt", pattern=pattern) == {"pattern": pattern}
+
+
+@pytest.mark.parametrize("new", ["b.txt", "b.eml"])
+def test_a_file_of_any_name_is_a_document_where_the_run_has_documents(tmp_path, new):
+    read = {"format": "document", "encoding": "latin-1"}
+    assert _like(tmp_path, "a.eml", new, **read) == read
+    assert _like(tmp_path, "a.eml", "b.csv", **read) == {}

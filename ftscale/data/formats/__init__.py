@@ -14,6 +14,7 @@ MODULES = {
     "parquet": "parquet",
     "excel": "excel",
     "text": "text",
+    "document": "document",
     "parallel": "parallel",
     "conll": "conll",
     "image_folder": "image_folder",

@@ -17,7 +17,7 @@ from ftscale.data.formats.content import foreign_content
 from ftscale.data.formats.copies import open_remote
 from ftscale.data.formats.packed import is_binary, packing_by_name, packing_of, unpacked
 
-TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "parallel", "conll")
+TEXT_FORMATS = ("csv", "tsv", "jsonl", "json", "text", "document", "parallel", "conll")
 """Formats whose files are text; whatever else lies in such a file is told by its first bytes."""
 HEAD_BYTES = 2**16
 

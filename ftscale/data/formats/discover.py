@@ -20,7 +20,7 @@ from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.packed import without_packing
 from ftscale.data.formats.paths import files_below, listed, nearest_path, relative_to
 from ftscale.data.formats.remote import files_at
-from ftscale.data.formats.splits import EVERY, folder_of_split, same_split, split_for, splits_of
+from ftscale.data.formats.splits import CARD, EVERY, folder_of_split, same_split, split_for, splits_of
 from ftscale.data.formats.used import check_settings
 
 FORMAT_OF_SUFFIX = {
@@ -37,6 +37,7 @@ FORMAT_OF_SUFFIX = {
     ".iob": "conll",
     ".bio": "conll",
 }
+DOCUMENT_SUFFIXES = (".txt", ".md")
 UNREAD = {
     **dict.fromkeys((".xls", ".xlsb", ".ods"), "save it as .xlsx"),
     **dict.fromkeys((".zip", ".tar", ".7z", ".rar"), "unpack it, and name the file inside"),
@@ -140,8 +141,16 @@ def _path_groups(
         return [(folder,) for folder in _folders_of_images(path, setting, files=files if is_split else None)]
     if files is None:
         return [(file,) for file in _files(path, setting)]
+    if form == "document":
+        return [(file,) for file in _documents(path, files)]
     # others lie there too: a readme, the labels of IDX images
     return [(file,) for file in [file for file in files if format_of_name(file) == form] or files]
+
+
+def _documents(folder: str, files: list[str]) -> list[str]:
+    """The texts of a folder by their names, or all files where none is one; not its own README.md."""
+    own = os.path.join(folder, CARD)
+    return [file for file in files if file != own and _suffix_below(file) in DOCUMENT_SUFFIXES] or files
 
 
 def _files(path: str, setting: str) -> list[str]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from ftscale.base.errors import UserError
 from ftscale.data.formats import json_lines
-from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, Record, open_bytes
+from ftscale.data.formats.base import DataFile, Place, Record, open_bytes
 from ftscale.data.formats.content import not_json
-from ftscale.data.formats.lines import LINE_LIMIT, check_encoding, is_ascii_based, known_encoding, not_decodable
+from ftscale.data.formats.lines import LINE_LIMIT, decoded, is_ascii_based, known_encoding
 from ftscale.data.formats.nested import lists_in, rows_at
 from ftscale.data.formats.paths import listed
 
@@ -100,15 +100,11 @@ def _is_row(document: Any) -> bool:
 def _parse(file: DataFile) -> Any:
     with open_bytes(file) as stream:
         content = stream.read()
-    encoding = known_encoding(file)
-    check_encoding(file, content[:HEAD_BYTES], file.path)
-    if not content.strip():
+    text = decoded(file, content)
+    if not text.strip():
         return []
     try:
-        return json.loads(content.decode(encoding).removeprefix("\ufeff"))
-    except UnicodeError as error:
-        start = error.start if isinstance(error, UnicodeDecodeError) else 0
-        raise not_decodable(file, error, line=content.count(b"\n", 0, start) + 1) from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         fix = "mend it; several objects stand in one list, or one on each line."
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 0

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from ftscale.base.errors import UserError
-from ftscale.data.formats.base import DataFile, Place, first_bytes, open_bytes
+from ftscale.data.formats.base import HEAD_BYTES, DataFile, Place, first_bytes, open_bytes
 from ftscale.data.formats.content import has_bare_returns, wide_encoding
 from ftscale.data.formats.packed import is_unpacked
 
@@ -30,8 +30,7 @@ def open_lines(file: DataFile, *, place: Place | None = None, path: str | None =
     path = path or file.path
     with open_bytes(file, path=path) as stream:
         lines = Lines(file, stream, path=path, place=place)
-        if lines.is_ascii_based:
-            _check_text(file, first_bytes(stream), path)
+        check_text(file, first_bytes(stream), path)
         yield lines
 
 
@@ -114,14 +113,25 @@ def is_ascii_based(encoding: str) -> bool:
     return "\n".encode(encoding) == b"\n"
 
 
-def _check_text(file: DataFile, head: bytes, path: str) -> None:
+def check_text(file: DataFile, head: bytes, path: str) -> None:
+    """Raise UserError for the first bytes of a text in another encoding than is set, or with line ends of old Macs."""
     check_encoding(file, head, path)
-    if has_bare_returns(head):
+    if is_ascii_based(known_encoding(file)) and has_bare_returns(head):
         raise file.error(
             "has lines that end in a carriage return alone, as old Macs wrote them; rewrite it with tr '\\r' '\\n' "
             "< OLD > NEW.",
             path=path,
         )
+
+
+def decoded(file: DataFile, content: bytes) -> str:
+    """Return the text of a whole file without a byte-order mark. Raises UserError, with the line, where it is none."""
+    check_encoding(file, content[:HEAD_BYTES], file.path)
+    try:
+        return content.decode(known_encoding(file)).removeprefix("\ufeff")
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        raise not_decodable(file, error, line=content.count(b"\n", 0, start) + 1) from error
 
 
 def first_part(error: Exception) -> str:

@@ -25,6 +25,8 @@ SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 BETWEEN = "[-._ 0-9]"
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
 EVERY = "all"
+CARD = "README.md"
+"""What says of a data set which files are which split."""
 
 Splits = dict[str, list[str]]
 """Name of a split to its files."""
@@ -36,7 +38,7 @@ def splits_of(folder: str, files: Sequence[str], *, name: str | None, setting: s
     `name`: the configuration of the README. Raises UserError where that is to be chosen, or is none of it.
     """
     inside = {os.path.relpath(file, folder).replace(os.sep, "/"): file for file in files}
-    declared, default = _declared(Path(folder) / "README.md")
+    declared, default = _declared(Path(folder) / CARD)
     if name is not None and not declared:
         raise UserError(
             f"{setting}.name = {name!r} is the configuration of a hub data set, and {folder} has no README.md that "
