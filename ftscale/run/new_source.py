@@ -17,9 +17,8 @@ from ftscale.data.formats.template import is_template
 from ftscale.data.sources import detect_format
 
 NAMED_COLUMNS = ("csv", "tsv", "jsonl", "json", "parquet", "excel", "hub")
-"""Formats whose columns have names, so that names learned from one mean the same in another."""
-TABLES = ("csv", "tsv", "excel")
-"""Formats with a header or none, and so with columns that have numbers."""
+"""Formats whose columns have names, so that names learned from one mean the same in another. Whether a table has a
+header is known of the trained format alone: without one a header would be a row, in silence."""
 
 OF_ONE_SOURCE = ("path", "split", "limit", "weight")
 """Settings of a source that say which rows are read, and how often, and so mean nothing for another one."""
@@ -54,13 +53,9 @@ def source_like(
             if _has_place(SourceConfig(**settings, **{name: value}), name, like, setting=setting):
                 settings[name] = value
         return SourceConfig(**settings)
-    like_kind = _known_kind(like)
-    tables = kind in TABLES and like_kind in TABLES
-    if tables:
-        settings |= _set_of(like, ("header",))
-    if not (tables and not like.header):  # a column's number means something without a header alone
+    if kind in NAMED_COLUMNS and _known_kind(like) in NAMED_COLUMNS:
         settings["columns"] = {role: name for role, name in settings["columns"].items() if not isinstance(name, int)}
-    if kind not in NAMED_COLUMNS or like_kind not in NAMED_COLUMNS:
+    else:
         del settings["columns"]
     return SourceConfig(**settings)
 

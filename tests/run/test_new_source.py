@@ -93,14 +93,13 @@ def test_a_configuration_is_that_of_one_data_set(tmp_path):
     assert taken == ["mrpc", None]
 
 
-def test_what_rows_mean_goes_over_to_any_format_and_how_tables_are_read_to_other_tables(tmp_path):
+def test_what_rows_mean_goes_over_to_any_format_and_how_files_are_read_to_the_same(tmp_path):
     meant = {"missing_values": ["N/A"], "drop": ["missing"]}
     read = {"columns": {"text": 0, "label": 1}, "header": False, "encoding": "latin-1", "separator": ";"}
     of_rows = {"missing_values": ("N/A",), "drop": ("missing",)}
     assert _like(tmp_path, "a.csv", "b.txt", **read, **meant) == of_rows
     assert _like(tmp_path, "a.csv", "b.json", **read, **meant) == of_rows
-    table = {"columns": {"text": 0, "label": 1}, "header": False}
-    assert _like(tmp_path, "a.csv", "b.tsv", **read, **meant) == {**of_rows, **table}
+    assert _like(tmp_path, "a.csv", "b.tsv", **read, **meant) == of_rows
     assert _like(tmp_path, "a.csv", "b.tsv", columns={"text": 0, "label": "x"}) == {"columns": {"label": "x"}}
 
 
