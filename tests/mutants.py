@@ -486,8 +486,8 @@ MUTANTS = (
     Mutant(
         "the standard input of a run of documents is lines",
         "ftscale/run/new_source.py",
-        'like.format == "document" and',
-        'like.format == "documents" and',
+        'source.format == "document" for',
+        'source.format == "documents" for',
         ("tests/run/test_new_source.py::test_a_file_of_any_name_is_a_document_where_the_run_has_documents[b.txt]",),
     ),
     Mutant(
