@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from ftscale.base.errors import UserError
@@ -67,12 +68,28 @@ def _group_rows(
         asked, read = None, list(range(len(names)))
     most, large = max(MOST_UNPACKED, MOST_RATIO * packed), 0
     for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=asked):
-        large += batch.nbytes if batch.nbytes > LARGE_ROW * batch.num_rows else 0
+        size = sum(map(_bytes_of, batch.columns))
+        large += size if size > LARGE_ROW * batch.num_rows else 0
         if large > most:
             raise _bomb(file, f"more than {most} bytes of large rows")
         kept = batch.slice(skip)
         skip = max(0, skip - batch.num_rows)
         yield from zip(*(kept.column(read.index(column)).to_pylist() for column in wanted), strict=True)
+
+
+def _bytes_of(column: pyarrow.Array) -> int:
+    """The size of a column's values as rows have them: a text that a dictionary holds once counts in each row."""
+    types, kind = pyarrow.types, column.type
+    if types.is_dictionary(kind) and (types.is_string(kind.value_type) or types.is_large_string(kind.value_type)):
+        lengths = pyarrow.compute.binary_length(column.dictionary)
+        return pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
+    if types.is_struct(kind):
+        return sum(map(_bytes_of, column.flatten()))
+    if types.is_map(kind):
+        return _bytes_of(column.keys) + _bytes_of(column.items)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _bytes_of(column.flatten())
+    return column.nbytes
 
 
 @contextmanager

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pyarrow
 import pyarrow.parquet
+import pytest
+
+from ftscale.base.errors import UserError
+from ftscale.config.schema import SourceConfig
+from ftscale.data.sources import read_rows
 
 
 def test_rows_have_python_values_and_their_number_in_the_file(tmp_path, read):
@@ -37,15 +42,23 @@ def test_a_missing_column_is_refused_with_all_that_there_are(tmp_path, refused):
     assert "the columns 'text', 'category'; did you mean 'category'?" in message
 
 
-def test_one_large_text_in_a_thousand_rows_of_a_small_file_is_refused(tmp_path, refused):
-    path = tmp_path / "a.parquet"
-    numbers = pyarrow.array([0] * 1000, pyarrow.int32())
-    texts = pyarrow.DictionaryArray.from_arrays(numbers, pyarrow.array(["x" * 9_000_000]))
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
-    assert path.stat().st_size < 2000
-    assert "a.parquet unpacks to more than 268435456 bytes of large rows, more than 200 times its size" in refused(
-        path, ("text",)
-    )
+@pytest.mark.parametrize("around", ["nothing", "struct", "list", "map"])
+def test_one_large_text_in_a_thousand_rows_of_a_small_file_is_refused_before_the_first(tmp_path, around):
+    """32 of them at once would be 288 MB of Python's strings, all of them 9 GB."""
+    path, number = tmp_path / "a.parquet", 1000
+    indices = pyarrow.array([0] * number, pyarrow.int32())
+    texts = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(["x" * 9_000_000]))
+    ends = pyarrow.array(range(number + 1), pyarrow.int32())
+    column = {
+        "nothing": lambda: texts,
+        "struct": lambda: pyarrow.StructArray.from_arrays([texts], names=["a"]),
+        "list": lambda: pyarrow.ListArray.from_arrays(ends, texts),
+        "map": lambda: pyarrow.MapArray.from_arrays(ends, pyarrow.array(["k"] * number), texts),
+    }[around]()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path, compression="zstd")
+    assert path.stat().st_size < 4000
+    with pytest.raises(UserError, match="unpacks to more than 268435456 bytes of large rows, more than 200 times its"):
+        next(read_rows(SourceConfig(path=str(path)), roles=(("text",),)))
 
 
 def test_pages_that_unpack_to_very_much_are_refused_before_they_are_read(tmp_path, refused):
