@@ -51,7 +51,6 @@ ALLOWED = {
         {"words", "tags", "label", "image"},
         "what a CoNLL file holds, and where others have no label; only images may be unreadable",
     ),
-    "data/formats/document.py": ({"text"}, "what a file holds that is one row"),
     "data/formats/text.py": ({"text"}, "what a file of lines holds"),
     "data/formats/used.py": ({"text"}, "a name of a format"),
     "data/sources.py": ({"image"}, "the one column whose values are places of files"),
