@@ -14,6 +14,7 @@ import pytest
 import tiny
 from torch.distributed.elastic.multiprocessing import SignalException
 
+import ftscale.run.train  # noqa: F401  before a test replaces what it takes from prepared_data
 from ftscale.run.launch import launch_training
 
 
