@@ -19,7 +19,7 @@ from typing import Any
 from ftscale.base.errors import UserError, unknown_name
 from ftscale.data.formats.base import DataFile, Place, Record, first_bytes, open_bytes
 from ftscale.data.formats.content import ZIP, foreign_content
-from ftscale.data.formats.packed import DAMAGE, MOST_RATIO, MOST_UNPACKED
+from ftscale.data.formats.packed import DAMAGE, MOST_RATIO, MOST_UNPACKED, LargeRows
 from ftscale.data.formats.paths import listed
 
 MOST_ROWS = 2**20
@@ -79,18 +79,18 @@ def _rows(file: DataFile) -> Iterator[Rows]:
             raise file.error(what or "is no Excel workbook (.xlsx); set its format, or save it as one.")
         seekable = io.BytesIO(stream.read()) if not stream.seekable() else stream
         with _told_as_damage(file):
-            _check_size(file, seekable)
+            large = LargeRows(size=_checked_size(file, seekable))
             book = _load(seekable)
         try:
             with _told_as_damage(file):
                 sheet = _sheet(file, book)
-            yield _full_rows(file, sheet)
+            yield _full_rows(file, sheet, large)
         finally:
             book.close()
 
 
-def _check_size(file: DataFile, stream: Any) -> None:
-    """Raise UserError for a small workbook that unpacks to very much; zipfile gives no more than what is said here."""
+def _checked_size(file: DataFile, stream: Any) -> int:
+    """Its bytes. Raises UserError for a small one that unpacks to very much; zipfile gives no more than it says here."""
     with zipfile.ZipFile(stream) as archive:
         unpacked = sum(info.file_size for info in archive.infolist())
     packed = stream.seek(0, os.SEEK_END)
@@ -99,6 +99,7 @@ def _check_size(file: DataFile, stream: Any) -> None:
         raise file.error(
             f"unpacks to {unpacked} bytes, more than {MOST_RATIO} times its size; if that is right, save it as CSV."
         )
+    return packed
 
 
 def _load(stream: Any) -> Any:
@@ -136,7 +137,7 @@ def _sheet(file: DataFile, book: Any) -> Any:
     return (full or list(sheets.values()))[0]
 
 
-def _full_rows(file: DataFile, sheet: Any) -> Rows:
+def _full_rows(file: DataFile, sheet: Any, large: LargeRows | None = None) -> Rows:
     sheet.reset_dimensions()  # which some programs write wrong
     with _told_as_damage(file):
         for number, values in enumerate(sheet.iter_rows(min_row=1, min_col=1, values_only=True), 1):
@@ -145,6 +146,12 @@ def _full_rows(file: DataFile, sheet: Any) -> Rows:
             cells = [_text(value) for value in values]
             while cells and cells[-1] is None:
                 cells.pop()
+            if large is not None and large.are_too_many(sum(map(len, filter(None, cells)))):
+                raise file.error(
+                    f"unpacks to more than {large.most} characters of large rows, more than {MOST_RATIO} times its "
+                    "size; if that is right, save it as CSV.",
+                    line=number,
+                )
             if cells:
                 yield number, cells
 

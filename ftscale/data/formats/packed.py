@@ -22,6 +22,9 @@ MOST_RATIO = 200
 """Times its own size that a compressed file may hold, beyond `MOST_UNPACKED` bytes: text comes to 3 to 20, zeros to
 1,000 by gzip and to millions by bzip2."""
 
+LARGE_ROW = 2**16
+"""Bytes from which on the rows of a file are counted against its size."""
+
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 """What decompressors raise for damaged data, beside an OSError without a number."""
 MARKS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -69,6 +72,22 @@ def limited(stream: Any, damage: str, *, size: int, refuse: Refuse) -> io.Buffer
 def is_unpacked(stream: BinaryIO) -> bool:
     """Whether a stream comes from a decompressor, so that it cannot be entered at a byte at once."""
     return isinstance(stream, io.BufferedReader) and isinstance(stream.raw, _Unpacked)
+
+
+class LargeRows:
+    """Counts large rows of a format in which a text may be written once and stand in many rows.
+
+    Small ones are not counted: the same prompt in each of many rows is usual.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        self.most = max(MOST_UNPACKED, MOST_RATIO * size)
+        self._given = 0
+
+    def are_too_many(self, size: int, *, rows: int = 1) -> bool:
+        """Whether, with these rows of so many bytes in all, a file gives more than one of its size may."""
+        self._given += size if size > LARGE_ROW * rows else 0
+        return self._given > self.most
 
 
 class _Unpacked(io.RawIOBase):

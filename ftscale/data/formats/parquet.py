@@ -12,12 +12,10 @@ import pyarrow.parquet
 
 from ftscale.base.errors import UserError
 from ftscale.data.formats.base import DataFile, Place, Record, open_bytes
-from ftscale.data.formats.packed import MOST_RATIO, MOST_UNPACKED
+from ftscale.data.formats.packed import MOST_RATIO, MOST_UNPACKED, LargeRows
 
 ROWS_AT_ONCE = 32
 """Few, since a value that is written once may stand in every row."""
-LARGE_ROW = 2**16
-"""Bytes from which on the rows of a file are counted against its size."""
 MANY_ROWS = 10**7
 
 
@@ -66,12 +64,10 @@ def _group_rows(
     read = [column for name in asked or () for column, other in enumerate(names) if other == name]
     if any("." in names[column] for column in wanted):  # pyarrow takes `a.b` for the field b of a struct a too
         asked, read = None, list(range(len(names)))
-    most, large = max(MOST_UNPACKED, MOST_RATIO * packed), 0
+    large = LargeRows(size=packed)
     for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=asked):
-        size = sum(map(_bytes_of, batch.columns))
-        large += size if size > LARGE_ROW * batch.num_rows else 0
-        if large > most:
-            raise _bomb(file, f"more than {most} bytes of large rows")
+        if large.are_too_many(sum(map(_bytes_of, batch.columns)), rows=batch.num_rows):
+            raise _bomb(file, f"more than {large.most} bytes of large rows")
         kept = batch.slice(skip)
         skip = max(0, skip - batch.num_rows)
         yield from zip(*(kept.column(read.index(column)).to_pylist() for column in wanted), strict=True)

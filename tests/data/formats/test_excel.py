@@ -167,3 +167,32 @@ def test_predictions_of_a_workbook_keep_its_cells(tmp_path):
     path = workbook(tmp_path / "a.xlsx", a=[["id", "text"], [7, "fine"]])
     [(row, _)] = open_stream(SourceConfig(path=str(path)), roles=(("text",),), position=None, keep_columns=True)
     assert row["_columns"] == [("id", "7"), ("text", "fine")]
+
+
+def test_one_large_text_in_all_rows_of_a_small_workbook_is_refused(tmp_path, refused, read):
+    """A workbook of Excel's has a text once, whatever the number of cells that show it."""
+    plain = workbook(tmp_path / "plain.xlsx", only=[["text"], *[["MANY"]] * 300])
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml.sharedStrings+xml"
+    part = f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}"/></Types>'
+    parts = {b"</Types>": part.encode(), b't="inlineStr"><is><t>MANY</t></is>': b't="s"><v>0</v>'}
+
+    def sharing(name: str, text: str) -> Path:
+        path = tmp_path / name
+        with zipfile.ZipFile(plain) as before, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
+            for member in before.namelist():
+                content = before.read(member)
+                for old, new in parts.items():
+                    content = content.replace(old, new)
+                after.writestr(member, content)
+            after.writestr(
+                "xl/sharedStrings.xml",
+                f'<sst xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><si><t>{text}</t></si></sst>',
+            )
+        return path
+
+    assert [row["text"] for row in read(sharing("small.xlsx", "fine"), ("text",))] == ["fine"] * 300
+    large = sharing("large.xlsx", "x" * 1_000_000)
+    assert large.stat().st_size < 20_000
+    assert "unpacks to more than 268435456 characters of large rows, more than 200 times its size" in refused(
+        large, ("text",)
+    )
