@@ -90,7 +90,10 @@ def _rows(file: DataFile) -> Iterator[Rows]:
 
 
 def _checked_size(file: DataFile, stream: Any) -> int:
-    """Its bytes. Raises UserError for a small one that unpacks to very much; zipfile gives no more than it says here."""
+    """Its bytes. Raises UserError for a small one that unpacks to very much by what its entries say.
+
+    zipfile gives no more than that of any.
+    """
     with zipfile.ZipFile(stream) as archive:
         unpacked = sum(info.file_size for info in archive.infolist())
     packed = stream.seek(0, os.SEEK_END)
