@@ -65,16 +65,19 @@ class Column:
         return len(texts) > len(self.values) / 2 and not self.is_number and (self.words >= 2 or not self.is_class)
 
     @cached_property
+    def given(self) -> list[Any]:
+        """The values that are not missing."""
+        return [value for value in self.values if value not in (None, "")]
+
+    @cached_property
     def is_number(self) -> bool:
-        """Whether all values are numbers."""
-        return bool(self.values) and all(_is_number(value) for value in self.values)
+        """Whether all values that are not missing are numbers."""
+        return bool(self.given) and all(_is_number(value) for value in self.given)
 
     @property
     def is_fraction(self) -> bool:
         """Whether its values are numbers that are not all whole."""
-        return self.is_number and any(
-            not (isinstance(value, int) or float(value).is_integer()) for value in self.values
-        )
+        return self.is_number and any(not (isinstance(value, int) or float(value).is_integer()) for value in self.given)
 
     @property
     def is_class(self) -> bool:
