@@ -134,6 +134,15 @@ def entries() -> dict[str, Entry]:
             "f1",
             at_least=0.60,
         ),
+        "masked_lm": Entry(
+            "masked_lm",
+            (
+                minilm,
+                "evaluation.before=true",
+                *parts("format: csv", train=text / "banking77/train.csv", eval=text / "banking77/test.csv"),
+            ),
+            "perplexity",
+        ),
         "captions_pretrained": Entry("captions", (llama, *captioned), "loss", at_most=1.85),
         "captions_random": Entry("captions", (llama, "model.init=random", *captioned), "loss", at_least=2.2),
         "cifar10_frozen": Entry("cifar10_frozen", cifar, "test/accuracy"),

@@ -75,6 +75,7 @@ ALLOWED = {
             "input",
             "instruction",
             "label",
+            "masked_lm",
             "messages",
             "output",
             "prompt",
@@ -122,6 +123,7 @@ ALLOWED = {
         {
             "causal_lm",
             "image_classification",
+            "masked_lm",
             "question_answering",
             "seq2seq",
             "text_classification",
@@ -138,6 +140,7 @@ ALLOWED = {
             "image",
             "image_classification",
             "label",
+            "masked_lm",
             "seq2seq",
             "source",
             "tags",

@@ -69,7 +69,13 @@ class MaskedLM(Task):
         ]
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
-        return text_problems(self, config, model_config)
+        problems = text_problems(self, config, model_config)
+        if self.settings.whole_words and config.batch.unit == "targets":
+            problems.append(
+                "batch.unit = targets needs to know each row's targets before, and with task.whole_words = true they are "
+                "other words, of other lengths, in each epoch; set batch.unit: samples, or whole_words: false."
+            )
+        return problems
 
     def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
         """One sample a row; with `join_texts`, blocks of `max_length` tokens of all these rows together.

@@ -127,6 +127,14 @@ def llama_qlora_zero2(at: Places) -> Overrides:
     }
 
 
+def masked_lm(at: Places) -> Overrides:
+    return {
+        "model": str(at.minilm),
+        "data.train": at.data("text_classification/banking77/train.csv"),
+        "data.eval": at.data("text_classification/banking77/test.csv") | {"limit": FEW},
+    }
+
+
 def multi30k_translation(at: Places) -> Overrides:
     return {
         "model": t5(at),
@@ -193,6 +201,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "gsm8k": gsm8k,
     "help_desk": help_desk,
     "llama_qlora_zero2": llama_qlora_zero2,
+    "masked_lm": masked_lm,
     "multi30k_translation": multi30k_translation,
     "ncbi_disease": ncbi_disease,
     "sick_entailment": lambda at: sick(at, label="entailment_judgment"),
