@@ -21,6 +21,7 @@ import tiny
 
 from ftscale.base.resources import resource
 from ftscale.config.load import config_schema, load_config
+from ftscale.config.stages import STAGES, stages_of
 
 RECIPES = {path.stem: path for path in sorted(resource("launch", "recipes").glob("*.yaml"))}
 STEPS = 2
@@ -193,6 +194,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "ag_news": ag_news,
     "alpaca_lora": alpaca_lora,
     "banking77": banking77,
+    "banking77_two_stages": banking77,
     "captions": captions,
     "cifar10_frozen": cifar10,
     "cifar10_full": cifar10,
@@ -213,7 +215,16 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
 LAUNCHED = {"full_zero3": "zero3", "llama_qlora_zero2": "zero2"}
 """Recipes for several processes, and the strategy of each."""
 
-CAMPAIGN = ("ag_news", "banking77", "cifar10_frozen", "full_zero3", "help_desk", "sick_entailment", "sst2")
+CAMPAIGN = (
+    "ag_news",
+    "banking77",
+    "banking77_two_stages",
+    "cifar10_frozen",
+    "full_zero3",
+    "help_desk",
+    "sick_entailment",
+    "sst2",
+)
 """Recipes that run in the campaign alone: another one has the same task, method and strategy."""
 
 MOST_LOSS = {
@@ -278,7 +289,11 @@ def words(overrides: Overrides, tmp_path: Path) -> list[str]:
 
 
 def check_run(folder: Path, name: str, *, processes: int) -> None:
-    recipe, config = load_config(RECIPES[name]), load_config(folder / "config.yaml")
+    """Of a run of several stages, the last."""
+    recipe = load_config(RECIPES[name])
+    if stages := stages_of(recipe):
+        recipe, folder = stages[-1].config, folder / STAGES / stages[-1].name
+    config = load_config(folder / "config.yaml")
     kept = ("adapter", "trainable", "head", "optimizer")
     assert {part: getattr(config, part) for part in kept} == {part: getattr(recipe, part) for part in kept}
     assert config.train.precision == recipe.train.precision
