@@ -76,9 +76,11 @@ class SourceReport:
         line = f"{self.path}: {counted(self.read, 'row')} read, {kept}, "
         if not self.in_tokens:
             return f"{line}dropped: {dropped}"
-        line = f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
-        line = f"{line}{self.mean_length:.1f} tokens"
-        return f"{line}, {counted(self.targets, 'target')}" if self.targets or not self.kept else line
+        targets = f", {counted(self.targets, 'target')}" if self.targets or not self.kept else ""
+        return (
+            f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
+            f"{self.mean_length:.1f} tokens{targets}"
+        )
 
 
 def template_warnings(report: SourceReport, *, setting: str) -> list[str]:
