@@ -72,8 +72,8 @@ class MaskedLM(Task):
         problems = text_problems(self, config, model_config)
         if self.settings.whole_words and config.batch.unit == "targets":
             problems.append(
-                "batch.unit = targets needs to know each row's targets before, and with task.whole_words = true they are "
-                "other words, of other lengths, in each epoch; set batch.unit: samples, or whole_words: false."
+                "batch.unit = targets needs to know each row's targets before, and with task.whole_words = true they "
+                "are other words, of other lengths, in each epoch; set batch.unit: samples, or whole_words: false."
             )
         return problems
 
