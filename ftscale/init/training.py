@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ftscale.config.tasks import SETTINGS
 from ftscale.init.draft import Draft
 from ftscale.init.models import LORA_LR, Known
 
@@ -79,7 +80,7 @@ def put_rates(draft: Draft, task: str, known: Known | None, *, adapts: bool, mil
     else:
         rate = next(rate for most, rate in RATES[task] if millions < most)
         draft.put("optimizer.lr", rate, f"usual for all weights of a model of {_count(millions)} parameters")
-    if known is not None and known.head_lr is not None and not adapts:
+    if known is not None and known.head_lr is not None and not adapts and "brings_head" in SETTINGS[task].can:
         draft.put("optimizer.head_lr", known.head_lr, "a new head learns faster")
     if task == "causal_lm":
         draft.put("schedule.name", "cosine", "usual for language models")
