@@ -211,8 +211,8 @@ class Distributed:
     def _clip(self, weights: list[nn.Parameter]) -> float:
         """The global norm of the gradients: each row's in its own type, their sum in float32.
 
-        bfloat16 rounds a norm to three digits. Over the 100 weights of MiniLM the sum is off by 3e-5 and takes 2 ms on a
-        CPU; with converted gradients, 20 ms.
+        bfloat16 rounds a norm to three digits. Over the 100 weights of MiniLM the sum is off by 3e-5 and takes 2 ms on
+        a CPU; with converted gradients, 20 ms.
         """
         norms = [_norm(weight.grad) for weight in weights if weight.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
