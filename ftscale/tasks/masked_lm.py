@@ -51,6 +51,7 @@ class MaskedLM(Task):
         super().__init__(settings, processor)
         if processor is not None:
             _check_processor(settings, processor)
+            self.special = frozenset(processor.all_special_ids)
             self.masking = _masking(settings, processor)
 
     @property
@@ -159,7 +160,7 @@ class MaskedLM(Task):
     # ------------------------------------------------------------ samples
 
     def _sample(self, inputs: dict[str, list[int]], words: Sequence[int | None]) -> Sample:
-        units = units_of(inputs["input_ids"], words, never=self.processor.all_special_ids)
+        units = units_of(inputs["input_ids"], words, never=self.special)
         number = self.masking.number(len({unit for unit in units if unit != IGNORED}))
         return Sample(
             inputs,
@@ -233,7 +234,7 @@ class MaskedLM(Task):
     def _log_probs(self, model: nn.Module, batch: Batch) -> list[list[float]]:
         """For each sample without a mask the log-probability of each of its tokens, hidden one after the other."""
         ids, mask = batch.inputs["input_ids"], self.processor.mask_token_id
-        special = torch.tensor(self.processor.all_special_ids, device=ids.device)
+        special = torch.tensor(sorted(self.special), device=ids.device)
         hideable = ~torch.isin(ids, special)
         places: list[list[tuple[int, int]]] = []
         for row, span in batch.spans:

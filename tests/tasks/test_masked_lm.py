@@ -35,6 +35,7 @@ from ftscale.run.predict import predict_file
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
 from ftscale.tasks.batch import Batch
+from ftscale.tasks.rows import prepare_rows
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 MASKED = "i lost my [MASK] and the [MASK] ##s of it."
@@ -173,6 +174,7 @@ def test_texts_are_joined_into_full_samples(shared: Path):
         assert len(set(units)) == (3 if whole_words else 5)
     assert not task.by_row
     assert task_of(shared).by_row
+    assert [sample.rows for sample in prepare_rows(task, rows, labelled=False)] == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_rows_are_shown_with_what_the_first_epoch_hides(shared: Path):
