@@ -572,6 +572,36 @@ MUTANTS = (
         ("tests/tasks/test_seq2seq.py::test_of_several_references_the_first_is_learned_and_all_are_scored",),
     ),
     Mutant(
+        "masks are the same in each epoch",
+        "ftscale/tasks/masked_lm.py",
+        '("mask", sample.epoch, sample.number)',
+        '("mask", 0, sample.number)',
+        ("tests/tasks/test_masked_lm.py::test_what_is_hidden_follows_from_seed_epoch_and_row_alone",),
+    ),
+    Mutant(
+        "masks of evaluation follow the seed of the run",
+        "ftscale/tasks/masked_lm.py",
+        "derive_seed(sample.seed if train else 0, *stream)",
+        "derive_seed(sample.seed, *stream)",
+        ("tests/tasks/test_masked_lm.py::test_what_is_hidden_follows_from_seed_epoch_and_row_alone",),
+    ),
+    Mutant(
+        "special tokens are hidden",
+        "ftscale/tasks/masks.py",
+        "IGNORED if token in never or unit is None else unit",
+        "IGNORED if unit is None else unit",
+        (
+            "tests/tasks/test_masked_lm.py::test_special_and_unknown_tokens_are_never_hidden_and_a_row_of_them_has_no_target",
+        ),
+    ),
+    Mutant(
+        "parts of words are hidden",
+        "ftscale/tasks/masks.py",
+        "of = words or range(len(ids))",
+        "of = range(len(ids))",
+        ("tests/tasks/test_masked_lm.py::test_whole_words_are_those_of_transformers_collator",),
+    ),
+    Mutant(
         "rendered conversations of any length",
         "ftscale/data/rendering.py",
         "len(text) > MOST_CHARACTERS",

@@ -76,6 +76,7 @@ ALLOWED = {
             "input",
             "instruction",
             "label",
+            "masked_lm",
             "messages",
             "output",
             "prompt",
@@ -123,6 +124,7 @@ ALLOWED = {
         {
             "causal_lm",
             "image_classification",
+            "masked_lm",
             "question_answering",
             "seq2seq",
             "text_classification",
@@ -139,6 +141,7 @@ ALLOWED = {
             "image",
             "image_classification",
             "label",
+            "masked_lm",
             "seq2seq",
             "source",
             "tags",

@@ -86,7 +86,9 @@ def _part_lines(name: str, facts: dict[str, Any]) -> list[str]:
     if "lengths" not in facts:  # images
         return [f"{line}, {ends}"]
     lengths = ", ".join(f"{key} {value:g}" for key, value in facts["lengths"].items())
-    second = f"{name}: {counted(facts['targets'], 'target')}, rows without one: {facts['no_target']}"
+    known = facts["targets"] or not facts["kept"]  # else in the batches only
+    targets = f"{counted(facts['targets'], 'target')}, " if known else ""
+    second = f"{name}: {targets}rows without {'one' if known else 'a target'}: {facts['no_target']}"
     if facts["share_of_targets"] is not None:
         second += f", {facts['share_of_targets']:.1%} of all tokens"
     if facts.get("end_supervised") is not None:

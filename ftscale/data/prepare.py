@@ -50,6 +50,7 @@ class SourceReport:
     longest: int = 0
     total_length: int = 0
     targets: int = 0
+    """Of the samples that are kept, each of which has one at least; 0 = they are known in the batches only."""
     said: int = 0
     """Characters of the model's turns of chats, white space aside."""
     left_out: int = 0
@@ -77,9 +78,10 @@ class SourceReport:
         line = f"{self.path}: {counted(self.read, 'row')} read, {kept}, "
         if not self.in_tokens:
             return f"{line}dropped: {dropped}"
+        targets = f", {counted(self.targets, 'target')}" if self.targets or not self.kept else ""
         return (
             f"{line}{self.truncated} truncated, dropped: {dropped}; longest {self.longest}, mean "
-            f"{self.mean_length:.1f} tokens, {counted(self.targets, 'target')}"
+            f"{self.mean_length:.1f} tokens{targets}"
         )
 
 

@@ -99,6 +99,7 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
         "causal_lm": _chat_or_text,
         "seq2seq": _source_and_target,
         "text_classification": _classes,
+        "masked_lm": _plain_texts,
     }
     if asked is not None:
         if (answer := ways[asked](found, True)) is not None:
@@ -270,6 +271,15 @@ def _chat_or_text(found: Look, asked: bool) -> Rows | None:
         joined = {"join_texts": (True, "lines are laid end to end and cut at task.max_length")}
         return Rows("causal_lm", columns, "plain texts", settings=joined)
     return None
+
+
+def _plain_texts(found: Look, asked: bool) -> Rows | None:
+    """Texts of which each is a sample, where that is asked for: they are as well what another task reads."""
+    texts = _texts(found)
+    if not asked or not texts:
+        return None
+    columns = {} if found.form == "text" else _mapped({"text": _text(found, texts)})
+    return Rows("masked_lm", columns, "plain texts")
 
 
 def _completion(found: Look, prompt: str | int, completion: str | int) -> Rows:

@@ -43,6 +43,7 @@ TASKS = {  # by keys of the example scripts
         "text_column",
     ),
     "image_classification": ("image_column_name", "train_dir", "train_val_split"),
+    "masked_lm": ("mlm_probability", "line_by_line"),
     "causal_lm": ("block_size", "validation_split_percentage"),
 }
 LACKS = {
@@ -79,17 +80,14 @@ def _task(draft: Draft) -> str:
         return "text_classification"
     if said in TAGGING:
         return "token_classification"
-    if "mlm_probability" in draft.values or "mlm" in draft.values:
-        raise UserError(
-            f"--from = {draft.file} is for masked language modelling (mlm_probability), which is no task of ftscale's; "
-            "take causal_lm, or go on with transformers for it."
-        )
+    if draft.asked("mlm"):
+        return "masked_lm"
     for task, keys in TASKS.items():
         if any(draft.values.get(key) is not None for key in keys):
             return task
     raise UserError(
         f"--from = {draft.file} does not tell the task, which TrainingArguments do not name; give --task "
-        "text_classification, token_classification, causal_lm, seq2seq or image_classification."
+        "text_classification, token_classification, causal_lm, masked_lm, seq2seq or image_classification."
     )
 
 
@@ -101,6 +99,10 @@ def _lengths(draft: Draft, task: str) -> None:
     given = draft.ask(key, "max_seq_length", "max_length")
     if given is not None:
         draft.put("task.max_length", draft.whole(given), given.said)
+    if task == "masked_lm":
+        draft.copy("mlm_probability", "task.mask_ratio", draft.number)
+        if not draft.asked("line_by_line"):
+            draft.put("task.join_texts", True, "run_mlm lays texts end to end where line_by_line is not set")
     if task == "causal_lm":
         draft.put("task.join_texts", True, "run_clm lays texts end to end and cuts them into blocks")
     if task == "seq2seq":
@@ -195,6 +197,7 @@ def _columns(draft: Draft, task: str) -> dict[str, str]:
         "seq2seq": {"source": ("text_column", "source_lang"), "target": ("summary_column", "target_lang")},
         "image_classification": {"image": ("image_column_name",), "label": ("label_column_name",)},
         "causal_lm": {"text": ("text_column_name",)},
+        "masked_lm": {"text": ("text_column_name",)},
     }
     found: dict[str, str] = {}
     for role, names in keys.get(task, {}).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ftscale.config.tasks import SETTINGS
 from ftscale.init.draft import Draft
 from ftscale.init.models import LORA_LR, Known
 
@@ -30,6 +31,7 @@ LENGTHS = {
     "image_classification": Length(1000, 3, 20),
     "seq2seq": Length(2000, 3, 10),
     "causal_lm": Length(300, 1, 3),
+    "masked_lm": Length(1000, 3, 10),
 }
 """Three passes are usual for encoders, more for few rows (Mosbach et al. 2020, arXiv:2006.04884), and one to three for
 language models, which begin to recite after that."""
@@ -41,6 +43,7 @@ RATES = {
     "token_classification": ((50, 2e-4), (200, 5e-5), (math.inf, 2e-5)),
     "image_classification": ((10, 1e-3), (50, 1e-4), (math.inf, 5e-5)),
     "seq2seq": ((100, 1e-4), (math.inf, 3e-5)),
+    "masked_lm": ((50, 3e-4), (200, 1e-4), (math.inf, 5e-5)),
     "causal_lm": ((50, 1e-3), (200, 1e-4), (1000, 2e-5), (math.inf, 1e-5)),
 }
 """Millions of parameters below which a rate is usual, for models that are not of the list."""
@@ -77,7 +80,7 @@ def put_rates(draft: Draft, task: str, known: Known | None, *, adapts: bool, mil
     else:
         rate = next(rate for most, rate in RATES[task] if millions < most)
         draft.put("optimizer.lr", rate, f"usual for all weights of a model of {_count(millions)} parameters")
-    if known is not None and known.head_lr is not None and not adapts:
+    if known is not None and known.head_lr is not None and not adapts and "brings_head" in SETTINGS[task].can:
         draft.put("optimizer.head_lr", known.head_lr, "a new head learns faster")
     if task == "causal_lm":
         draft.put("schedule.name", "cosine", "usual for language models")

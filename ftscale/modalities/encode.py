@@ -18,7 +18,7 @@ class Encoded:
     length: int
     """Tokens before cutting."""
     words: list[int | None]
-    """For pre-split texts: the word that each token belongs to, None for special tokens; else empty."""
+    """The word that each token belongs to, None for special tokens; empty where it was not asked for."""
 
 
 def length_limit(max_length: int | None, tokenizer: Any) -> int:
@@ -33,18 +33,21 @@ def encode(
     limit: int,
     pairs: Sequence[str] | None = None,
     kind: Literal["text", "words", "target"] = "text",
+    by_word: bool = False,
 ) -> list[Encoded]:
     """Tokenise texts, cut to `limit` tokens (of a pair, the longer text first).
 
-    `kind`: plain texts, lists of words, or texts that a decoder is to write. A text without tokens becomes the end
-    token, since a model needs at least one.
+    `kind`: plain texts, lists of words, or texts that a decoder is to write. `by_word`: say which word each token
+    belongs to, as is always said of lists of words; of plain texts, words are what the tokenizer parts them into. A
+    text without tokens becomes the end token, since a model needs at least one.
     """
-    encodings = _call(tokenizer, texts, pairs, kind=kind, limit=None)
+    by_word = by_word or kind == "words"
+    encodings = _call(tokenizer, texts, pairs, kind=kind, limit=None, by_word=by_word)
     lengths = [len(item.inputs["input_ids"]) for item in encodings]
     long = [index for index, length in enumerate(lengths) if length > limit]
     if long:
         some_pairs = [pairs[index] for index in long] if pairs is not None else None
-        cut = _call(tokenizer, [texts[index] for index in long], some_pairs, kind=kind, limit=limit)
+        cut = _call(tokenizer, [texts[index] for index in long], some_pairs, kind=kind, limit=limit, by_word=by_word)
         for index, item in zip(long, cut, strict=True):
             encodings[index] = Encoded(item.inputs, lengths[index], item.words)
     return encodings
@@ -57,6 +60,7 @@ def _call(
     *,
     kind: Literal["text", "words", "target"],
     limit: int | None,
+    by_word: bool,
 ) -> list[Encoded]:
     first = {"text_target": list(texts)} if kind == "target" else {"text": list(texts), "text_pair": pairs}
     batch = tokenizer(
@@ -71,10 +75,10 @@ def _call(
     encodings = []
     for index in range(len(columns["input_ids"])):
         inputs = {name: list(values[index]) for name, values in columns.items()}
-        words = batch.word_ids(index) if kind == "words" else []
+        words = batch.word_ids(index) if by_word else []
         if not inputs["input_ids"]:
             inputs = dict.fromkeys(columns, [0]) | {"input_ids": [end_token(tokenizer)]}
-            words = [None] if kind == "words" else []
+            words = [None] if by_word else []
         encodings.append(Encoded(inputs, len(inputs["input_ids"]), words))
     return encodings
 

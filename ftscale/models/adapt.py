@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, PromptLearningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
@@ -127,6 +127,11 @@ def build_peft_config(config: AdapterConfig, *, task_type: str | None, num_steps
         methods = [kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise UserError(unknown_name("adapter.method", config.method, ["none", *methods]))
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
+    if task_type is None and issubclass(config_class, PromptLearningConfig):
+        raise UserError(
+            f"adapter.method = {config.method} learns a prompt, and peft has no prompts for models of this task; take "
+            "another method, such as lora."
+        )
     known = {field.name for field in fields(config_class)} - OWN_FIELDS
     options: dict[str, Any] = dict(config.model_extra or {})
     unknown = [unknown_name(f"adapter ({config.method})", name, known) for name in options if name not in known]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,8 @@ from ftscale.tasks.embedding import mean_of_tokens
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
 from ftscale.tasks.text_fit import text_problems
-from ftscale.tasks.token_sums import sums_of_samples, sums_of_targets
+from ftscale.tasks.token_pieces import marked
+from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores
 
 
 class CausalLM(Task):
@@ -164,15 +164,7 @@ class CausalLM(Task):
 
     def show(self, row: Row, sample: Sample) -> Pieces:
         """The tokens as text, cut where targets begin and end."""
-        ids, labels = sample.inputs["input_ids"], sample.label
-        places = [place for place in range(1, len(ids)) if (labels[place] != IGNORED) != (labels[place - 1] != IGNORED)]
-        pieces: Pieces = []
-        before = ""
-        for start, stop in zip([0, *places], [*places, len(ids)], strict=True):
-            text = self.processor.decode(ids[:stop])  # from the start: some drop the space before a first word
-            pieces.append((text.removeprefix(before), labels[start] != IGNORED))
-            before = text
-        return pieces
+        return marked(sample.inputs["input_ids"], [label != IGNORED for label in sample.label], self.processor)
 
     def target_texts(self, row: Row) -> list[str]:
         """A plain text, a completion, or the model's turns."""
@@ -240,12 +232,9 @@ class CausalLM(Task):
 
 
 @dataclass(frozen=True)
-class _Record:
+class _Record(TokenRecord):
     """What evaluation keeps of a sample."""
 
-    loss: float
-    num_targets: int
-    num_correct: int
     prediction: str | None = None
     """The generated text; None where there was nothing to generate."""
     reference: str | None = None
@@ -344,8 +333,7 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
-    sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
-    records = [_Record(loss, count, correct) for loss, count, correct in zip(*sums, strict=True)]
+    records = [_Record(**vars(record)) for record in token_records(outputs, batch)]
     if not batch.notes:
         return records
     return [
@@ -355,13 +343,7 @@ def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
 
 
 def _score(records: Sequence[_Record], *, pattern: str | None) -> dict[str, float]:
-    count = sum(record.num_targets for record in records)
-    loss = math.fsum(record.loss for record in records) / count if count else math.nan
-    scores = {
-        "loss": loss,
-        "perplexity": math.inf if loss > 700 else math.exp(loss),  # a double ends at exp(709)
-        "token_accuracy": sum(record.num_correct for record in records) / count if count else math.nan,
-    }
+    scores = token_scores(records)
     pairs = [(record.prediction, record.reference) for record in records if record.reference is not None]
     if pairs:
         # here, since evaluate takes a tenth of a start to import, and most runs generate nothing

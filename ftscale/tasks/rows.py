@@ -101,6 +101,9 @@ def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> l
     kept = [rows[number] for number in numbers]
     samples = _prepare(task, kept, labelled=labelled) if kept else []
     if not task.by_row:
+        if samples and all(sample.rows is None for sample in samples):  # as of rows to predict on: one of each
+            for number, (sample, _) in enumerate(zip(samples, kept, strict=True)):
+                sample.rows = (number, number + 1)
         noted = [Sample(cost=0, drop=reason, rows=(at, at + 1)) for at, reason in enumerate(reasons) if reason]
         for sample in samples:
             assert sample.rows is not None, "samples that are not one a row say of which rows they are"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, texts_of
 from ftscale.tasks.text_fit import text_problems
-from ftscale.tasks.token_sums import sums_of_samples, sums_of_targets
+from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores
 
 
 class Seq2Seq(Task):
@@ -171,12 +170,9 @@ class Seq2Seq(Task):
 
 
 @dataclass(frozen=True)
-class _Record:
+class _Record(TokenRecord):
     """What evaluation keeps of a sample."""
 
-    loss: float
-    num_targets: int
-    num_correct: int
     prediction: str | None
     """The generated text; None where evaluation does not generate."""
     references: list[str] | None
@@ -198,20 +194,17 @@ def _decoder_input_ids(model: nn.Module, labels: Tensor) -> Tensor:
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
-    sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
-    texts = (outputs["predictions"], batch.notes) if "predictions" in outputs else None
-    nothing = [None] * len(sums[0])
-    return [_Record(*parts) for parts in zip(*sums, *(texts or (nothing, nothing)), strict=True)]
+    records = token_records(outputs, batch)
+    nothing = [None] * len(records)
+    texts = (outputs["predictions"], batch.notes) if "predictions" in outputs else (nothing, nothing)
+    return [
+        _Record(**vars(record), prediction=text, references=of)
+        for record, text, of in zip(records, *texts, strict=True)
+    ]
 
 
 def _score(records: Sequence[_Record]) -> dict[str, float]:
-    count = sum(record.num_targets for record in records)
-    loss = math.fsum(record.loss for record in records) / count
-    scores = {
-        "loss": loss,
-        "perplexity": math.inf if loss > 700 else math.exp(loss),  # a double ends at exp(709)
-        "token_accuracy": sum(record.num_correct for record in records) / count,
-    }
+    scores = token_scores(records)
     predictions = [record.prediction for record in records if record.prediction is not None]
     if predictions:
         from ftscale.metrics.rouge import Rouge

@@ -1,6 +1,10 @@
-"""Sums over the targets of each sample."""
+"""Sums over the targets of each sample, and the scores that are made of them."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,3 +33,30 @@ def sums_of_targets(batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
     owners = batch.owners(batch.labels != IGNORED)
     nothing = values.new_zeros(len(batch))
     return nothing.index_add(0, owners, values), nothing.index_add(0, owners, torch.ones_like(values))
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """What evaluation keeps of a sample whose targets are tokens."""
+
+    loss: float
+    """The sum over its targets."""
+    num_targets: int
+    num_correct: int
+
+
+def token_records(outputs: Outputs, batch: Batch) -> list[TokenRecord]:
+    """One record a sample of what `sums_of_samples` gave."""
+    sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
+    return [TokenRecord(*of_sample) for of_sample in zip(*sums, strict=True)]
+
+
+def token_scores(records: Sequence[TokenRecord]) -> dict[str, float]:
+    """`loss` in nats a target, `perplexity`, and `token_accuracy`; not a number where there is no target."""
+    count = sum(record.num_targets for record in records)
+    loss = math.fsum(record.loss for record in records) / count if count else math.nan
+    return {
+        "loss": loss,
+        "perplexity": math.inf if loss > 700 else math.exp(loss),  # a double ends at exp(709)
+        "token_accuracy": sum(record.num_correct for record in records) / count if count else math.nan,
+    }

@@ -32,6 +32,7 @@ OWNERS = {  # what a section is called where its settings are read
     "TokenClassificationSettings": {"task", "settings", "config"},
     "CausalLMSettings": {"task", "settings", "config"},
     "Seq2SeqSettings": {"task", "settings", "config"},
+    "MaskedLMSettings": {"task", "settings", "config"},
     "QuestionAnsweringSettings": {"task", "settings", "config"},
     "ImageClassificationSettings": {"task", "settings", "config"},
     "GenerationSettings": {"generate", "settings", "config"},

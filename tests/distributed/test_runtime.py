@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,16 @@ def test_nvme_needs_libaio(monkeypatch, tmp_path):
         Distributed(
             DistributedConfig(strategy="zero3_nvme", offload_dir=str(tmp_path)), precision="fp32", max_grad_norm=1.0
         )
+
+
+def test_the_norm_of_a_large_dense_gradient_is_right():
+    """Of the embedding of a masked language model, whose every row has a gradient; in double precision by numpy."""
+    made = Distributed(DistributedConfig(strategy="single"), precision="fp32", max_grad_norm=0.0)
+    weight = torch.nn.Parameter(torch.zeros(30522, 64))
+    weight.grad = 1e-4 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.grad[5] += 0.3
+    assert made._clip([weight]) == pytest.approx(np.linalg.norm(weight.grad.double().numpy()), rel=2e-6)
+    made.close()
 
 
 @pytest.mark.parametrize(("max_grad_norm", "expected"), [(0.5, [0.7, -0.4]), (0.0, [-2.0, -4.0]), (9.0, [-2.0, -4.0])])

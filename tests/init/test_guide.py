@@ -46,6 +46,8 @@ def test_a_task_may_be_named_and_must_fit(shared: Path, tmp_path: Path):
     data = shared / "data"
     config = guided(data / "math/gsm8k/train.jsonl", tmp_path / "a.yaml", task="seq2seq")
     assert config.data.train[0].columns == {"source": "question", "target": "answer"}
+    config = guided(data / "text_classification/banking77/train.csv", tmp_path / "b.yaml", task="masked_lm")
+    assert (config.task.name, config.evaluation.metric, config.optimizer.head_lr) == ("masked_lm", "loss", None)
     with pytest.raises(UserError, match=r"--task = token_classification does not fit .*, whose columns are question"):
         guide_to(data / "math/gsm8k/train.jsonl", task="token_classification")
     with pytest.raises(UserError, match=r"--task = 'seq2sec' is not known; did you mean 'seq2seq'"):

@@ -135,6 +135,13 @@ def test_glue_tasks_are_data_sets_of_the_hub_with_their_columns(tmp_path: Path):
     assert (config.task.name, config.data.train[0].columns) == ("token_classification", {"words": "tokens"})
 
 
+def test_run_mlm_hides_its_share_of_joined_texts_or_of_lines(tmp_path: Path):
+    given = {"model_name_or_path": "bert-base-cased", "train_file": "a.txt", "mlm_probability": 0.2}
+    task = hf(tmp_path, {**given, "max_seq_length": 128}).config.task
+    assert (task.name, task.mask_ratio, task.max_length, task.join_texts) == ("masked_lm", 0.2, 128, True)
+    assert not hf(tmp_path, {**given, "line_by_line": True}).config.task.join_texts
+
+
 def test_an_optimizer_or_schedule_that_is_not_to_be_had_is_told(tmp_path: Path):
     done = hf(tmp_path, {**REVIEWS, "optim": "galore_adamw", "lr_scheduler_type": "constant", "warmup_steps": 10})
     assert (done.config.optimizer.name, done.config.schedule.name) == ("adamw", "constant")
@@ -163,7 +170,6 @@ def test_defaults_are_those_of_transformers(tmp_path: Path):
             {"per_device_train_batch_size": 8},
             "does not tell the task, which TrainingArguments do not name; give --task",
         ),
-        ({"num_train_epochs": 3, "mlm_probability": 0.15}, "masked language modelling"),
         ({**REVIEWS, "learning_rate": "fast"}, "learning_rate = 'fast' of training_args.json must be a number"),
         ({**REVIEWS, "learning_rate": -1}, "optimizer.lr = -1 must be greater than 0"),
         ({**REVIEWS, "fp16": "perhaps"}, "fp16 = 'perhaps' of training_args.json must be true or false"),

@@ -175,6 +175,11 @@ def test_what_peft_refuses_is_the_users_error():
         apply_adapter(bert(), AdapterConfig(method="adaption_prompt"), task_type="SEQ_CLS", new_modules=["classifier"])
 
 
+def test_a_prompt_is_refused_for_a_task_that_peft_has_none_for():
+    with pytest.raises(UserError, match="prompt_tuning learns a prompt, and peft has no prompts"):
+        build_peft_config(AdapterConfig(method="prompt_tuning"), task_type=None)
+
+
 @pytest.mark.parametrize("setting", ["target_modules", "modules_to_save", "exclude_modules"])
 def test_each_module_that_is_named_must_be_there(setting: str):
     """peft passes over a name in a list as long as another one is there."""

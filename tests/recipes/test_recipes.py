@@ -21,6 +21,7 @@ import tiny
 
 from ftscale.base.resources import resource
 from ftscale.config.load import config_schema, load_config
+from ftscale.config.stages import STAGES, stages_of
 
 RECIPES = {path.stem: path for path in sorted(resource("launch", "recipes").glob("*.yaml"))}
 STEPS = 2
@@ -127,6 +128,14 @@ def llama_qlora_zero2(at: Places) -> Overrides:
     }
 
 
+def masked_lm(at: Places) -> Overrides:
+    return {
+        "model": str(at.minilm),
+        "data.train": at.data("text_classification/banking77/train.csv"),
+        "data.eval": at.data("text_classification/banking77/test.csv") | {"limit": FEW},
+    }
+
+
 def multi30k_translation(at: Places) -> Overrides:
     return {
         "model": t5(at),
@@ -185,6 +194,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "ag_news": ag_news,
     "alpaca_lora": alpaca_lora,
     "banking77": banking77,
+    "banking77_two_stages": banking77,
     "captions": captions,
     "cifar10_frozen": cifar10,
     "cifar10_full": cifar10,
@@ -193,6 +203,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "gsm8k": gsm8k,
     "help_desk": help_desk,
     "llama_qlora_zero2": llama_qlora_zero2,
+    "masked_lm": masked_lm,
     "multi30k_translation": multi30k_translation,
     "ncbi_disease": ncbi_disease,
     "sick_entailment": lambda at: sick(at, label="entailment_judgment"),
@@ -204,7 +215,16 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
 LAUNCHED = {"full_zero3": "zero3", "llama_qlora_zero2": "zero2"}
 """Recipes for several processes, and the strategy of each."""
 
-CAMPAIGN = ("ag_news", "banking77", "cifar10_frozen", "full_zero3", "help_desk", "sick_entailment", "sst2")
+CAMPAIGN = (
+    "ag_news",
+    "banking77",
+    "banking77_two_stages",
+    "cifar10_frozen",
+    "full_zero3",
+    "help_desk",
+    "sick_entailment",
+    "sst2",
+)
 """Recipes that run in the campaign alone: another one has the same task, method and strategy."""
 
 MOST_LOSS = {
@@ -269,7 +289,11 @@ def words(overrides: Overrides, tmp_path: Path) -> list[str]:
 
 
 def check_run(folder: Path, name: str, *, processes: int) -> None:
-    recipe, config = load_config(RECIPES[name]), load_config(folder / "config.yaml")
+    """Of a run of several stages, the last."""
+    recipe = load_config(RECIPES[name])
+    if stages := stages_of(recipe):
+        recipe, folder = stages[-1].config, folder / STAGES / stages[-1].name
+    config = load_config(folder / "config.yaml")
     kept = ("adapter", "trainable", "head", "optimizer")
     assert {part: getattr(config, part) for part in kept} == {part: getattr(recipe, part) for part in kept}
     assert config.train.precision == recipe.train.precision

@@ -21,6 +21,7 @@ from ftscale.data.sample import Sample
 from ftscale.models.attention import use_flat
 from ftscale.tasks.batch import Batch
 from ftscale.tasks.causal_lm import CausalLM
+from ftscale.tasks.rows import prepare_rows
 
 STORIES = [
     {"text": "Once upon a time, there was a little girl named Lily. She loved to play."},
@@ -185,6 +186,8 @@ def test_joined_texts_fill_blocks_and_keep_every_token_in_order(tokenizer):
     assert blocks[0].targets == 15
     assert {block.rows for block in blocks} == {(0, 4)}
     assert not task.by_row
+    asked = prepare_rows(task, [{"text": "a"}, {"text": " ", "_drop": ("blank",)}, {"text": "b"}], labelled=False)
+    assert sorted((sample.rows, sample.drop) for sample in asked) == [((0, 1), ""), ((1, 2), "blank"), ((2, 3), "")]
     with pytest.raises(UserError, match="task.join_texts = true joins plain texts"):
         task.prepare([{"prompt": "a", "completion": "b"}])
 

@@ -17,6 +17,7 @@ import torch
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -132,6 +133,17 @@ def question_answering(shared: Path) -> Case:
     return Case(task, rows, model, without(rows, "answers"), flat=True)
 
 
+def masked_lm(shared: Path, **settings: Any) -> Case:
+    with open(shared / "data/text_classification/banking77/train.csv", newline="") as file:
+        rows = [{"text": row["text"]} for row in islice(csv.DictReader(file), 0, 1500, 250)]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted({"name": "masked_lm", **settings}, rows, tokenizer)
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(vocab_size=30522, **SIZES)).eval()
+    unlabelled = [rows[0], {"text": "i lost my [MASK] and [MASK] card."}, rows[1]]
+    return Case(task, rows, model, unlabelled, flat=True)
+
+
 def image_classification(shared: Path) -> Case:
     with tarfile.open(shared / "data/image_classification/cifar10_subset.tar.gz") as archive:
         members = [member for member in islice(archive, 0, 1000, 150) if member.isfile()]
@@ -176,6 +188,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "causal_lm": causal_lm,
     "seq2seq": seq2seq,
     "question_answering": question_answering,
+    "masked_lm": masked_lm,
+    "masked_lm-whole_words": lambda shared: masked_lm(shared, whole_words=True, mask_ratio=0.3),
     "image_classification": image_classification,
 }
 

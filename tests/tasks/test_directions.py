@@ -87,6 +87,7 @@ TASKS: dict[str, tuple[dict[str, Any], Answered]] = {
     "images": ({"name": "image_classification", "labels": CLASSES}, classes()),
     "translations": ({"name": "seq2seq"}, texts([[text] for text in TEXTS])),
     "answers": ({"name": "question_answering", "no_answer": True}, spans()),
+    "masks": ({"name": "masked_lm"}, texts([])),
     "turns": (
         {"name": "causal_lm", "generate": {"max_new_tokens": 4}},
         texts([{"prompt_ids": [1], "reference": text} for text in TEXTS]),

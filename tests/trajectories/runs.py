@@ -33,6 +33,24 @@ def causal_lm(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def masked_lm(shared: Path, work: Path) -> dict[str, Any]:
+    """The same small BERT on the words that are hidden in film reviews."""
+    return {
+        "task": {"name": "masked_lm", "max_length": 64, "whole_words": True},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
+        "data": {
+            "cache_dir": str(work / "cache"),
+            "train": {
+                "path": str(shared / "data/text_classification/sst2/train.tsv"),
+                "header": False,
+                "limit": 300,
+                "columns": {"text": 0},
+            },
+        },
+        **_common(),
+    }
+
+
 def question_answering(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on questions, with contexts in several windows."""
     rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
@@ -65,6 +83,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
 
 TASKS = {
     "causal_lm": causal_lm,
+    "masked_lm": masked_lm,
     "question_answering": question_answering,
     "text_classification": text_classification,
 }
