@@ -245,7 +245,9 @@ def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int], draw: Draw |
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     sizes = [length * samples for length, samples in runs]
     heads = rows[0].shape[1]
-    drops: list[Drop | None] = [None] * len(runs) if draw is None else [*draw.of_attention(rule.dropout, runs=runs, heads=heads)]
+    drops: list[Drop | None] = (
+        [None] * len(runs) if draw is None else [*draw.of_attention(rule.dropout, runs=runs, heads=heads)]
+    )
     # split and cat, not slices: the backward pass of a slice fills a whole row with zeros
     parts = zip(*(states.split(sizes) for states in rows), strict=True)
     outputs = [

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ftscale.base.errors import UserError
 from ftscale.base.seeding import derive_seed
 
 # as signed integers, for torch has no others with shifts and products
@@ -33,6 +32,10 @@ JUMP = (GOLDEN * 2**32 + 2**63) % 2**64 - 2**63
 CHUNK = 2**17
 """Words that are mixed at a time: 1 MiB stays in a core's cache. One thread, 3 M elements: 0.9 to 1.0 ns an element, 2.7
 where all were mixed at once in fresh memory; `Tensor.bernoulli_` takes 4.4."""
+
+
+class RowsUnknownError(ValueError):
+    """It cannot be told which states are of which row."""
 
 
 class Masks:
@@ -65,7 +68,7 @@ class Masks:
     def draw(self, site: int) -> Draw:
         """The next draw of a site: a module that is called twice in a forward draws twice."""
         if self._rows is None:
-            raise UserError("train.dropout = by_row: the model ran without a batch; set train.dropout: by_process.")
+            raise RowsUnknownError("the model ran before a batch was entered")
         call = self._calls[site]
         self._calls[site] += 1
         return Draw(self._rows, derive_seed(site, call) if call else site)
@@ -100,7 +103,7 @@ class Draw:
         states: (samples, features), (samples, ..., tokens, features), or of a flat batch (1, tokens, features). So the
         weights of attention, (samples, heads, queries, keys), are drawn by their queries.
 
-        Raises UserError for states whose rows cannot be told.
+        Raises RowsUnknownError for other shapes.
         """
         kept = _kept(p)
         if kept == 0:
@@ -108,7 +111,9 @@ class Draw:
         keys = _mixed(self.rows.places(tuple(states.shape)) + self.site)
         return _Drop.apply(states, _mask(keys, tuple(states.shape), kept), LEVELS / kept)
 
-    def of_attention(self, p: float, *, runs: Sequence[tuple[int, int]], heads: int) -> list[Callable[[Tensor], Tensor]]:
+    def of_attention(
+        self, p: float, *, runs: Sequence[tuple[int, int]], heads: int
+    ) -> list[Callable[[Tensor], Tensor]]:
         """For each run (length, samples) of a flat batch's neighbours, what drops its (samples, heads, length, length).
 
         Short runs are drawn together: a call of attention over samples of many lengths is one draw, or a few.
@@ -120,7 +125,9 @@ class Draw:
         masks: list[Tensor] = []
         for group in _groups([length * samples * heads * -(-length // LANES) for length, samples in runs]):
             shapes = [(samples, heads, length, length) for length, samples in runs[group]]
-            masks += _masks([key.view(-1, shape[3]) for key, shape in zip(keys[group], shapes, strict=True)], shapes, kept)
+            masks += _masks(
+                [key.view(-1, shape[3]) for key, shape in zip(keys[group], shapes, strict=True)], shapes, kept
+            )
         return [_Dropping(mask, LEVELS / kept) for mask in masks]
 
 
@@ -160,15 +167,12 @@ class _Rows:
                 return self._by_place(1).view(1, -1)
         elif shape[0] == samples and len(shape) >= 2:
             return self._by_place(1)[:, 0] if len(shape) == 2 else self._by_place(shape[-2])
-        raise UserError(
-            f"train.dropout = by_row cannot tell the rows of {samples} samples in states of {shape}; set train.dropout: "
-            "by_process."
-        )
+        raise RowsUnknownError(f"a dropout's states are {shape}, in which {samples} samples cannot be told apart")
 
     def tokens(self) -> Tensor:
         """The key of each token of a flat batch: (tokens,)."""
         if self._bounds is None:
-            raise UserError("train.dropout = by_row: attention over flat rows in a padded batch")
+            raise RowsUnknownError("flat attention in a padded batch")
         if self._tokens is None:
             lengths = [stop - start for start, stop in zip(self._bounds, self._bounds[1:], strict=False)]
             owners = [sample for sample, length in enumerate(lengths) for _ in range(length)]

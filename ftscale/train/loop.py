@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ftscale.base.errors import counted
+from ftscale.base.errors import UserError, counted
 from ftscale.base.logs import log
 from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
 from ftscale.data.loader import Step
@@ -22,7 +22,7 @@ from ftscale.methods.base import Context, Method, undisturbed
 from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
-from ftscale.models.masks import Masks
+from ftscale.models.masks import Masks, RowsUnknownError
 from ftscale.tasks.batch import Batch, Counts, Terms, total_of
 from ftscale.train.checkpoint import Saver
 from ftscale.train.display import Now, Show, display
@@ -78,7 +78,12 @@ class TaskModule(nn.Module):
             return self.task.outputs(self.model, batch)
         if self.masks is not None:
             self.masks.enter(batch.rows, repeats=batch.repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
-        return self.task.loss(self.model, batch)
+        try:
+            return self.task.loss(self.model, batch)
+        except RowsUnknownError as error:
+            raise UserError(
+                f"train.dropout = by_row cannot be used: {error}; set train.dropout: by_process, in a new run_folder."
+            ) from error
 
 
 class StepSource(Protocol):
