@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ftscale.models.masks import Draw, draw_of
+from ftscale.models.masks import Draw, Drop, draw_of
 from ftscale.models.probing import device_kind, transformers_model
 
 FLAT = "ftscale_flat"
@@ -36,9 +36,6 @@ NO_MATTER = frozenset(
     + ("num_items_in_batch", "logits_to_keep")
 )
 """Arguments that models hand down and that change nothing here."""
-
-Drop = Callable[[Tensor], Tensor]
-"""Dropout of the weights of attention: (samples, heads, queries, keys)."""
 
 _implementation_before: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
@@ -244,10 +241,9 @@ def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int], draw: Draw |
     """
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     sizes = [length * samples for length, samples in runs]
-    heads = rows[0].shape[1]
-    drops: list[Drop | None] = (
-        [None] * len(runs) if draw is None else [*draw.of_attention(rule.dropout, runs=runs, heads=heads)]
-    )
+    drops: Sequence[Drop | None] = [None] * len(runs)
+    if draw is not None:
+        drops = draw.of_attention(rule.dropout, runs=runs, heads=rows[0].shape[1])
     # split and cat, not slices: the backward pass of a slice fills a whole row with zeros
     parts = zip(*(states.split(sizes) for states in rows), strict=True)
     outputs = [

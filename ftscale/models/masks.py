@@ -1,9 +1,9 @@
 """Masks of dropout that are a function of seed, optimizer step, row, site and position, however a step is cut up.
 
-A 64-bit key is made of all but the last: seed and step, then the row and how often it came before in the step, then the
-token's place in its sample, then the site (which module, and which of its calls). From the key on, SplitMix64 is run as
-it was published (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): word `j` of a key is
-the generator's `j`-th number with the key as its seed, and gives four elements 16 bits each.
+A 64-bit key is made of seed and step, then of the row and how often it came before in the step, then of the token's
+place in its sample, then of the site: which module, and which of its calls. From the key on SplitMix64 runs as it was
+published (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a key's word `j` is the
+`j`-th number of the generator that has the key as its seed, and gives four elements 16 bits each.
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ LEVELS = 2**16
 JUMP = (GOLDEN * 2**32 + 2**63) % 2**64 - 2**63
 """From the stream of one head (or channel) of a token to the next: 2**32 words, more than any takes."""
 CHUNK = 2**17
-"""Words that are mixed at a time: 1 MiB stays in a core's cache. One thread, 3 M elements: 0.9 to 1.0 ns an element, 2.7
-where all were mixed at once in fresh memory; `Tensor.bernoulli_` takes 4.4."""
+"""Words that are mixed at a time: 1 MiB stays in a core's cache. One thread, 3 M elements: 0.9 to 1.0 ns an element,
+2.7 where all were mixed at once in fresh memory; `Tensor.bernoulli_` takes 4.4."""
+
+
+Drop = Callable[[Tensor], Tensor]
+"""Dropout of the weights of attention: (samples, heads, queries, keys)."""
 
 
 class RowsUnknownError(ValueError):
@@ -111,9 +115,7 @@ class Draw:
         keys = _mixed(self.rows.places(tuple(states.shape)) + self.site)
         return _Drop.apply(states, _mask(keys, tuple(states.shape), kept), LEVELS / kept)
 
-    def of_attention(
-        self, p: float, *, runs: Sequence[tuple[int, int]], heads: int
-    ) -> list[Callable[[Tensor], Tensor]]:
+    def of_attention(self, p: float, *, runs: Sequence[tuple[int, int]], heads: int) -> Sequence[Drop]:
         """For each run (length, samples) of a flat batch's neighbours, what drops its (samples, heads, length, length).
 
         Short runs are drawn together: a call of attention over samples of many lengths is one draw, or a few.
@@ -125,9 +127,8 @@ class Draw:
         masks: list[Tensor] = []
         for group in _groups([length * samples * heads * -(-length // LANES) for length, samples in runs]):
             shapes = [(samples, heads, length, length) for length, samples in runs[group]]
-            masks += _masks(
-                [key.view(-1, shape[3]) for key, shape in zip(keys[group], shapes, strict=True)], shapes, kept
-            )
+            places = [key.view(-1, length) for key, (length, _) in zip(keys[group], runs[group], strict=True)]
+            masks += _masks(places, shapes, kept) if len(places) > 1 else [_mask(places[0], shapes[0], kept)]
         return [_Dropping(mask, LEVELS / kept) for mask in masks]
 
 
