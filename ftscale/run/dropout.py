@@ -76,9 +76,7 @@ def _known_problem(model: nn.Module, config: Config, task: Method, *, wanted: Mo
     if task.says("loss") or task.acts_before_step:
         return f"method.name = {config.method.name} runs the model in its own way"
     if wanted == "auto" and isinstance(config.task, OwnTaskSettings):
-        return (
-            "a task of your own may run the model on other rows than a batch's (train.dropout: by_row says it does not)"
-        )
+        return "a task of your own may run the model in its own way (where it does not: train.dropout: by_row)"
     head = transformers_model(model).get_output_embeddings()
     if head is not None and _has_dropout(head):
         return "there is dropout in the output head, which sees chosen tokens alone"
@@ -176,8 +174,6 @@ def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return (
         one["python"] == other["python"]
         and all(np.array_equal(a, b) for a, b in zip(one["numpy"], other["numpy"], strict=True))
-        and all(
-            torch.equal(a, b)
-            for a, b in zip([one["torch"], *one["cuda"]], [other["torch"], *other["cuda"]], strict=True)
-        )
+        and torch.equal(one["torch"], other["torch"])
+        and all(torch.equal(a, b) for a, b in zip(one["cuda"], other["cuda"], strict=True))
     )
