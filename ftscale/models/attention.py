@@ -141,6 +141,8 @@ def use_row_attention(model: nn.Module) -> Callable[[], None]:
     if before != "sdpa":
         return lambda: None
     inner.set_attn_implementation(BY_ROW)
+    if inner.config._attn_implementation == before:
+        return lambda: None
     parts = [part for part in inner.modules() if isinstance(part, PreTrainedModel)]
     if any(part.config._attn_implementation != BY_ROW for part in parts):
         undo()

@@ -164,9 +164,11 @@ class _Trial:
     def _difference(self, whole: Tensor, parts: list[Tensor]) -> float:
         """Relative; padding is left out."""
         if self.by_token:
-            return relative_difference(whole, torch.cat(parts, dim=1))
-        pairs = [(whole[row][tuple(map(slice, part.shape[1:]))], part[0]) for row, part in enumerate(parts)]
-        return max(relative_difference(one, other) for one, other in pairs)
+            pairs = [(whole, torch.cat(parts, dim=1))]
+        else:
+            pairs = [(whole[row][tuple(map(slice, part.shape[1:]))], part[0]) for row, part in enumerate(parts)]
+        # a head of zeros has nothing to be relative to
+        return max(0.0 if torch.equal(one, other) else relative_difference(one, other) for one, other in pairs)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
