@@ -51,10 +51,10 @@ PADDED = ("t5", "bart")
 SAME = 2e-6
 
 
-def build(name: str, **about: Any) -> Any:
+def build(name: str) -> Any:
     model_class, config_class, fields = MODELS[name]
     torch.manual_seed(0)
-    return getattr(transformers, model_class)(getattr(transformers, config_class)(**fields, **about)).train()
+    return getattr(transformers, model_class)(getattr(transformers, config_class)(**fields)).train()
 
 
 def rows_of() -> list[Tensor]:
@@ -136,7 +136,7 @@ def test_another_step_and_another_seed_draw_other_masks():
 @pytest.mark.parametrize("layout", ["padded", "flat"])
 def test_the_dropout_of_an_adapter_is_by_row_too(layout: str):
     config = LoraConfig(r=4, lora_dropout=0.3, target_modules="all-linear", init_lora_weights=False)
-    model = laid_out(get_peft_model(build("llama", attention_dropout=0.0), config), "llama", layout)
+    model = laid_out(get_peft_model(build("llama"), config), "llama", layout)
     masks = Masks(7)
     use_row_dropout(model, masks)
     assert sum(isinstance(part, RowDropout) for part in model.modules()) == 2 * 7
@@ -144,7 +144,7 @@ def test_the_dropout_of_an_adapter_is_by_row_too(layout: str):
     assert max(found.values()) < SAME, found
 
 
-@pytest.mark.parametrize("name", ["bert", "bart", "albert"])
+@pytest.mark.parametrize("name", ["bert", "bart"])
 def test_a_recomputation_draws_the_masks_of_its_forward(name: str):
     masks, plain, checkpointed = Masks(7), build(name), build(name)
     for model in (plain, checkpointed):
