@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -44,7 +44,7 @@ def use_row_dropout(model: nn.Module, masks: Masks) -> Callable[[], None]:
     with padded_attention(model):  # which flat rows hide
         undo_attention = use_row_attention(model)
     is_eager = transformers_model(model).config._attn_implementation == "eager"
-    calls_dropout = cache(partial(_calls_dropout, is_eager=is_eager))
+    known: dict[type[nn.Module], bool] = {}
     named = dict(model.named_modules(remove_duplicate=False))
     swapped: dict[nn.Module, RowDropout] = {}
     changes: list[Callable[[], Any]] = [undo_attention]
@@ -61,7 +61,9 @@ def use_row_dropout(model: nn.Module, masks: Masks) -> Callable[[], None]:
             sites.add(module)
             set_site(module, masks, site=site)
             changes.append(partial(set_site, module, None))
-            if calls_dropout(type(module)):
+            if type(module) not in known:
+                known[type(module)] = _calls_dropout(type(module), is_eager=is_eager)
+            if known[type(module)]:
                 changes += [handle.remove for handle in _redirect(module, masks)]
 
     def undo() -> None:
