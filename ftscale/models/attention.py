@@ -129,7 +129,7 @@ def flat_attention(
 def use_row_attention(model: nn.Module) -> Callable[[], None]:
     """Have padded rows draw their attention's dropout by row; returns what undoes it.
 
-    Nothing is changed where attention is not torch's own, or cannot be replaced: by the interface or by an adapter.
+    Nothing is changed where attention is not torch's own, or cannot be replaced through the AttentionInterface.
     """
     inner = transformers_model(model)
     before = inner.config._attn_implementation

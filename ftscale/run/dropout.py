@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -89,14 +90,17 @@ class _Trial:
     def __init__(self, model: nn.Module, task: Method, layout: Layout) -> None:
         self.model = model
         self.inner = transformers_model(model)
+        self.modality = task.modality
         self.by_token = layout == "flat" and not task.pools
         self.layout = layout
-        self.rows: list[Any]
-        if task.modality.in_tokens:
-            self.rows = probe_rows(self.inner)
-        else:
-            inputs = task.modality.probe(self.inner.config)
-            self.rows = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(2)]
+
+    @cached_property
+    def rows(self) -> list[Any]:
+        """Token ids; of another modality, inputs (1, ...) by name."""
+        if self.modality.in_tokens:
+            return probe_rows(self.inner)
+        inputs = self.modality.probe(self.inner.config)
+        return [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(2)]
 
     def draws(self) -> bool:
         """Whether a generator is asked for anything."""
@@ -147,7 +151,7 @@ class _Trial:
         return logits_of(self.model(**inputs)).float()
 
     def _inputs(self, rows: list[Any]) -> dict[str, Any]:
-        if isinstance(rows[0], dict):
+        if not self.modality.in_tokens:
             made = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
             return {
                 name: value.to(self.inner.device, self.inner.dtype if value.is_floating_point() else value.dtype)
