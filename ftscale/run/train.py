@@ -281,17 +281,13 @@ def build_loop(
 
     config, task = inputs.config, inputs.task
     order, num_steps = inputs.order, num_steps_of(inputs)
-    laid_out = _place_frozen(inputs, distributed)
-    built = build_model(laid_out, task, distributed, num_steps=num_steps, dropout=dropout)
+    built = _build_model(inputs, distributed, num_steps=num_steps, dropout=dropout)
     layout, masks = built.layout, built.masks
-    settled = {"the layout of batches": layout, "the draw of dropout": "by process" if masks is None else "by row"}
-    check_agreement(settled, distributed.gather_objects)
     module = _build_module(config, built, task)
     optimizer = _build_optimizer(config, module, built.head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     schedules = Schedules(optimizer, config.schedule, num_steps=num_steps)
-    rule = _build_rule(config, module)
-    state = RunState(schedules, rule, stream=steps if isinstance(steps, StreamSteps) else None)
+    state = RunState(schedules, _build_rule(config, module), stream=steps if isinstance(steps, StreamSteps) else None)
     distributed.prepare(module, optimizer, unused_weights=_leaves_weights_unused(module, steps, distributed))
     # every rank draws its own numbers from here on: dropout too, where it is by process
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
@@ -316,6 +312,15 @@ def build_loop(
     )
     check_disk(loop, config)
     return loop
+
+
+def _build_model(inputs: Inputs, distributed: Distributed, *, num_steps: int, dropout: Mode) -> Built:
+    """The model, built alike on all ranks, with the frozen ones at their work beside it."""
+    laid_out = _place_frozen(inputs, distributed)
+    built = build_model(laid_out, inputs.task, distributed, num_steps=num_steps, dropout=dropout)
+    draw = "by process" if built.masks is None else "by row"
+    check_agreement({"the layout of batches": built.layout, "the draw of dropout": draw}, distributed.gather_objects)
+    return built
 
 
 def _place_frozen(inputs: Inputs, distributed: Distributed) -> Config:
