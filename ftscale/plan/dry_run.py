@@ -323,8 +323,9 @@ def _run(
         treat_head_like(model, None if sharded else probe.twin)
     masks = None
     if probe is not None:
-        wanted = config.train.dropout
-        masks = choose_dropout(model, config, task, wanted=wanted, layout=layout, device=kind, probed=probe.twin)
+        about: dict[str, Any] = {"wanted": config.train.dropout, "layout": layout, "device": kind}
+        with quiet():  # a run tells it
+            masks = choose_dropout(model, config, task, probed=probe.twin, **about)
     if masks is not None and config.train.activation_checkpointing:
         enable_checkpointing(model, masks=masks)
     module = TaskModule(model, task, masks=masks)
