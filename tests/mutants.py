@@ -688,6 +688,43 @@ MUTANTS = (
         "found[0]",
         ("tests/config/test_recipes.py::test_a_recipe_is_the_same_run_anywhere[help_desk]",),
     ),
+    Mutant(
+        "each step has the masks of the one before",
+        "ftscale/models/masks.py",
+        'derive_seed(self.seed, "dropout", self.step)',
+        'derive_seed(self.seed, "dropout")',
+        ("tests/models/test_masks.py::test_masks_of_neighbours_are_independent[steps]",),
+    ),
+    Mutant(
+        "a mask's words are mixed with their sign",
+        "ftscale/models/masks.py",
+        "shifted.bitwise_and_((1 << (64 - shift)) - 1)",
+        "shifted",
+        ("tests/models/test_masks.py::test_a_key_draws_the_numbers_of_splitmix64_that_has_it_as_its_seed",),
+    ),
+    Mutant(
+        "a row that stands twice in a step has one mask",
+        "ftscale/data/loader.py",
+        "repeat=int(repeat)",
+        "repeat=0",
+        ("tests/data/test_loader.py::test_a_row_that_stands_twice_in_a_step_is_told_apart_in_any_cut[1-1]",),
+    ),
+    Mutant(
+        "an older run goes on with other masks than it began with",
+        "ftscale/run/folder.py",
+        'manifest.get("dropout", "by_process")',
+        'manifest.get("dropout", "auto")',
+        ("tests/run/test_dropout.py::test_a_resumed_run_goes_on_as_it_began_and_one_of_an_older_version_by_process",),
+    ),
+    Mutant(
+        "LayerDrop is taken for dropout by row",
+        "ftscale/run/dropout.py",
+        "        if drawn:",
+        "        if False:",
+        (
+            "tests/run/test_dropout.py::test_a_model_with_other_chance_draws_by_process_and_one_line_says_why[LayerDrop]",
+        ),
+    ),
 )
 
 

@@ -94,7 +94,7 @@ def _train(config: Config, task: Method, samples: list[Sample]) -> dict[str, Any
         distributed = Distributed(config.distributed, precision=train.precision, max_grad_norm=train.max_grad_norm)
         try:
             inputs = Inputs(config, task, prepared, evaluated, None)
-            loop = build_loop(inputs, distributed, StopRequest(), started=time.time())
+            loop = build_loop(inputs, distributed, StopRequest(), started=time.time(), dropout=train.dropout)
             unsaved, unwritten = Unsaved(loop.saver.root, distributed), Unwritten()
             run_loop(replace(loop, saver=unsaved, after_save=lambda: None, metrics=unwritten))
         finally:

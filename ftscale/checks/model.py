@@ -77,8 +77,7 @@ def empty_model(config: Config, task: Task, *, overrides: dict[str, Any] | None 
         }
     )
     with quiet(), torch.device("meta"):
-        model, _, _ = build_model(plain, task, _NoGroup(), num_steps=ANY_STEPS)  # type: ignore[arg-type]
-    return model
+        return build_model(plain, task, _NoGroup(), num_steps=ANY_STEPS).model  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -279,6 +279,9 @@ class TrainConfig(Section):
     """Gradients are scaled down to this global norm; 0 = never."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: Literal["auto", "by_row", "by_process"] = "auto"
+    """by_row = a mask is a function of seed, step, row, module and position, the same however a step is cut up;
+    by_process = each process draws in turn, as torch does; auto = by row where the model allows it, on CPUs."""
     log_every: PositiveInt = 10
     """Optimizer steps between lines of the log, and between those that trackers get; metrics.jsonl has every step."""
 

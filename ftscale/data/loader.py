@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -91,15 +91,20 @@ class TrainingSteps(Dataset):
         rows = self.global_rows(step)
         lengths = self.costs[rows]
         groups = self.division.divide(lengths, world_size=self.ranks.world_size)[self.ranks.rank]
-        shortest = rows[[int(np.argmin(lengths))]]
+        filler, repeats = np.array([np.argmin(lengths)]), _repeats(rows)
+        chosen = [group if len(group) else filler for group in groups]
         micro_batches = [
-            (self._micro_batch(rows[group] if len(group) else shortest, epoch), bool(len(group))) for group in groups
+            (self._micro_batch(rows[places], repeats[places], epoch), bool(len(group)))
+            for places, group in zip(chosen, groups, strict=True)
         ]
         counts = {name: int(of_rows[rows].sum()) for name, of_rows in self.counts.items()}
         return Step(micro_batches, counts or None, tokens=int(lengths.sum()))
 
-    def _micro_batch(self, rows: np.ndarray, epoch: int) -> Any:
-        return self.collate([self.samples.sample(int(row), epoch=epoch, seed=self.seed) for row in rows])
+    def _micro_batch(self, rows: np.ndarray, repeats: np.ndarray, epoch: int) -> Any:
+        samples = [self.samples.sample(int(row), epoch=epoch, seed=self.seed) for row in rows]
+        return self.collate(
+            [replace(sample, repeat=int(repeat)) for sample, repeat in zip(samples, repeats, strict=True)]
+        )
 
 
 def evaluation_batches(
@@ -114,6 +119,17 @@ def evaluation_batches(
     for group in groups:
         chosen = group if len(group) else filler
         yield collate([samples.sample(int(row), seed=seed) for row in chosen])
+
+
+def _repeats(rows: np.ndarray) -> np.ndarray:
+    """How often each row came before: (rows,), of a source with a weight above 1."""
+    _, firsts, groups = np.unique(rows, return_index=True, return_inverse=True)
+    repeats = np.zeros(len(rows), dtype=np.int64)
+    if len(firsts) < len(rows):
+        order = np.argsort(rows, kind="stable")
+        starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+        repeats[order] = np.arange(len(rows)) - starts[groups[order]]
+    return repeats
 
 
 def _begin_worker(number: int) -> None:

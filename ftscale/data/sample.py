@@ -42,9 +42,11 @@ class Sample:
     where: str = ""
     """File and line of its row, or of its first and last."""
     number: int = -1
-    """In its data set; set where it is read again, as `epoch` and `seed` are."""
+    """In its data set; set where it is read again, as `epoch`, `seed` and `repeat` are."""
     epoch: int = 0
     seed: int = 0
+    repeat: int = 0
+    """How often its row came before in the same optimizer step."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What was computed of it before the step, arrays by name; nothing of it is an input of the model."""
 

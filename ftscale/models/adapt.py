@@ -19,6 +19,7 @@ from ftscale.base.startup import unchanged_environment
 from ftscale.config.schema import AdapterConfig
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
+from ftscale.models.masks import Masks
 from ftscale.models.sizes import size_problems, told_as_too_large
 
 ADALORA_STATE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -201,8 +202,8 @@ def weight_bytes(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained) + buffers, sum(size for size, _ in sizes) + buffers
 
 
-def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
-    """Recompute each block's activations in the backward pass.
+def enable_checkpointing(model: PreTrainedModel | PeftModel, *, masks: Masks | None = None) -> None:
+    """Recompute each block's activations in the backward pass. `masks`: what its dropouts draw from, None = torch.
 
     Not in the reentrant mode: that one needs inputs with a gradient, which a frozen embedding does not give, and
     breaks DDP where a weight is used twice (torch.utils.checkpoint's documentation).
@@ -212,7 +213,8 @@ def enable_checkpointing(model: PreTrainedModel | PeftModel) -> None:
         raise UserError(
             f"train.activation_checkpointing = true is not supported by {type(base).__name__}; set it to false."
         )
-    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    replayed = {} if masks is None else {"context_fn": masks.replayed}
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, **replayed})
 
 
 def _module_names(model: nn.Module) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
@@ -12,11 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from ftscale.models.masks import Draw, Drop, draw_of
 from ftscale.models.probing import device_kind, transformers_model
 
 FLAT = "ftscale_flat"
 """The name under which transformers knows this attention."""
+BY_ROW = "ftscale_by_row"
+"""The same of attention over padded rows whose dropout draws by row; without dropout it is torch's own (sdpa)."""
 
 EXPLICIT_LENGTH = 256
 """Longest sample for which plain matrix products are used in bfloat16 on a CPU. Forward and backward of 2048 tokens, 8
@@ -111,13 +116,78 @@ def flat_attention(
         softcap=softcap,
         dropout=dropout,
     )
+    draw = draw_of(module) if dropout else None
     rows = [states[0].transpose(0, 1) for states in (query, key, value)]  # (tokens, heads, dim)
     if device_kind(query) == "cuda" and softcap is None and not dropout and _flash_dtype(query) is not None:
         return _by_flash_kernel(rows, rule, cu_seq_lens_q, max_length_q).unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
     if sum(lengths) != tokens:
         raise ValueError(f"cu_seq_lens_q ends at {sum(lengths)}, the row at {tokens}")
-    return _by_sample(rows, rule, lengths).unsqueeze(0), None
+    return _by_sample(rows, rule, lengths, draw).unsqueeze(0), None
+
+
+def use_row_attention(model: nn.Module) -> Callable[[], None]:
+    """Have padded rows draw their attention's dropout by row; returns what undoes it.
+
+    Nothing is changed where attention is not torch's own, or cannot be replaced through the AttentionInterface.
+    """
+    inner = transformers_model(model)
+    before = inner.config._attn_implementation
+
+    def undo() -> None:
+        with padded_attention(model):
+            inner.set_attn_implementation(before)
+
+    if before != "sdpa":
+        return lambda: None
+    inner.set_attn_implementation(BY_ROW)
+    if inner.config._attn_implementation == before:
+        return lambda: None
+    parts = [part for part in inner.modules() if isinstance(part, PreTrainedModel)]
+    if any(part.config._attn_implementation != BY_ROW for part in parts):
+        undo()
+        return lambda: None
+    return undo
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers' AttentionInterface wants it, over padded rows.
+
+    query: (samples, heads, queries, dim); key, value: (samples, key heads, keys, dim). Returns (samples, queries,
+    heads, dim).
+    """
+    draw = draw_of(module) if dropout else None
+    if draw is None:
+        asked = {"scaling": scaling, "dropout": dropout, "is_causal": is_causal, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **asked, **others)
+    if others.get("softcap") is not None:
+        raise ValueError(f"{BY_ROW} cannot honour softcap")
+    heads, queries, keys = query.shape[1], query.shape[2], key.shape[2]
+    if key.shape[1] != heads:
+        key, value = (part.repeat_interleave(heads // part.shape[1], dim=1) for part in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is None and queries > 1 and (module.is_causal if is_causal is None else is_causal):
+        attention_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = draw.drop(torch.softmax(scores, -1), dropout)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
 
 
 def no_mask(*, use_vmap: bool = False, **others: Any) -> None:
@@ -128,6 +198,8 @@ def no_mask(*, use_vmap: bool = False, **others: Any) -> None:
 
 AttentionInterface.register(FLAT, flat_attention)
 AttentionMaskInterface.register(FLAT, no_mask)
+AttentionInterface.register(BY_ROW, row_attention)
+AttentionMaskInterface.register(BY_ROW, sdpa_mask)
 
 
 class _Rule:
@@ -164,29 +236,35 @@ def _refuse_unknown(others: dict[str, Any], attention_mask: Tensor | None) -> No
         raise ValueError(f"{FLAT} cannot honour {', '.join(refused)}")
 
 
-def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int]) -> Tensor:
+def _by_sample(rows: list[Tensor], rule: _Rule, lengths: list[int], draw: Draw | None) -> Tensor:
     """One call for each run of neighbours of equal length, over views; (tokens, heads, dim).
 
     Padding neighbours of unlike lengths into one call was measured to be slower than calls of their own.
     """
     runs = [(length, len(list(run))) for length, run in groupby(lengths)]
     sizes = [length * samples for length, samples in runs]
+    drops: Sequence[Drop | None] = [None] * len(runs)
+    if draw is not None:
+        drops = draw.of_attention(rule.dropout, runs=runs, heads=rows[0].shape[1])
     # split and cat, not slices: the backward pass of a slice fills a whole row with zeros
     parts = zip(*(states.split(sizes) for states in rows), strict=True)
     outputs = [
-        _attend(*(part.unflatten(0, (samples, length)).transpose(1, 2) for part in run_parts), rule=rule)
-        for (length, samples), run_parts in zip(runs, parts, strict=True)
+        _attend(*(part.unflatten(0, (samples, length)).transpose(1, 2) for part in run_parts), rule=rule, drop=drop)
+        for (length, samples), run_parts, drop in zip(runs, parts, drops, strict=True)
     ]
     outputs = [output.transpose(1, 2).flatten(0, 1) for output in outputs]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
-    """(samples, heads, length, dim) from query, key and value of this shape, with the same or fewer key heads."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule, drop: Drop | None) -> Tensor:
+    """(samples, heads, length, dim) from query, key and value of this shape, with the same or fewer key heads.
+
+    `drop`: None = torch draws the dropout, where the rule has any.
+    """
     length = query.shape[2]
     slow_kernel = device_kind(query) == "cpu" and query.dtype == torch.bfloat16
-    if rule.softcap is not None or (slow_kernel and (length <= EXPLICIT_LENGTH or rule.dropout)):
-        return _by_products(query, key, value, rule=rule)
+    if rule.softcap is not None or drop is not None or (slow_kernel and (length <= EXPLICIT_LENGTH or rule.dropout)):
+        return _by_products(query, key, value, rule=rule, drop=drop)
     if slow_kernel:
         states = _with_all_heads(query, key, value)
         return _Blocks.apply(*states, rule).unflatten(0, query.shape[:2])
@@ -203,7 +281,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor
     )
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> Tensor:
+def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule, drop: Drop | None) -> Tensor:
     samples, heads, length, _ = query.shape
     query, key, value = _with_all_heads(query, key, value)
     bias = _bias(range(length), length, rule, query)
@@ -212,7 +290,11 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, *, rule: _Rule) -> T
     else:
         scores = torch.bmm(query, key.transpose(1, 2)) * (rule.scaling / rule.softcap)
         scores = torch.tanh(scores) * rule.softcap + bias
-    weights = F.dropout(torch.softmax(scores, -1), rule.dropout, training=rule.dropout > 0)
+    weights = torch.softmax(scores, -1)
+    if drop is not None:
+        weights = drop(weights.unflatten(0, (samples, heads))).flatten(0, 1)
+    else:
+        weights = F.dropout(weights, rule.dropout, training=rule.dropout > 0)
     return torch.bmm(weights.to(value.dtype), value).unflatten(0, (samples, heads))
 
 

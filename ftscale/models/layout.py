@@ -12,14 +12,18 @@ from transformers import PreTrainedModel
 
 from ftscale.base.errors import UserError
 from ftscale.models.attention import FLAT, use_flat, use_padded
-from ftscale.models.probing import logits_of, transformers_model, without_traces
+from ftscale.models.probing import (
+    REFUSALS,
+    flat_rows,
+    logits_of,
+    padded_rows,
+    probe_rows,
+    relative_difference,
+    rounding_of,
+    transformers_model,
+    without_traces,
+)
 
-REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a model raises that was not made for flat rows."""
-
-PROBE_LENGTHS = (5, 9, 3)
-LONGEST_PROBE = 256
-"""The probe goes past a sliding window if the window is no longer than this many tokens."""
 AFTER_ATTENTION = re.compile(r"\blayer\.(\d+)\.attention\.output$")
 """In BERT and its kin: the module that takes a block's attention and input, from where on each token is by itself."""
 
@@ -72,17 +76,17 @@ def why_not_flat(model: nn.Module, *, pooled: bool) -> str | None:
     inner = transformers_model(model)
     if problem := _known_problem(inner):
         return problem
-    rows = _probe_rows(inner)
+    rows = probe_rows(inner)
     implementation = inner.config._attn_implementation
     handles: list[RemovableHandle] = []
     try:
         with without_traces(model):
             if implementation.startswith("flash_attention"):  # a probe may run where the kernel cannot
                 inner.set_attn_implementation("sdpa")
-            padded = _real_logits(logits_of(model(**_padded(rows, inner))), rows, pooled=pooled)
+            padded = _real_logits(logits_of(model(**padded_rows(rows, inner))), rows, pooled=pooled)
             use_flat(model)
             handles = _attach(model, pooled=pooled)
-            flat = logits_of(model(**_flat(rows, inner))).flatten(0, -2)
+            flat = logits_of(model(**flat_rows(rows, inner))).flatten(0, -2)
     except REFUSALS as error:
         return f"{type(inner).__name__} does not take flat rows ({str(error).splitlines()[0][:200] or type(error)})"
     finally:
@@ -103,7 +107,7 @@ def first_tokens_suffice(model: nn.Module) -> bool:
     inner = transformers_model(model)
     if _last_after_attention(inner) is None:
         return False
-    rows, logits = _probe_rows(inner), []
+    rows, logits = probe_rows(inner), []
     implementation = inner.config._attn_implementation
     use_flat(model)
     try:
@@ -111,7 +115,7 @@ def first_tokens_suffice(model: nn.Module) -> bool:
             handles = _attach(model, pooled=True, first_only=first_only)
             try:
                 with without_traces(model):
-                    logits.append(logits_of(model(**_flat(rows, inner))).float())
+                    logits.append(logits_of(model(**flat_rows(rows, inner))).float())
             except REFUSALS:
                 return False
             finally:
@@ -278,44 +282,6 @@ def _known_problem(inner: PreTrainedModel) -> str | None:
     return None
 
 
-def _probe_rows(inner: PreTrainedModel) -> list[Tensor]:
-    """Ragged rows of token ids without special tokens, one past the sliding window where there is a short one."""
-    config = inner.config.get_text_config()
-    settings = config.to_dict()
-    special: set[int] = set()
-    for name, value in settings.items():
-        if name.endswith("token_id") and value is not None:
-            special.update(value if isinstance(value, (list, tuple)) else [value])
-    usual = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
-    window = settings.get("sliding_window") or 0
-    first, longest, last = PROBE_LENGTHS
-    if window <= LONGEST_PROBE:
-        longest = max(longest, window + 4)  # ModernBERT sees one further than its window says
-    generator = torch.Generator().manual_seed(0)
-    return [usual[torch.randint(len(usual), (length,), generator=generator)] for length in (first, longest, last)]
-
-
-def _padded(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
-    pad = inner.config.get_text_config().to_dict().get("pad_token_id") or 0
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return {"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}
-
-
-def _flat(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
-    lengths = torch.tensor([len(row) for row in rows])
-    starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(inner.device)
-    longest = int(lengths.max())
-    return {
-        "input_ids": torch.cat(rows)[None].to(inner.device),
-        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None].to(inner.device),
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-
-
 def _real_logits(logits: Tensor, rows: list[Tensor], *, pooled: bool) -> Tensor:
     """(samples or tokens, classes) of padded rows."""
     if pooled:
@@ -327,9 +293,7 @@ def _difference(inner: PreTrainedModel, padded: Tensor, flat: Tensor) -> str | N
     name = type(inner).__name__
     if padded.shape != flat.shape:
         return f"{name} makes {tuple(flat.shape)} outputs of flat rows and {tuple(padded.shape)} of padded ones"
-    # rounding adds up over layers: a few units of the last place in 16 bits
-    tolerance = 1e-4 if inner.dtype == torch.float32 else 4 * torch.finfo(inner.dtype).eps
-    difference = ((padded - flat).abs().max() / padded.abs().max()).item()
-    if difference < tolerance:  # false for NaN
+    difference = relative_difference(padded, flat)
+    if difference < rounding_of(inner.dtype):  # false for NaN
         return None
     return f"{name} gives other outputs for flat rows than for padded ones (relative difference {difference:.1e})"

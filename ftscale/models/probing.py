@@ -14,6 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What a model raises that was not made for what is tried."""
+
+PROBE_LENGTHS = (5, 9, 3)
+LONGEST_PROBE = 256
+"""The probe goes past a sliding window if the window is no longer than this many tokens."""
+
 _pretended: ContextVar[str | None] = ContextVar("pretended", default=None)
 
 
@@ -64,3 +71,53 @@ def without_traces(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def probe_rows(inner: PreTrainedModel) -> list[Tensor]:
+    """Ragged rows of token ids without special tokens, one past the sliding window where there is a short one."""
+    config = inner.config.get_text_config()
+    settings = config.to_dict()
+    special: set[int] = set()
+    for name, value in settings.items():
+        if name.endswith("token_id") and value is not None:
+            special.update(value if isinstance(value, (list, tuple)) else [value])
+    usual = torch.tensor([token for token in range(min(config.vocab_size, 1000)) if token not in special])
+    window = settings.get("sliding_window") or 0
+    first, longest, last = PROBE_LENGTHS
+    if window <= LONGEST_PROBE:
+        longest = max(longest, window + 4)  # ModernBERT sees one further than its window says
+    generator = torch.Generator().manual_seed(0)
+    return [usual[torch.randint(len(usual), (length,), generator=generator)] for length in (first, longest, last)]
+
+
+def padded_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
+    """Inputs of rows of token ids, padded to the longest: (rows, longest)."""
+    pad = inner.config.get_text_config().to_dict().get("pad_token_id") or 0
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return {"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}
+
+
+def flat_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
+    """Inputs of rows of token ids, end to end: (1, tokens), as `tasks.batch.Batch` has them."""
+    lengths = torch.tensor([len(row) for row in rows])
+    starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(inner.device)
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.cat(rows)[None].to(inner.device),
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None].to(inner.device),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors of a shape, relative to the largest value of the first; it may be NaN."""
+    return ((one - other).abs().max() / one.abs().max()).item()
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """The relative difference below which outputs are the same: rounding adds up over layers."""
+    return 1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps

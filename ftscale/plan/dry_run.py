@@ -31,6 +31,7 @@ from ftscale.checks.model import empty_model, quiet
 from ftscale.config import Config
 from ftscale.methods.base import Method
 from ftscale.modalities.collate import Layout
+from ftscale.models.adapt import enable_checkpointing
 from ftscale.models.companion import Companion, load_companion
 from ftscale.models.freeze import set_training_mode
 from ftscale.models.layout import choose_layout
@@ -40,6 +41,7 @@ from ftscale.models.probing import pretending, transformers_model
 from ftscale.models.shrink import DECODER_DEPTHS, depth_fields, shallow
 from ftscale.models.trust import NO_TRUST, without_code
 from ftscale.run.build_model import weights_dtype
+from ftscale.run.dropout import choose_dropout
 from ftscale.tasks.base import Task, frozen_models
 from ftscale.tasks.batch import Batch, total_of
 from ftscale.train.loop import TaskModule
@@ -319,10 +321,19 @@ def _run(
             probed=probe.twin,
         )
         treat_head_like(model, None if sharded else probe.twin)
-    module = TaskModule(model, task)
+    masks = None
+    if probe is not None:
+        about: dict[str, Any] = {"wanted": config.train.dropout, "layout": layout, "device": kind}
+        with quiet():  # a run tells it
+            masks = choose_dropout(model, config, task, probed=probe.twin, **about)
+    if masks is not None and config.train.activation_checkpointing:
+        enable_checkpointing(model, masks=masks)
+    module = TaskModule(model, task, masks=masks)
     set_training_mode(module)
     with standing_in(task, frozen.__getitem__) as columns:
         micro_batch = batch(layout)
+        if masks is not None:  # what is made of rows without memory takes none either
+            micro_batch = replace(micro_batch, rows=mode.from_tensor(micro_batch.rows))
         if task.computed():
             micro_batch.extra = columns(micro_batch, batch("padded"))
         moments, flops = _watched(module, task, micro_batch, config, kind=kind, accumulates=accumulates, depth=depth)

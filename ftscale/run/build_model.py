@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,20 +12,36 @@ from ftscale.base.logs import log
 from ftscale.config import Config
 from ftscale.config.schema import ModelConfig
 from ftscale.distributed.runtime import Distributed
+from ftscale.methods.base import Method
 from ftscale.modalities.collate import Layout
 from ftscale.models.freeze import freeze
 from ftscale.models.head import head_module_names, replace_head
 from ftscale.models.layout import choose_layout
 from ftscale.models.load import load_model, load_small_twin
+from ftscale.models.masks import Masks
+from ftscale.run.dropout import Mode, choose_dropout
 from ftscale.tasks.base import Task
 
 
-def build_model(
-    config: Config, task: Task, distributed: Distributed, *, num_steps: int
-) -> tuple[Any, list[str], Layout]:
-    """The model that trains, the modules that are its new head, and the layout of its batches.
+@dataclass(frozen=True)
+class Built:
+    """The model that trains, and how it does."""
 
-    `num_steps`: optimizer steps of the run, for adapters that plan over them.
+    model: Any
+    head_names: list[str]
+    """Modules that are its new head."""
+    layout: Layout
+    """Of its batches."""
+    masks: Masks | None
+    """What its dropouts draw from; None = each process draws in turn, as torch does."""
+
+
+def build_model(
+    config: Config, task: Method, distributed: Distributed, *, num_steps: int, dropout: Mode = "by_process"
+) -> Built:
+    """The model that trains, with its layout and dropout settled.
+
+    `num_steps`: optimizer steps of the run, for adapters that plan over them; `dropout`: see `choose_dropout`.
     """
     from ftscale.models.adapt import enable_checkpointing
 
@@ -37,10 +54,17 @@ def build_model(
     if config.model.quantization == "none":
         model.to(distributed.device)
     layout = batch_layout(model, config, task, distributed)
+    masks = None
+    if dropout != "by_process":
+        device, twin = distributed.device.type, None
+        if distributed.strategy.shards_weights:
+            settings = task.model_settings()
+            twin = _small_twin(config.model, distributed, auto_class=task.auto_class, settings=settings)
+        masks = choose_dropout(model, config, task, wanted=dropout, layout=layout, device=device, probed=twin)
     if config.train.activation_checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, masks=masks)
     _tell(model)
-    return model, head_names, layout
+    return Built(model, head_names, layout, masks)
 
 
 def batch_layout(model: Any, config: Config, task: Task, distributed: Distributed) -> Layout:
@@ -73,8 +97,7 @@ def model_layout(
     """The layout of batches that a model takes, which is prepared for flat rows. `source`: what it was loaded from."""
     twin = None
     if distributed.strategy.shards_weights and wanted != "padded":
-        with distributed.whole_weights():  # sharded weights cannot be tried out before training
-            twin = load_small_twin(source, auto_class=auto_class, settings=settings)
+        twin = _small_twin(source, distributed, auto_class=auto_class, settings=settings)
     return choose_layout(
         model,
         wanted=wanted,
@@ -84,6 +107,12 @@ def model_layout(
         every_token=every_token,
         probed=twin,
     )
+
+
+def _small_twin(source: ModelConfig, distributed: Distributed, *, auto_class: str, settings: dict[str, Any]) -> Any:
+    """To be tried out in place of a model whose weights are sharded, which cannot be before training."""
+    with distributed.whole_weights():
+        return load_small_twin(source, auto_class=auto_class, settings=settings)
 
 
 def _load(config: Config, task: Task, distributed: Distributed) -> Any:

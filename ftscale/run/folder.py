@@ -437,6 +437,17 @@ def _at(values: Any, name: str) -> Any:
     return values
 
 
+def began_with_dropout(folder: Path, config: Config) -> str:
+    """How dropout draws in the run that goes on there, by its newest checkpoint; else what `train.dropout` asks for.
+
+    A checkpoint that does not say was written when dropout drew by process alone.
+    """
+    manifest = newest_manifest(folder / "checkpoints")
+    if manifest is None or manifest["run_id"] != run_id(folder):
+        return config.train.dropout
+    return manifest.get("dropout", "by_process")
+
+
 def goes_on(result: Result, config: Config, *, num_steps: int) -> bool:
     """Whether a run that has ended was given more steps since, or more patience."""
     return result.steps < num_steps and is_given_more(config)

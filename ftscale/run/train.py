@@ -33,13 +33,16 @@ from ftscale.methods.extra import load_extra
 from ftscale.modalities.collate import Layout
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
+from ftscale.models.masks import Masks
 from ftscale.run.agreement import check_agreement, derived
-from ftscale.run.build_model import build_model
+from ftscale.run.build_model import Built, build_model
 from ftscale.run.disk import check_disk
+from ftscale.run.dropout import Mode
 from ftscale.run.final_model import finish, save_and_prove
 from ftscale.run.folder import (
     Result,
     at_real_folder,
+    began_with_dropout,
     check_run_folder,
     clear_run_folder,
     finished_result,
@@ -195,10 +198,13 @@ def _train(
     config, folder = inputs.config, Path(inputs.config.run_folder)
     started = time.time()
     # rank 0 reads it for all: on a shared file system another node may not see the same for a moment
-    own = finished_result(folder) if distributed.is_main and not overwrite else None
+    goes_on_here = distributed.is_main and not overwrite
+    own = finished_result(folder) if goes_on_here else None
+    dropout = began_with_dropout(folder, config) if goes_on_here else config.train.dropout
     if own is not None and goes_on(own, config, num_steps=num_steps_of(inputs)):
         own = None
-    if (finished := distributed.gather_objects(own)[0]) is not None:
+    finished, dropout = distributed.gather_objects((own, dropout))[0]
+    if finished is not None:
         log.info(
             "%s is finished (%s, %s); nothing to do. More train.epochs or train.max_steps would have it go on",
             folder,
@@ -207,7 +213,7 @@ def _train(
         )
         return finished
     check_agreement(derived(inputs), distributed.gather_objects)
-    loop = build_loop(inputs, distributed, stop_request, started=started)
+    loop = build_loop(inputs, distributed, stop_request, started=started, dropout=dropout)
     checkpoint = _open(loop, inputs, overwrite=overwrite, part=part)
     if checkpoint is not None:
         _resume(loop, checkpoint, config)
@@ -267,23 +273,23 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> 
     return checkpoint
 
 
-def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float) -> Loop:
-    """Everything that training touches. Nothing is written. Collective."""
+def build_loop(
+    inputs: Inputs, distributed: Distributed, stop_request: StopRequest, *, started: float, dropout: Mode = "auto"
+) -> Loop:
+    """Everything that training touches. Nothing is written. Collective. `dropout`: see `choose_dropout`."""
     from ftscale.optim.schedules import Schedules
 
     config, task = inputs.config, inputs.task
     order, num_steps = inputs.order, num_steps_of(inputs)
-    laid_out = _place_frozen(inputs, distributed)
-    model, head_names, layout = build_model(laid_out, task, distributed, num_steps=num_steps)
-    check_agreement({"the layout of batches": layout}, distributed.gather_objects)
-    module = _build_module(config, model, task)
-    optimizer = _build_optimizer(config, module, head_names, distributed)
+    built = _build_model(inputs, distributed, num_steps=num_steps, dropout=dropout)
+    layout, masks = built.layout, built.masks
+    module = _build_module(config, built, task)
+    optimizer = _build_optimizer(config, module, built.head_names, distributed)
     steps = _build_steps(inputs, order, distributed, layout=layout, num_steps=num_steps)
     schedules = Schedules(optimizer, config.schedule, num_steps=num_steps)
-    rule = _build_rule(config, module)
-    state = RunState(schedules, rule, stream=steps if isinstance(steps, StreamSteps) else None)
+    state = RunState(schedules, _build_rule(config, module), stream=steps if isinstance(steps, StreamSteps) else None)
     distributed.prepare(module, optimizer, unused_weights=_leaves_weights_unused(module, steps, distributed))
-    # every rank draws its own dropout from here on
+    # every rank draws its own numbers from here on: dropout too, where it is by process
     seed_everything(derive_seed(config.seed, "train", distributed.rank))
     metrics = MetricsFile(Path(config.run_folder) / "metrics.jsonl", enabled=distributed.is_main, start_time=started)
     loop = Loop(
@@ -297,14 +303,24 @@ def build_loop(inputs: Inputs, distributed: Distributed, stop_request: StopReque
         checkpoint=config.checkpoint,
         guard=config.guard,
         evaluations=_build_evaluations(inputs, order, distributed, stop_request, layout=layout, num_steps=num_steps),
-        saver=_build_saver(config, distributed, state),
+        saver=_build_saver(config, distributed, state, masks=masks),
         after_save=partial(_prove_checkpoint, inputs, distributed, metrics),
         metrics=metrics,
         stop_request=stop_request,
         statistics=Statistics(module),
+        masks=masks,
     )
     check_disk(loop, config)
     return loop
+
+
+def _build_model(inputs: Inputs, distributed: Distributed, *, num_steps: int, dropout: Mode) -> Built:
+    """The model, built alike on all ranks, with the frozen ones at their work beside it."""
+    laid_out = _place_frozen(inputs, distributed)
+    built = build_model(laid_out, inputs.task, distributed, num_steps=num_steps, dropout=dropout)
+    draw = "by process" if built.masks is None else "by row"
+    check_agreement({"the layout of batches": built.layout, "the draw of dropout": draw}, distributed.gather_objects)
+    return built
 
 
 def _place_frozen(inputs: Inputs, distributed: Distributed) -> Config:
@@ -314,10 +330,10 @@ def _place_frozen(inputs: Inputs, distributed: Distributed) -> Config:
     return place_companions(inputs.config, inputs.task, distributed)
 
 
-def _build_module(config: Config, model: Any, task: Method) -> TaskModule:
+def _build_module(config: Config, built: Built, task: Method) -> TaskModule:
     """Model and method in one; the method's own weights are new, or those that lie beside the model."""
     with seeded_weights(config.seed, "extra"):
-        module = TaskModule(model, task)
+        module = TaskModule(built.model, task, masks=built.masks)
     if load_extra(task, Path(config.model.name)):
         log.info("the method's own weights are those beside the model in %s", config.model.name)
     return module
@@ -416,7 +432,7 @@ def _build_evaluations(
     return Evaluations(config.evaluation, steps, score, metric, higher_is_better=higher)
 
 
-def _build_saver(config: Config, distributed: Distributed, state: RunState) -> Saver:
+def _build_saver(config: Config, distributed: Distributed, state: RunState, *, masks: Masks | None) -> Saver:
     return Saver(
         Path(config.run_folder) / "checkpoints",
         distributed,
@@ -424,6 +440,7 @@ def _build_saver(config: Config, distributed: Distributed, state: RunState) -> S
             "config_digest": config_digest(config),
             "config": public(config).model_dump(mode="json"),
             "versions": versions(),
+            "dropout": "by_process" if masks is None else "by_row",
         },
         keep=config.checkpoint.keep,
         asynchronous=config.checkpoint.in_background,

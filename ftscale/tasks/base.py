@@ -241,8 +241,10 @@ class Evaluator:
 
 
 def collate_samples(task: Task, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
-    """`task.collate`, with what was computed of the samples in `extra`: (samples, ...) each."""
+    """`task.collate`, with what was computed of the samples in `extra`: (samples, ...) each; and with `repeats`."""
     batch = task.collate(samples, layout=layout, train=train)
+    if any(sample.repeat for sample in samples):
+        batch.repeats = torch.tensor([sample.repeat for sample in samples])
     for name in samples[0].extra:
         batch.extra[name] = torch.from_numpy(np.stack([sample.extra[name] for sample in samples]))
     return batch

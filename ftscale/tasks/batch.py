@@ -43,6 +43,8 @@ class Batch:
     """One plain value a sample that evaluation and prediction read; empty in training."""
     group: str = ""
     """The name of the task, where a step has samples of several; a micro-batch never mixes them."""
+    repeats: Tensor | None = None
+    """(samples,) int64: how often each row came before in the optimizer step; None = never."""
 
     def __len__(self) -> int:
         """The number of samples."""

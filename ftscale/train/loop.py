@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ftscale.base.errors import counted
+from ftscale.base.errors import UserError, counted
 from ftscale.base.logs import log
 from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
 from ftscale.data.loader import Step
@@ -22,6 +22,7 @@ from ftscale.methods.base import Context, Method, undisturbed
 from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
+from ftscale.models.masks import Masks, RowsUnknownError
 from ftscale.tasks.batch import Batch, Counts, Terms, total_of
 from ftscale.train.checkpoint import Saver
 from ftscale.train.display import Now, Show, display
@@ -40,10 +41,12 @@ UNTOLD = ("rows_hash", "tokens", "targets", "step_s")
 class TaskModule(nn.Module):
     """Model and task as the one module that DDP and DeepSpeed wrap: its forward is the loss, or the outputs."""
 
-    def __init__(self, model: nn.Module, task: Method) -> None:
+    def __init__(self, model: nn.Module, task: Method, *, masks: Masks | None = None) -> None:
+        """`masks`: what the model's dropouts draw from; None = they draw as torch does."""
         super().__init__()
         self.model = model
         self.task = task
+        self.masks = masks
         self.extra = task.attach(model)
 
     @property
@@ -71,7 +74,16 @@ class TaskModule(nn.Module):
                 outputs = self.model(**inputs)
             tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
             return {name: value for name, value in tensors.items() if value.is_floating_point()}
-        return self.task.loss(self.model, batch) if self.training else self.task.outputs(self.model, batch)
+        if not self.training:
+            return self.task.outputs(self.model, batch)
+        if self.masks is not None:
+            self.masks.enter(batch.rows, repeats=batch.repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
+        try:
+            return self.task.loss(self.model, batch)
+        except RowsUnknownError as error:
+            raise UserError(
+                f"train.dropout = by_row cannot be used: {error}; set train.dropout: by_process, in a new run_folder."
+            ) from error
 
 
 class StepSource(Protocol):
@@ -106,6 +118,8 @@ class Loop:
     stop_request: StopRequest
     statistics: Statistics
     """Of the module's batch norms."""
+    masks: Masks | None = None
+    """What dropouts draw from; None = each process draws in turn, as torch does."""
     trackers: Trackers = field(default_factory=Trackers)
 
 
@@ -226,6 +240,8 @@ def _train_step(loop: Loop, data: Step) -> StepResult:
     """One optimizer step over this rank's micro-batches."""
     distributed, progress, coefficients = loop.distributed, loop.state.progress, loop.task.terms
     rule, number = loop.state.rule, loop.state.progress.step + 1
+    if loop.masks is not None:
+        loop.masks.step = progress.step
     data = _before_step(loop, data)
     counts: Mapping[str, float] = data.counts or _count_beforehand(loop, data)
     # times world size: DDP and DeepSpeed average gradients over ranks, the global count already covers all of them

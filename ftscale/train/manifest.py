@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
@@ -49,6 +49,8 @@ class Manifest(BaseModel):
     """All settings of the run."""
     data_digest: str = ""
     """Hash of what data.json says."""
+    dropout: Literal["by_row", "by_process"] = "by_process"
+    """How it draws."""
     files: dict[str, tuple[NonNegativeInt, Annotated[str, Field(pattern="^[0-9a-f]{32}$")]]]
 
 

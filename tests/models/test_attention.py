@@ -192,7 +192,8 @@ def test_the_call_may_say_causal_otherwise_than_the_module() -> None:
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_dropout_is_applied(softcap: float | None) -> None:
     query, key, value = states(4, 4, torch.float32)
-    module = SimpleNamespace(is_causal=False)
+    module = nn.Module()
+    module.is_causal = False
     still, _ = flat_attention(module, query, key, torch.ones_like(value), None, softcap=softcap, **boxes())
     torch.manual_seed(0)
     value = torch.ones(1, 4, sum(LENGTHS), 8)

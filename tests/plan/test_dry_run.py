@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import needs
 import pytest
 import torch
 from plan.worlds import config_of, llama, run_of
+from strategies.jobs import tiny_bert
 
 from ftscale.checks.sample import read_sample
 from ftscale.plan import dry_run
@@ -131,3 +133,21 @@ def test_a_tagger_is_planned_too(shared: Path, tmp_path: Path):
     tags = 3  # O, B-Disease, I-Disease
     assert step.sizes.elements == 260_032 + tags * 64 + tags
     assert step.flops > 0
+
+
+def test_a_mask_by_row_is_a_byte_an_element(shared: Path, tmp_path: Path):
+    """Five dropouts over 64 samples of 64 tokens of 64 numbers; a draw works in a MiB."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "word " * 62, "label": str(row % 2)}) + "\n" for row in range(64)))
+    values = {
+        "task": {"name": "text_classification", "max_length": 64, "labels": ["0", "1"]},
+        "run_folder": str(tmp_path / "run"),
+        "data": {"train": str(rows), "cache_dir": str(tmp_path / "cache")},
+        "batch": {"global_size": 64, "micro_size": 64, "layout": "padded"},
+    }
+    model = {"name": str(tiny_bert(shared, tmp_path)), "init": "random"}
+    plain = dry({**values, "model": model})
+    dropped = dry({**values, "model": {**model, "overrides": {"hidden_dropout_prob": 0.1}}})
+    elements = 5 * 64 * 64 * 64
+    assert elements <= fullest(dropped) - fullest(plain) <= elements + 2**20
+    assert dropped.flops == plain.flops

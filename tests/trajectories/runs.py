@@ -90,6 +90,16 @@ TASKS = {
 OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 1e-3}}
 
 
+BERT_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+DROPOUT: dict[str, dict[str, float]] = {
+    "causal_lm": {"attention_dropout": 0.1},
+    "masked_lm": BERT_DROPOUT,
+    "question_answering": BERT_DROPOUT,
+    "text_classification": BERT_DROPOUT,
+}
+"""Overrides of each task's model."""
+
+
 def launch(jobs: list[dict[str, Any]], *, processes: int, work: Path) -> None:
     """Run the jobs one after another in the same processes; those that say `resumes` once more from their middle."""
     launching.launch(Path(__file__).with_name("worker.py"), jobs, processes=processes, work=work)
