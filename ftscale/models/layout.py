@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ftscale.base.errors import UserError
 from ftscale.models.attention import FLAT, use_flat, use_padded
+from ftscale.models.choices import as_single_choices, takes_choices
 from ftscale.models.probing import logits_of, transformers_model, without_traces
 
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -299,14 +300,14 @@ def _padded(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
     pad = inner.config.get_text_config().to_dict().get("pad_token_id") or 0
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return {"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}
+    return _as_taken({"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}, inner)
 
 
 def _flat(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
     lengths = torch.tensor([len(row) for row in rows])
     starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(inner.device)
     longest = int(lengths.max())
-    return {
+    inputs = {
         "input_ids": torch.cat(rows)[None].to(inner.device),
         "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None].to(inner.device),
         "cu_seq_lens_q": starts,
@@ -314,6 +315,11 @@ def _flat(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+    return _as_taken(inputs, inner)
+
+
+def _as_taken(inputs: dict[str, Any], inner: PreTrainedModel) -> dict[str, Any]:
+    return as_single_choices(inputs) if takes_choices(inner) else inputs
 
 
 def _real_logits(logits: Tensor, rows: list[Tensor], *, pooled: bool) -> Tensor:

@@ -26,7 +26,7 @@ class Batch:
     Padded layout: inputs are tensors (samples, longest), with `attention_mask`. Flat layout: tensors (1, tokens), no
     attention mask, `position_ids` that restart at each sample, and the arguments by which transformers' attention
     functions know the samples: `cu_seq_lens_q`, `cu_seq_lens_k`: (samples + 1,) int32, `max_length_q`,
-    `max_length_k`: int.
+    `max_length_k`: int. Where samples are several sequences each, all this is of the sequences.
     """
 
     inputs: dict[str, Any]
@@ -41,6 +41,8 @@ class Batch:
     """(samples, ...): what was computed before the step, e.g. by a frozen model."""
     notes: list[Any] = field(default_factory=list)
     """One plain value a sample that evaluation and prediction read; empty in training."""
+    sequences: list[int] = field(default_factory=list)
+    """How many sequences of tokens each sample is, one after the other in the inputs; empty = each is one."""
     group: str = ""
     """The name of the task, where a step has samples of several; a micro-batch never mixes them."""
 
