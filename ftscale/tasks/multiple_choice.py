@@ -18,7 +18,7 @@ from ftscale.data.missing import is_missing
 from ftscale.data.sample import Sample
 from ftscale.modalities.collate import Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
-from ftscale.modalities.text import Text
+from ftscale.modalities.text import TextChoices
 from ftscale.models.choices import as_single_choices
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
@@ -42,7 +42,7 @@ class MultipleChoice(Task):
 
     auto_class = "AutoModelForMultipleChoice"
     peft_type = None  # peft has no name for it; its plain model passes all inputs on
-    modality = Text()
+    modality = TextChoices()
     pools = True
     settings: MultipleChoiceSettings
 
