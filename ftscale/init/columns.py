@@ -53,7 +53,7 @@ WRITTEN = (  # columns of a source and a target: prompt and completion of causal
 )
 PROMPTS = 5
 """The first of these are prompts and what is to be answered."""
-LISTED_CHOICES = words("choices options endings answers_choices alternatives answers")
+LISTED_CHOICES = words("choices options endings answers_choices alternatives")
 STEMS = ("ending", "choice", "option", "option_", "op", "sol", "answer", "a", "")
 """Before the numbers or letters of columns that hold a choice each."""
 DISTRACTORS = words("distractor1 distractor2 distractor3")
@@ -225,7 +225,7 @@ def _choice_columns(found: Look, named: Mapping[str, str | int]) -> Any:
         return [named[name] for name in ("correct_answer", *DISTRACTORS) if name in named]
     for stem, ends in product(STEMS, (digits, digits[1:], ascii_lowercase)):
         several = list(takewhile(named.__contains__, (stem + end for end in ends)))
-        if len(several) > 1:
+        if len(several) > 1 and (stem or several[2:] and ends is ascii_lowercase):
             return [named[name] for name in several]
     return None
 

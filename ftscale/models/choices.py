@@ -8,7 +8,8 @@ from torch import nn
 
 from ftscale.models.probing import transformers_model
 
-TOKEN_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "position_ids")
+TOKEN_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+"""Not `position_ids`, which DistilBERT's class takes as they are, and the others in either form."""
 
 
 def takes_choices(model: nn.Module) -> bool:

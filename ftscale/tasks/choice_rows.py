@@ -22,7 +22,6 @@ FIRST = {"number_from_0": 0, "number_from_1": 1}
 LETTERS = string.ascii_uppercase
 AROUND = "().: "
 """What stands around a letter: `(A)`, `A.`."""
-FORMS = "a list of texts, a list of {label, text}, {text: [...], label: [...]}, or an object of names and texts"
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _named(row: Row, value: Any) -> tuple[list[str], list[Any]]:
         return list(map(_written, names)) if named else _letters(len(value)), [item.get("text") for item in value]
     if isinstance(value, (list, tuple)):
         return _letters(len(value)), list(value)
-    raise UserError(f"{where(row)}: choices = {short(value)} must be {FORMS}; {mend(value)}.")
+    raise _no_form(row)
 
 
 def _letters(number: int) -> list[str]:
@@ -137,7 +136,15 @@ def _text(row: Row, value: Any) -> str:
         return ""
     if isinstance(value, (str, int, float)):
         return _written(value)
-    raise UserError(f"{where(row)}: choices = {short(row.get('choices'))} must be {FORMS}; mend the row.")
+    raise _no_form(row)
+
+
+def _no_form(row: Row) -> UserError:
+    value = row.get("choices")
+    return UserError(
+        f"{where(row)}: choices = {short(value)} must be a list of texts, a list of {{label, text}}, {{text: [...], "
+        f"label: [...]}} or an object of names and texts; {mend(value)}."
+    )
 
 
 def _written(value: Any) -> str:
