@@ -178,6 +178,7 @@ ALLOWED = {
         {"target", "choices"},
         "a list of columns is of several texts there, and of 0 and 1 elsewhere",
     ),
+    "plan/report.py": ({"choices"}, "a key of the report"),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input"}, "the setting of what is predicted on"),
     "run/tracking.py": ({"tags"}, "what trackers call the words that a run is found by"),
