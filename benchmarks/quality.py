@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from ftscale.demo.__main__ import encoder_folder
 from ftscale.run.folder import versions
@@ -56,6 +58,9 @@ def entries() -> dict[str, Entry]:
     news = "header: false, columns: {text: 0, label: 1}"
     pairs = "format: tsv, columns: {text: sentence_A, text_pair: sentence_B, label: %s}"
     words = "format: conll"
+    swag = ("optimizer.lr=2e-4", "batch.global_size=16", "evaluation.before=true")
+    whole = "format: jsonl"
+    copa = "columns: {context: p, question: 'What was the {asks-for} of this?', choices: [a1, a2]}"
     # of 32 pixels, which 224 only stretch: a step takes a fifth of the time
     small = "task.image_size=96"
     cifar = (*parts("format: image_folder", train=images / "train", test=images / "test"), mobilenet, small)
@@ -134,6 +139,23 @@ def entries() -> dict[str, Entry]:
             "f1",
             at_least=0.60,
         ),
+        "multiple_choice": Entry(
+            "swag",
+            (
+                minilm,
+                *swag,
+                "task.max_length=192",
+                "train.epochs=1",
+                *parts(whole, train=WORK / "squad_choices/train.jsonl", eval=WORK / "squad_choices/eval.jsonl"),
+            ),
+            "accuracy",
+            at_least=0.85,
+        ),
+        "copa": Entry(
+            "swag",
+            (minilm, *swag, *parts(copa, train=WORK / "copa/train.jsonl", eval=WORK / "copa/eval.jsonl")),
+            "accuracy",
+        ),
         "masked_lm": Entry(
             "masked_lm",
             (
@@ -161,6 +183,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     unpack_images()
+    write_choices()
     failed = [name for name in arguments.only if not measure(name, known[name], threads=arguments.threads)]
     print("below what is promised: " + ", ".join(failed) if failed else "all as promised")
     return 1 if failed else 0
@@ -172,6 +195,43 @@ def unpack_images() -> None:
         WORK.mkdir(parents=True, exist_ok=True)
         with tarfile.open(SHARED / "data/image_classification/cifar10_subset.tar.gz") as archive:
             archive.extractall(WORK / "cifar10_subset", filter="data")
+
+
+def write_choices() -> None:
+    """Questions of SQuAD with four paragraphs of an article; and Balanced COPA, each fifth pair of items held out."""
+    for part, name, number in (("train", "squad_v1/test-v1.1.json", 1200), ("eval", "xquad_en/xquad.en.json", 300)):
+        rows = squad_choices(json.loads((SHARED / "data/qa" / name).read_text()), number)
+        write_lines(WORK / "squad_choices" / f"{part}.jsonl", rows)
+    root = ElementTree.parse(SHARED / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()
+    parts: dict[str, list[dict[str, object]]] = {"train": [], "eval": []}
+    for item in root:
+        row: dict[str, object] = {name: item.findtext(name) for name in ("p", "a1", "a2")}
+        row |= {"asks-for": item.get("asks-for"), "label": int(item.attrib["most-plausible-alternative"])}
+        parts["train" if int(item.attrib["id"]) % 1000 % 5 else "eval"].append(row)
+    for part, rows in parts.items():
+        write_lines(WORK / "copa" / f"{part}.jsonl", rows)
+
+
+def squad_choices(document: dict, number: int) -> list[dict[str, object]]:
+    """So many questions, each with its paragraph among three others of the article: the first 100 words of each."""
+    draw, rows = random.Random(0), []
+    for article in document["data"]:
+        contexts = [" ".join(part["context"].split()[:100]) for part in article["paragraphs"]]
+        if len(contexts) < 4:
+            continue
+        for place, part in enumerate(article["paragraphs"]):
+            for asked in part["qas"]:
+                choices = draw.sample([text for other, text in enumerate(contexts) if other != place], 3)
+                label = draw.randrange(4)
+                choices.insert(label, contexts[place])
+                rows.append({"question": asked["question"], "choices": choices, "label": label})
+    draw.shuffle(rows)
+    return rows[:number]
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def measure(name: str, entry: Entry, *, threads: int) -> bool:

@@ -149,7 +149,8 @@ def check_flat_equals_padded(case: Case) -> None:
     padded = _terms_and_gradients(case, case.collate(samples))
     scores = _scores(case, case.collate(samples, train=False))
     batch = flat.collate(samples, layout="flat")
-    assert batch.inputs["input_ids"].shape == (1, sum(len(sample.inputs["input_ids"]) for sample in samples))
+    total = sum(len(sample.inputs["input_ids"]) for sample in samples)
+    assert batch.inputs["input_ids"].shape in ((1, total), (1, 1, total))  # the latter of a model that takes choices
     _assert_same_loss(_terms_and_gradients(flat, batch), padded)
     assert flat.task.count(batch) == _sums([case.task.count(case.collate([sample])) for sample in samples])
     assert _scores(flat, flat.collate(samples, layout="flat", train=False)) == pytest.approx(scores, rel=1e-4)

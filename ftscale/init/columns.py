@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product, takewhile
+from string import ascii_lowercase, digits
 from typing import Any
 
 from ftscale.base.errors import UserError
@@ -55,6 +57,13 @@ WRITTEN = (  # columns of a source and a target: prompt and completion of causal
 )
 PROMPTS = 5
 """The first of these are prompts and what is to be answered."""
+LISTED_CHOICES = words("choices options endings answers_choices alternatives")
+STEMS = ("ending", "choice", "option", "option_", "op", "sol", "answer", "a", "")
+"""Before the numbers or letters of columns that hold a choice each."""
+DISTRACTORS = words("distractor1 distractor2 distractor3")
+RIGHT = words("label answerkey answer_key correct_answer answer gold cop correct correct_option")
+ASKING = words("sent2 ctx question_stem question goal sentence query premise prompt")
+ABOUT = words("sent1 article passage context support")
 CHATS = ("messages", "conversations")
 PIECES = re.compile(r"\w+|[^\w\s]")
 TOKENS_A_WORD = 1.5
@@ -93,6 +102,7 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
     if named is not None:
         return _of_named(found, asked, named)
     ways = {
+        "multiple_choice": _choices,
         "question_answering": _answered,
         "image_classification": _images,
         "token_classification": _tagged,
@@ -218,6 +228,58 @@ def _tagged(found: Look, asked: bool) -> Rows | None:
         return None
     columns = _mapped({"words": first.name, "tags": second.name})
     return Rows("token_classification", columns, "lists of words and of their tags")
+
+
+# ---------------------------------------------------------------- choices
+
+
+def _choices(found: Look, asked: bool) -> Rows | None:
+    """Questions with several answers, in one column or in one each, and which of them is right."""
+    named = {str(column.name).strip().lower(): column.name for column in found.columns}
+    nested = found.column("question")
+    first = nested.values[0] if nested is not None and nested.values else None
+    if isinstance(first, dict) and {"stem", "choices"} <= first.keys() and "answerkey" in named:
+        columns = {"question": "question.stem", "choices": "question.choices", "label": named["answerkey"]}
+        return Rows("multiple_choice", columns, "questions with their choices inside")
+    choices = _choice_columns(found, named)
+    label = next((named[name] for name in RIGHT if name in named and named[name] != choices), None)
+    question = next((named[name] for name in ASKING if name in named), None)
+    if choices is None or label is None or question is None:
+        return None
+    about = next((named[name] for name in ABOUT if name in named and named[name] != question), None)
+    if "premise" in named and found.column("question") is not None and _asks_for(found):
+        question, about = f"What was the {{{named['question']}}} of this?", named["premise"]
+    columns = {
+        **({} if about is None else {"context": about}),
+        "question": question,
+        "choices": choices,
+        "label": label,
+    }
+    what = f"the column {choices}" if isinstance(choices, (str, int)) else f"{len(choices)} columns of choices"
+    return Rows("multiple_choice", columns, f"questions, {what}, and {label} that says which is right")
+
+
+def _choice_columns(found: Look, named: Mapping[str, str | int]) -> Any:
+    """The one column of all choices, or a list of columns of one each."""
+    for name in LISTED_CHOICES:
+        column = found.column(name)
+        if column is not None and any(
+            isinstance(value, (list, dict)) or "[" in str(value) for value in column.values[:9]
+        ):
+            return column.name
+    if {"correct_answer", "distractor1", "distractor2"} <= named.keys():
+        return [named[name] for name in ("correct_answer", *DISTRACTORS) if name in named]
+    for stem, ends in product(STEMS, (digits, digits[1:], ascii_lowercase)):
+        several = list(takewhile(named.__contains__, (stem + end for end in ends)))
+        if len(several) > 1 and (stem or several[2:] and ends is ascii_lowercase):
+            return [named[name] for name in several]
+    return None
+
+
+def _asks_for(found: Look) -> bool:
+    """Whether the questions are words, cause or effect, as COPA has them."""
+    column = found.column("question")
+    return column is not None and set(column.counts) <= {"cause", "effect"}
 
 
 # ---------------------------------------------------------------- answers in a text

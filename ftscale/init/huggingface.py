@@ -87,7 +87,8 @@ def _task(draft: Draft) -> str:
             return task
     raise UserError(
         f"--from = {draft.file} does not tell the task, which TrainingArguments do not name; give --task "
-        "text_classification, token_classification, causal_lm, masked_lm, seq2seq or image_classification."
+        "text_classification, token_classification, causal_lm, masked_lm, multiple_choice, seq2seq or "
+        "image_classification."
     )
 
 
@@ -189,8 +190,10 @@ def _glue_columns(name: str) -> dict[str, str]:
     return {"text": str(first), **({"text_pair": second} if second else {})}
 
 
-def _columns(draft: Draft, task: str) -> dict[str, str]:
+def _columns(draft: Draft, task: str) -> dict[str, Any]:
     """What the task's columns are called in the rows."""
+    if task == "multiple_choice":  # run_swag reads rows of these names alone
+        return {"context": "sent1", "question": "sent2", "choices": [f"ending{number}" for number in range(4)]}
     keys: dict[str, dict[str, tuple[str, ...]]] = {
         "text_classification": {"text": ("text_column_names", "text_column_name"), "label": ("label_column_name",)},
         "token_classification": {"words": ("text_column_name",), "tags": ("label_column_name",)},

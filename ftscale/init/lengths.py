@@ -14,7 +14,7 @@ from ftscale.init.look import Look
 TOKENS_A_CHARACTER = 0.7
 """Of texts that are not English, whose words are cut more finely or not parted by blanks."""
 READ = ("text", "text_pair", "words", "prompt", "source", "instruction", "input", *CHATS)
-ASKED = ("question", "context")
+ASKED = ("question", "context", "choices")
 WRITTEN = ("completion", "target", "output")
 """Columns that a model reads, and those that it is to write."""
 
@@ -31,7 +31,7 @@ class Lengths:
 
 def texts_of(found: Look, columns: Columns, roles: Sequence[str]) -> list[str]:
     """Return what stands in the columns of these roles, of each row all of it together."""
-    roles = ASKED if "context" in columns else roles
+    roles = ASKED if "question" in columns else roles
     names = [part for role in roles for part in _parts(columns.get(role, role))]
     used = [column for name in dict.fromkeys(names) if (column := found.column(name)) is not None]
     if not used and found.form == "conll":
@@ -72,7 +72,7 @@ def plain(value: Any) -> str:
 def _parts(name: Any) -> list[Any]:
     """The columns in a name: of a template those in braces, of a path its first part."""
     if not isinstance(name, str):
-        return [name]
+        return name if isinstance(name, list) else [name]
     inside = re.findall(r"\{([^{}]+)\}", name) or [name]
     return [part for whole in inside for part in dict.fromkeys((whole, whole.split(".")[0]))]
 

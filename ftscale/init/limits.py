@@ -16,6 +16,8 @@ from ftscale.init.models import Known
 
 MORE = 512
 """Longest input in tokens where the model has no limit, or a far one."""
+NO_LENGTH = ("image_classification", "multiple_choice")
+"""Tasks whose rows are no tokens, or several sequences that may be as long as the model takes."""
 LONGEST = {"causal_lm": 2048}
 LONG = 2048
 """Longest input of an encoder that was chosen for long rows."""
@@ -27,7 +29,7 @@ JOINED = 512
 
 def put_length(draft: Draft, found: Look, rows: Rows, known: Known | None, language: Language) -> None:
     """Set a length that nearly all rows fit into, by their words or characters."""
-    if rows.task == "image_classification":
+    if rows.task in NO_LENGTH:
         return
     positions = positions_of(draft.value("model.name"), known)
     if draft.value("task.join_texts"):
@@ -54,7 +56,7 @@ def put_measured(draft: Draft, rows: Rows, samples: Sequence[Sample]) -> None:
     if rows.task == "question_answering":
         _put_windows(draft, positions_of(draft.value("model.name"), None))
         return
-    if rows.task == "image_classification" or draft.value("task.join_texts") or not samples:
+    if rows.task in NO_LENGTH or draft.value("task.join_texts") or not samples:
         return
     limit = max(len(sample.inputs["input_ids"]) for sample in samples)
     most = LONGEST.get(rows.task, LONG)
@@ -102,6 +104,8 @@ def put_metric(draft: Draft, rows: Rows) -> None:
         draft.put("evaluation.metric", "f1", "of whole entities, words and type, as seqeval counts them")
     elif rows.task == "question_answering":
         draft.put("evaluation.metric", "f1", "of the words of answers, as SQuAD's script counts them")
+    elif rows.task == "multiple_choice":
+        draft.put("evaluation.metric", "accuracy", "share of questions whose right choice is found")
     elif rows.task == "seq2seq":
         draft.put("evaluation.metric", "bleu", "sacreBLEU of the texts written; chrF and ROUGE are scored as well")
     elif draft.value("task.answer_pattern") is not None:

@@ -20,10 +20,7 @@ def refuse_markup(path: str, head: str) -> None:
     start = head.lstrip("\ufeff \t\r\n")
     if not start[:20].lower().startswith(STARTS):
         return
-    if any(mark in start for mark in ALTERNATIVES):
-        nearest = "text_classification with a row for each answer (text, text_pair, and a label of right or wrong)"
-        raise no_task(path, "multiple choice", "XML with alternatives", nearest)
-    raise no_format(path, "XML or HTML")
+    raise no_format(path, "XML with alternatives" if any(mark in start for mark in ALTERNATIVES) else "XML or HTML")
 
 
 def no_archive(path: str) -> UserError:

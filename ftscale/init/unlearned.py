@@ -20,7 +20,6 @@ SOUND_FOLDERS = ("wavs", "wav", "audio", "clips", "recordings")
 MASKS = re.compile(r"masks|.*annot(ations?)?|annotations?|segmentation.*|panoptic.*", re.IGNORECASE)
 """Folders of masks, one for each image. Not `mask` and `with_mask`, which are classes of faces."""
 BOXES = (frozenset(words("xmin ymin xmax ymax")), frozenset(words("x_min y_min x_max y_max")))
-CHOICES = frozenset(words("choices options endings answers_choices ending0 choice1 option1 opa sol1 alternatives a1"))
 USERS = frozenset(words("userid user_id user reviewerid"))
 ITEMS = frozenset(words("movieid itemid item_id movie_id productid product_id asin song_id business_id"))
 
@@ -74,14 +73,6 @@ def _good_or_bad(found: Look) -> str | None:
     if chat is not None and labels is not None and labels.values and all(isinstance(it, bool) for it in labels.values):
         return f"a column {chat.name} and a label of true and false"
     return None
-
-
-def _multiple_choice(found: Look) -> str | None:
-    named = _named(found)
-    columns = CHOICES & named.keys()
-    if columns and (named.keys() & {"question", "sent1", "premise", "ctx", "sentence", "goal", "query"}):
-        return f"a question with the column {named[min(columns)]}"
-    return "columns a, b, c and d" if set("abcd") <= named.keys() else None
 
 
 def _ratings(found: Look) -> str | None:
@@ -151,11 +142,6 @@ KINDS: tuple[tuple[str, Callable[[Look], str | None], str], ...] = (
         "learning from good and bad answers",
         _good_or_bad,
         "causal_lm of the good ones alone, in a file of their own",
-    ),
-    (
-        "multiple choice",
-        _multiple_choice,
-        "text_classification with a row for each answer (text, text_pair, and a label of right or wrong)",
     ),
     ("captions of images", _captions, "causal_lm of the captions alone, without their images"),
     ("segmentation", _segments, "image_classification of images in a folder for each class"),

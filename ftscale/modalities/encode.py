@@ -34,8 +34,9 @@ def encode(
     pairs: Sequence[str] | None = None,
     kind: Literal["text", "words", "target"] = "text",
     by_word: bool = False,
+    cut: Literal["longer", "first"] = "longer",
 ) -> list[Encoded]:
-    """Tokenise texts, cut to `limit` tokens (of a pair, the longer text first).
+    """Tokenise texts, cut to `limit` tokens: of a pair the longer text, or the first alone, which must be long enough.
 
     `kind`: plain texts, lists of words, or texts that a decoder is to write. `by_word`: say which word each token
     belongs to, as is always said of lists of words; of plain texts, words are what the tokenizer parts them into. A
@@ -47,8 +48,9 @@ def encode(
     long = [index for index, length in enumerate(lengths) if length > limit]
     if long:
         some_pairs = [pairs[index] for index in long] if pairs is not None else None
-        cut = _call(tokenizer, [texts[index] for index in long], some_pairs, kind=kind, limit=limit, by_word=by_word)
-        for index, item in zip(long, cut, strict=True):
+        some = [texts[index] for index in long]
+        shorter = _call(tokenizer, some, some_pairs, kind=kind, limit=limit, by_word=by_word, cut=cut)
+        for index, item in zip(long, shorter, strict=True):
             encodings[index] = Encoded(item.inputs, lengths[index], item.words)
     return encodings
 
@@ -61,12 +63,13 @@ def _call(
     kind: Literal["text", "words", "target"],
     limit: int | None,
     by_word: bool,
+    cut: Literal["longer", "first"] = "longer",
 ) -> list[Encoded]:
     first = {"text_target": list(texts)} if kind == "target" else {"text": list(texts), "text_pair": pairs}
     batch = tokenizer(
         **first,
         is_split_into_words=kind == "words",
-        truncation=limit is not None,
+        truncation=False if limit is None else "only_first" if cut == "first" else True,
         max_length=limit,
         return_attention_mask=False,
         verbose=False,  # its warning about long texts: they are counted in the data report

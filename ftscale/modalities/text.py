@@ -14,6 +14,7 @@ from ftscale.config.schema import ModelConfig
 from ftscale.modalities.base import NOT_LEARNED
 from ftscale.modalities.collate import Layout
 from ftscale.models.agree import agree_on_padding
+from ftscale.models.choices import as_single_choices
 from ftscale.models.load import check_tokenizer, fit_vocabulary, load_processor
 
 PROBE_LENGTH, PROBE_TARGET_LENGTH = 16, 8
@@ -56,6 +57,14 @@ class Text:
     def show_input(self, sample: Any, processor: Any) -> str:
         """The tokens as text, special ones too."""
         return processor.decode(sample.inputs["input_ids"])
+
+
+class TextChoices(Text):
+    """Several texts a sample, for a model that scores each."""
+
+    def probe(self, model_config: Any) -> dict[str, Tensor]:
+        """As of texts, each the one choice of its row: (2, 1, 16)."""
+        return as_single_choices(super().probe(model_config))
 
 
 def _build(place: str, options: dict[str, Any]) -> Any:

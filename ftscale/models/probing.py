@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ftscale.models.choices import as_single_choices, takes_choices
+
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What a model raises that was not made for what is tried."""
 
@@ -95,7 +97,7 @@ def padded_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
     pad = inner.config.get_text_config().to_dict().get("pad_token_id") or 0
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return {"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}
+    return _as_taken({"input_ids": ids.to(inner.device), "attention_mask": mask.to(inner.device)}, inner)
 
 
 def flat_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def flat_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
     lengths = torch.tensor([len(row) for row in rows])
     starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int().to(inner.device)
     longest = int(lengths.max())
-    return {
+    inputs = {
         "input_ids": torch.cat(rows)[None].to(inner.device),
         "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None].to(inner.device),
         "cu_seq_lens_q": starts,
@@ -111,6 +113,11 @@ def flat_rows(rows: list[Tensor], inner: PreTrainedModel) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+    return _as_taken(inputs, inner)
+
+
+def _as_taken(inputs: dict[str, Any], inner: PreTrainedModel) -> dict[str, Any]:
+    return as_single_choices(inputs) if takes_choices(inner) else inputs
 
 
 def relative_difference(one: Tensor, other: Tensor) -> float:

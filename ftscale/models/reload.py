@@ -63,15 +63,19 @@ def floating(outputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def row_alone(
     model: torch.nn.Module, inputs: dict[str, torch.Tensor], logits: torch.Tensor, *, name: str
 ) -> dict[str, torch.Tensor]:
-    """The scores of the shortest row by itself, and those it had beside longer ones; nothing where all are as long."""
+    """The scores of the shortest row by itself, and those it had beside longer ones; nothing where all are as long.
+
+    The mask is (rows, tokens), or (rows, choices, tokens) of a model of multiple choice.
+    """
     mask = inputs["attention_mask"]
-    lengths = mask.sum(dim=1)
+    lengths = mask.sum(dim=-1).reshape(len(mask), -1).amax(dim=1)
     row, length = int(lengths.argmin()), int(lengths.min())
-    if length in (0, mask.shape[1]):
+    if length in (0, mask.shape[-1]):
         return {}
-    tokens = [name for name, value in inputs.items() if name != "labels" and value.shape[:2] == mask.shape]
+    tokens = [name for name, value in inputs.items() if name != "labels" and value.shape[: mask.ndim] == mask.shape]
+    whole = (slice(row, row + 1), *[slice(None)] * (mask.ndim - 2))
     own = {
-        name: value[row : row + 1, :length] if name in tokens else value[row : row + 1]
+        name: value[(*whole, slice(length))] if name in tokens else value[row : row + 1]
         for name, value in inputs.items()
     }
     alone = model(**own)[name][0].float().cpu()

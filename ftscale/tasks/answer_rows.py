@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import re
 from contextlib import suppress
 from typing import Any
 
@@ -13,11 +10,10 @@ from ftscale.data.missing import is_missing
 from ftscale.data.values import short
 from ftscale.tasks.base import Row
 from ftscale.tasks.rows import where
+from ftscale.tasks.written_lists import parse_written
 
 GivenAnswer = tuple[str, int | None]
 """A text, and the character of the context with which it begins, or None where that is not said."""
-
-NUMPY = re.compile(r"array\((\[.*?\])(?:, dtype=[\w<>]+)?\)", re.DOTALL)
 
 
 def answers_of(row: Row) -> list[GivenAnswer]:
@@ -30,7 +26,7 @@ def answers_of(row: Row) -> list[GivenAnswer]:
         return _paired(row, row.get("answer"), row.get("answer_start"), column="answer")
     value = row["answers"]
     if isinstance(value, str):
-        value = _parsed(value)
+        value = parse_written(value)
     if isinstance(value, dict):
         return _paired(row, value.get("text"), value.get("answer_start"), column="answers")
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
@@ -72,14 +68,3 @@ def _start(row: Row, value: Any) -> int | None:
         if not isinstance(value, bool) and float(value).is_integer():
             return int(float(value))
     raise UserError(f"{where(row)}: answer_start = {short(value)} must be a whole number of characters; mend the row.")
-
-
-def _parsed(text: str) -> Any:
-    """A text that JSON or Python wrote of lists and objects as these; any other text as it is, one answer."""
-    if text.lstrip()[:1] not in ("{", "["):
-        return text
-    with suppress(ValueError, RecursionError):
-        return json.loads(text)
-    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        return ast.literal_eval(NUMPY.sub(r"\1", text))
-    return text

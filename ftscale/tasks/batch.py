@@ -26,7 +26,7 @@ class Batch:
     Padded layout: inputs are tensors (samples, longest), with `attention_mask`. Flat layout: tensors (1, tokens), no
     attention mask, `position_ids` that restart at each sample, and the arguments by which transformers' attention
     functions know the samples: `cu_seq_lens_q`, `cu_seq_lens_k`: (samples + 1,) int32, `max_length_q`,
-    `max_length_k`: int.
+    `max_length_k`: int. Where samples are several sequences each, all this is of the sequences.
     """
 
     inputs: dict[str, Any]
@@ -41,6 +41,8 @@ class Batch:
     """(samples, ...): what was computed before the step, e.g. by a frozen model."""
     notes: list[Any] = field(default_factory=list)
     """One plain value a sample that evaluation and prediction read; empty in training."""
+    sequences: list[int] = field(default_factory=list)
+    """How many sequences of tokens each sample is, one after the other in the inputs; empty = each is one."""
     group: str = ""
     """The name of the task, where a step has samples of several; a micro-batch never mixes them."""
     repeats: Tensor | None = None
@@ -68,6 +70,18 @@ class Batch:
         if "cu_seq_lens_q" not in self.inputs:
             return rows
         return torch.searchsorted(self.inputs["cu_seq_lens_q"][1:].long(), positions, right=True)
+
+    def sequence_rows(self) -> tuple[Tensor, Tensor | None]:
+        """The row of each sequence of tokens, and which of its row's sequences in the optimizer step it is.
+
+        (sequences,) int64 each; the second is None where each row has one sequence and stands once in the step.
+        """
+        if not self.sequences:
+            return self.rows, self.repeats
+        numbers = torch.tensor(self.sequences, device=self.rows.device)
+        places = torch.cat([torch.arange(number) for number in self.sequences]).to(self.rows.device)
+        before = 0 if self.repeats is None else (self.repeats * numbers).repeat_interleave(numbers)
+        return self.rows.repeat_interleave(numbers), places + before
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on the device."""

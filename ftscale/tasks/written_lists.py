@@ -1,4 +1,4 @@
-"""Lists that a program wrote as text: Python's and JSON's `['a', 'b']`, NumPy's `['a' 'b']` and `[1. 0.]`."""
+"""Lists and objects that a program wrote as text: as Python and JSON do, and NumPy's `['a' 'b']` and `[1. 0.]`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ QUOTED_BY_NUMPY = re.compile(rf"\[\s*{QUOTED}(?:\s+{QUOTED})+\s*\]")
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 MOST_CHARACTERS = 2**20
 """Of a text that is read as a list: Python takes 250 bytes of memory a character for it; a book has 200,000 words."""
+NESTED_ARRAY = re.compile(r"array\((\[.*?\])(?:,\s+dtype=[\w<>]+)?\)", re.DOTALL)
 NUMBERS_BY_NUMPY = re.compile(rf"\[\s*{NUMBER}(?:\s+{NUMBER})*\s*\]")
 
 
@@ -41,6 +42,17 @@ def parse_list(text: str) -> list[Any] | None:
             return sorted(value, key=repr)
         return list(value) if isinstance(value, (list, tuple)) else None
     return None
+
+
+def parse_written(text: str) -> Any:
+    """A text that JSON or Python wrote of lists and objects as these; any other text as it is."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    with suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        return ast.literal_eval(NESTED_ARRAY.sub(r"\1", text))
+    return text
 
 
 def items_in(value: Any) -> list[Any]:

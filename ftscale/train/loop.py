@@ -77,7 +77,8 @@ class TaskModule(nn.Module):
         if not self.training:
             return self.task.outputs(self.model, batch)
         if self.masks is not None:
-            self.masks.enter(batch.rows, repeats=batch.repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
+            rows, repeats = batch.sequence_rows()
+            self.masks.enter(rows, repeats=repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
         try:
             return self.task.loss(self.model, batch)
         except RowsUnknownError as error:

@@ -33,6 +33,7 @@ OWNERS = {  # what a section is called where its settings are read
     "CausalLMSettings": {"task", "settings", "config"},
     "Seq2SeqSettings": {"task", "settings", "config"},
     "MaskedLMSettings": {"task", "settings", "config"},
+    "MultipleChoiceSettings": {"task", "settings", "config"},
     "QuestionAnsweringSettings": {"task", "settings", "config"},
     "ImageClassificationSettings": {"task", "settings", "config"},
     "GenerationSettings": {"generate", "settings", "config"},

@@ -55,6 +55,14 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "regression": ({"name": "text_classification", "problem": "regression"}, ({"text": "a", "label": 0.5},)),
     "token_classification": ({"name": "token_classification"}, ({"words": ["a", "b"], "tags": ["O", "B-x"]},)),
     "causal_lm": ({"name": "causal_lm", "chat_template": "chatml"}, CHATS),
+    "multiple_choice": (
+        {"name": "multiple_choice"},
+        (
+            {"context": "c", "question": "a", "choices": ["x", "y"], "label": 0},
+            {"question": "a", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "label": "B"},
+            {"question": "a", "choices": [{"text": "x", "label": "A"}, {"text": "y", "label": "B"}], "label": "y"},
+        ),
+    ),
     "seq2seq": ({"name": "seq2seq"}, ({"source": "a", "target": "b"},)),
 }
 

@@ -142,6 +142,14 @@ def test_run_mlm_hides_its_share_of_joined_texts_or_of_lines(tmp_path: Path):
     assert not hf(tmp_path, {**given, "line_by_line": True}).config.task.join_texts
 
 
+def test_run_swag_reads_four_endings_which_a_user_says_it_is_for(tmp_path: Path):
+    given = {"model_name_or_path": "bert-base-cased", "train_file": "a.csv", "max_seq_length": 80}
+    config = hf(tmp_path, given, task="multiple_choice").config
+    endings = ("ending0", "ending1", "ending2", "ending3")
+    assert (config.task.name, config.task.max_length) == ("multiple_choice", 80)
+    assert config.data.train[0].columns == {"context": "sent1", "question": "sent2", "choices": endings}
+
+
 def test_an_optimizer_or_schedule_that_is_not_to_be_had_is_told(tmp_path: Path):
     done = hf(tmp_path, {**REVIEWS, "optim": "galore_adamw", "lr_scheduler_type": "constant", "warmup_steps": 10})
     assert (done.config.optimizer.name, done.config.schedule.name) == ("adamw", "constant")

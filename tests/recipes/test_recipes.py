@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import needs
 import pytest
@@ -181,6 +182,19 @@ def sst2(at: Places) -> Overrides:
     }
 
 
+def swag(at: Places) -> Overrides:
+    """Balanced COPA stands in for it: columns of choices too."""
+    items = ElementTree.parse(at.shared / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()[:ROWS]
+    rows = [
+        {name: item.findtext(name) for name in ("p", "a1", "a2")} | {"label": item.get("most-plausible-alternative")}
+        for item in items
+    ]
+    path = at.work / "copa.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = {"path": str(path), "columns": {"question": "p", "choices": ["a1", "a2"]}}
+    return {"model": str(at.minilm), "data.train": source, "data.eval": source | {"limit": FEW}}
+
+
 def streamed_pretraining(at: Places) -> Overrides:
     return {
         "model": at.weights("stories260K"),
@@ -211,6 +225,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "squad": squad,
     "sst2": sst2,
     "streamed_pretraining": streamed_pretraining,
+    "swag": swag,
 }
 LAUNCHED = {"full_zero3": "zero3", "llama_qlora_zero2": "zero2"}
 """Recipes for several processes, and the strategy of each."""

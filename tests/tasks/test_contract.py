@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -144,6 +146,28 @@ def masked_lm(shared: Path, **settings: Any) -> Case:
     return Case(task, rows, model, unlabelled, flat=True)
 
 
+def multiple_choice(shared: Path) -> Case:
+    """Two choices or three; some are about a context."""
+    items = ElementTree.parse(shared / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()[:6]
+    rows: list[dict[str, Any]] = [
+        {
+            "context": item.findtext("p") if place % 2 else None,
+            "question": f"What was the {item.get('asks-for')} of this?" if place % 2 else item.findtext("p"),
+            "choices": [item.findtext("a1"), item.findtext("a2"), "The cat slept."][: 2 + place % 3 // 2],
+            "label": int(item.get("most-plausible-alternative")),
+        }
+        for place, item in enumerate(items)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted({"name": "multiple_choice"}, rows, tokenizer)
+    assert task.settings.label_form == "number_from_1"
+    torch.manual_seed(0)
+    # what choices have in common cancels in the gradient, and with small weights that is nearly all
+    config = BertConfig(vocab_size=30522, initializer_range=0.2, **SIZES, **task.model_settings())
+    model = BertForMultipleChoice(config).eval()
+    return Case(task, rows, model, without(rows, "label"), flat=True)
+
+
 def image_classification(shared: Path) -> Case:
     with tarfile.open(shared / "data/image_classification/cifar10_subset.tar.gz") as archive:
         members = [member for member in islice(archive, 0, 1000, 150) if member.isfile()]
@@ -190,6 +214,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "question_answering": question_answering,
     "masked_lm": masked_lm,
     "masked_lm-whole_words": lambda shared: masked_lm(shared, whole_words=True, mask_ratio=0.3),
+    "multiple_choice": multiple_choice,
     "image_classification": image_classification,
 }
 

@@ -72,6 +72,12 @@ def spans() -> Answered:
     )
 
 
+def choices() -> Answered:
+    """Of two questions with two choices the first is right."""
+    batch, right = Batch({}, torch.arange(2), torch.tensor([0, 0])), torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    return batch, {"logits": right, "losses": LOSSES[:2]}, {"logits": -right, "losses": OTHER_LOSSES[:2]}
+
+
 def texts(notes: list[Any]) -> Answered:
     sums = {"losses": LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([6, 5])}
     other = {"losses": OTHER_LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([0, 1])}
@@ -87,6 +93,7 @@ TASKS: dict[str, tuple[dict[str, Any], Answered]] = {
     "images": ({"name": "image_classification", "labels": CLASSES}, classes()),
     "translations": ({"name": "seq2seq"}, texts([[text] for text in TEXTS])),
     "answers": ({"name": "question_answering", "no_answer": True}, spans()),
+    "choices": ({"name": "multiple_choice"}, choices()),
     "masks": ({"name": "masked_lm"}, texts([])),
     "turns": (
         {"name": "causal_lm", "generate": {"max_new_tokens": 4}},

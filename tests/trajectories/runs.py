@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import launching
 from strategies.jobs import tiny_bert
@@ -51,6 +52,26 @@ def masked_lm(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def multiple_choice(shared: Path, work: Path) -> dict[str, Any]:
+    """The same small BERT on causes and effects: two choices or three."""
+    rows = work / "copa.jsonl"
+    if not rows.exists():
+        items = ElementTree.parse(shared / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()
+        rows.write_text("".join(f"{json.dumps(_choices(item, place))}\n" for place, item in enumerate(items[:300])))
+    return {
+        "task": {"name": "multiple_choice"},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random", "overrides": {"initializer_range": 0.2}},
+        "data": {"cache_dir": str(work / "cache"), "train": str(rows)},
+        **_common(),
+    }
+
+
+def _choices(item: ElementTree.Element, place: int) -> dict[str, Any]:
+    choices = [item.findtext("a1"), item.findtext("a2"), *(["Nothing happened."] if place % 3 == 0 else [])]
+    label = int(item.attrib["most-plausible-alternative"])
+    return {"context": item.findtext("p"), "question": item.get("asks-for"), "choices": choices, "label": label}
+
+
 def question_answering(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on questions, with contexts in several windows."""
     rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
@@ -84,6 +105,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
 TASKS = {
     "causal_lm": causal_lm,
     "masked_lm": masked_lm,
+    "multiple_choice": multiple_choice,
     "question_answering": question_answering,
     "text_classification": text_classification,
 }

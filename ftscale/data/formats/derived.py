@@ -27,6 +27,8 @@ PLACES = ("folder", "file")
 
 REFERENCES = ("target",)
 """Roles that may have several texts, so that a list of columns is one of texts and not of 0 and 1."""
+PLACED = ("choices",)
+"""Roles of several texts of which each keeps its place, also where another one is missing."""
 
 LEFT_OUT = frozenset(("missing", "unlabelled"))
 """Kinds of rows in `drop` that lack a value."""
@@ -111,6 +113,8 @@ def derived(
 
     def make(values: Sequence[Any], where: str) -> Any:
         found = {name: cells[name].read(value, where) for name, value in zip(cells, values, strict=True)}
+        if isinstance(key, tuple) and role in PLACED:
+            return list(found.values())
         if isinstance(key, tuple):
             return _texts(found) if role in REFERENCES else _classes(found, role, setting=setting, where=where)
         return _text(parts, found, setting=setting, where=where) if parts else found[key]
