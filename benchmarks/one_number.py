@@ -34,7 +34,6 @@ from typing import Any
 
 from safetensors.torch import load_file
 from speed import hardware, rounded, versions
-from speed_hf_trainer import MODELS
 from speed_works import NAMES
 
 from ftscale.config.tasks import SETTINGS
@@ -88,13 +87,19 @@ class Program:
     worlds: Sequence[tuple[str, int]]
 
 
+def our_layouts(task: str) -> Sequence[str]:
+    return ("flat", "padded") if "flat_rows" in SETTINGS[task].can else ("padded",)
+
+
+def their_layouts(task: str) -> Sequence[str]:
+    from speed_hf_trainer import MODELS
+
+    return ("padded",) if task in MODELS else ()
+
+
 PROGRAMS = {
-    "ftscale": Program(
-        "one_number.py",
-        lambda task: ("flat", "padded") if "flat_rows" in SETTINGS[task].can else ("padded",),
-        WORLDS,
-    ),
-    "hf_trainer": Program("one_number_hf_trainer.py", lambda task: ("padded",) if task in MODELS else (), WORLDS[:2]),
+    "ftscale": Program("one_number.py", our_layouts, WORLDS),
+    "hf_trainer": Program("one_number_hf_trainer.py", their_layouts, WORLDS[:2]),
 }
 
 
