@@ -12,7 +12,7 @@ rows, alone and under DDP, where transformers has a collator for the task.
 
 AdamW's epsilon is 1e-3: a smaller one divides gradients that are nothing but rounding by themselves, and hides that a
 gradient is too large by a factor. The models have no batch norm, whose statistics are by its definition those of a
-micro-batch. Needs ../shared. Results go into benchmarks/results/one_number.json, task by task.
+micro-batch. Needs ../shared. Results go into benchmarks/results/one_number.json, a task at a time.
 """
 
 from __future__ import annotations
@@ -144,12 +144,11 @@ def main() -> None:
     if strange := [task for task in arguments.only if task not in known]:
         parser.error(f"no small run of {', '.join(strange)}; describe it in works()")
     write_inputs()
-    runs = {task: configuration(task, known[task], dropout=arguments.dropout) for task in arguments.only}
-    found = {name: measure(name, runs) for name in PROGRAMS}
-    for task, run in runs.items():
+    for task in arguments.only:
+        run = configuration(task, known[task], dropout=arguments.dropout)
         described = json.dumps(run).replace(str(ROOT / "runs"), "runs").replace(str(SHARED), "../shared")
         record = {
-            **{name: of_task[task] for name, of_task in found.items()},
+            **{name: measure(name, task, run) for name in PROGRAMS},
             "work": json.loads(described),
             "command": f"python benchmarks/one_number.py --only {task} --dropout {arguments.dropout:g}",
             "hardware": hardware(),
@@ -159,25 +158,23 @@ def main() -> None:
     show(json.loads(RESULTS.read_text()))
 
 
-def measure(name: str, runs: dict[str, Config]) -> dict[str, Any]:
-    """Do all cuts of all tasks with a program, and compare them; None for a task that it does not do."""
-    program = PROGRAMS[name]
-    cuts = {
-        task: pairs(layouts, MICRO_SIZES, program.worlds, STOPS) for task in runs if (layouts := program.layouts(task))
-    }
-    folders = {task: WORK / task / name for task in cuts}
-    for folder in folders.values():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+def measure(name: str, task: str, run: Config) -> dict[str, Any] | None:
+    """Do all cuts of a task's run with a program, and compare them; None where it does not do the task."""
+    program, folder = PROGRAMS[name], WORK / task / name
+    layouts = program.layouts(task)
+    if not layouts:
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if name == "hf_trainer":
+        write_rows(run, folder)
+    cuts = pairs(layouts, MICRO_SIZES, program.worlds, STOPS)
     listed: dict[int, list[dict[str, Any]]] = {}
-    for task, of_task in cuts.items():
-        if name == "hf_trainer":
-            write_rows(runs[task], folders[task])
-        for processes, job in jobs(of_task, runs[task], folders[task]):
-            listed.setdefault(processes, []).append(job)
+    for processes, job in jobs(cuts, run, folder):
+        listed.setdefault(processes, []).append(job)
     for processes, of_processes in listed.items():
-        launch(program.script, of_processes, processes=processes)
-    return {task: compared(cuts[task], folders[task]) if task in cuts else None for task in runs}
+        launch(program.script, of_processes, processes=processes, folder=folder)
+    return compared(cuts, folder)
 
 
 # ---------------------------------------------------------------- cuts
@@ -214,9 +211,9 @@ def jobs(cuts: list[Cut], run: Config, folder: Path) -> Iterator[tuple[int, dict
         yield processes, {"config": config, "resumes": name in resumed}
 
 
-def launch(script: str, listed: list[dict[str, Any]], *, processes: int) -> None:
+def launch(script: str, listed: list[dict[str, Any]], *, processes: int, folder: Path) -> None:
     """Do the jobs one after another in the same processes. Raises RuntimeError where one fails."""
-    file, output = WORK / f"{script}-{processes}.json", WORK / f"{script}-{processes}.log"
+    file, output = folder / f"jobs-{processes}.json", folder / f"jobs-{processes}.log"
     file.write_text(json.dumps(listed))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *launcher, str(Path(__file__).with_name(script)), "--worker", str(file)]
