@@ -26,6 +26,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 MODELS = {
     "text_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
     "causal_lm": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
     "image_classification": "AutoModelForImageClassification",
@@ -107,7 +108,7 @@ def build_model(run: dict[str, Any], settings: dict[str, Any], *, attention: str
     """The model in its fastest form: weights in the run's precision, LoRA in the weights' type."""
     dtype = torch.bfloat16 if run["train"]["precision"] == "bf16" else torch.float32
     options = {} if attention is None else {"attn_implementation": attention}
-    if settings:
+    if "id2label" in settings:
         settings["id2label"] = {int(number): label for number, label in settings["id2label"].items()}
     model = getattr(transformers, MODELS[run["task"]["name"]]).from_pretrained(
         run["model"], dtype=dtype, ignore_mismatched_sizes=True, **settings, **options
@@ -129,6 +130,7 @@ def build_collator(run: dict[str, Any], model: Any) -> Collate:
     by_task = {
         "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
         "token_classification": lambda: transformers.DataCollatorForTokenClassification(tokenizer),
+        "question_answering": lambda: transformers.DataCollatorWithPadding(tokenizer),
         "causal_lm": lambda: transformers.DataCollatorForSeq2Seq(tokenizer),
         "seq2seq": lambda: transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
     }
@@ -142,7 +144,7 @@ def padded(tokenizer: Any) -> Collate:
 
 
 def _of_known_names(collate: Any) -> Collate:
-    names = ("input_ids", "token_type_ids", "labels")
+    names = ("input_ids", "token_type_ids", "labels", "start_positions", "end_positions")
     return lambda rows: collate([{name: row[name] for name in names if name in row} for row in rows])
 
 

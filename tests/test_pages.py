@@ -322,3 +322,12 @@ def test_measured_results_are_those_of_the_benchmark():
     assert rows.keys() == results.keys()
     for name, result in results.items():
         assert Decimal(str(result["value"])).quantize(Decimal("0.001"), ROUND_HALF_UP) == Decimal(rows[name]), name
+
+
+def test_differences_between_cuts_are_those_of_the_benchmark():
+    page = (pages.ROOT / "docs/measured.md").read_text(encoding="utf-8")
+    results = json.loads((pages.ROOT / "benchmarks/results/one_number.json").read_text())
+    for task, result in results.items():
+        sides = [side["largest"] for side in (result["ftscale"], result["hf_trainer"]) if side]
+        cells = [f"{side[figure]:.0e}" for side in sides for figure in ("loss", "grad_norm", "weights")]
+        assert f"| {task} | {' | '.join(cells)} |" in page, task

@@ -55,3 +55,18 @@ def test_a_total_is_the_sum_of_the_terms_with_their_factors():
     total.backward()
     assert (total.item(), first.grad.item(), second.grad.item()) == (21.5, 0.5, 4.0)
     assert total_of({"loss": first}, {"loss": 2.0}).item() == 6.0
+
+
+def test_each_sequence_of_a_row_is_told_from_the_others_also_where_the_row_stands_twice():
+    """What chance is drawn by: no two sequences of a step may have the same."""
+    one_each = batch("flat")
+    assert one_each.sequence_rows() == (one_each.rows, None)
+    made = Batch({}, torch.tensor([7, 4, 7]), sequences=[2, 3, 2], repeats=torch.tensor([0, 0, 1]))
+    rows, which = made.sequence_rows()
+    assert list(zip(rows.tolist(), which.tolist(), strict=True)) == [
+        *((7, 0), (7, 1)),
+        *((4, 0), (4, 1), (4, 2)),
+        *((7, 2), (7, 3)),
+    ]
+    alone = Batch({}, torch.tensor([4]), sequences=[3]).sequence_rows()
+    assert [part.tolist() for part in alone] == [[4, 4, 4], [0, 1, 2]]

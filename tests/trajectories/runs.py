@@ -116,6 +116,7 @@ BERT_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 DROPOUT: dict[str, dict[str, float]] = {
     "causal_lm": {"attention_dropout": 0.1},
     "masked_lm": BERT_DROPOUT,
+    "multiple_choice": BERT_DROPOUT,
     "question_answering": BERT_DROPOUT,
     "text_classification": BERT_DROPOUT,
 }

@@ -27,17 +27,17 @@ VARIANTS: dict[str, tuple[bool, str]] = {
     "dropout, padded": (True, "padded"),
 }
 """Whether the model drops, and the layout of batches."""
-FEWER = () if needs.ALL else ("masked_lm",)
+FEWER = () if needs.ALL else ("masked_lm", "multiple_choice")
 """Tasks whose loss is made by the code of another task's, of which an ordinary run has a few combinations."""
 TASKS = [task for task in runs.TASKS if task not in FEWER]
 AXES = (TASKS, list(runs.OPTIMIZERS), WORLDS, MICRO_SIZES, list(VARIANTS))
 REFERENCES = {
     kind: (*kind[:2], (1, "single"), 8, "dropout" if kind[2] else "plain")
-    for kind in [*itertools.product(TASKS, runs.OPTIMIZERS, (False, True)), *((task, "sgd", False) for task in FEWER)]
+    for kind in [*itertools.product(TASKS, runs.OPTIMIZERS, (False, True)), *((task, "sgd", True) for task in FEWER)]
 }
 """By task, optimizer, and whether there is dropout: one trajectory each."""
 KINDS = list(REFERENCES)
-OF_FEWER = (((1, "single"), 2, "plain"), ((2, "ddp"), 2, "plain"), ((2, "zero3"), 1, "plain"))
+OF_FEWER = (((1, "single"), 2, "dropout, padded"), ((2, "ddp"), 2, "dropout"), ((2, "zero3"), 1, "dropout"))
 COMBINATIONS = [
     *needs.pairs(*AXES, first=[key for key in REFERENCES.values() if key[0] in TASKS]),
     *(key for key in REFERENCES.values() if key[0] in FEWER),
