@@ -168,7 +168,7 @@ def test_unknown_fields_come_with_the_nearest_all_at_once():
 
 
 def test_what_peft_refuses_is_the_users_error():
-    config = AdapterConfig.model_validate({"method": "lora", "target_modules": "wrong_proj"})
+    config = AdapterConfig.model_validate({"method": "lora", "target_modules": ["q_proj"], "layers_to_transform": [99]})
     with pytest.raises(UserError, match=r"lora does not go with LlamaForCausalLM.*Its modules: .*q_proj"):
         apply_adapter(llama(), config, task_type="CAUSAL_LM")
     with pytest.raises(UserError, match="adapter.method = adaption_prompt|leaves the new head classifier untrained"):
