@@ -627,7 +627,9 @@ MUTANTS = (
         "ftscale/tasks/choice_rows.py",
         '"number_from_1": 1}',
         '"number_from_1": 0}',
-        ("tests/tasks/test_multiple_choice.py::test_how_labels_name_a_choice_is_told_by_all_rows",),
+        (
+            "tests/tasks/test_multiple_choice.py::test_how_labels_name_a_choice_is_told_by_all_rows[rows3-number_from_1-places3]",
+        ),
     ),
     Mutant(
         "rendered conversations of any length",
