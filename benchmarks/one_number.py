@@ -26,7 +26,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,8 +341,7 @@ def write_inputs() -> None:
     for name, (model_class, config) in made.items():
         torch.manual_seed(0)
         model_class(config).save_pretrained(WORK / "models" / name)
-    with tarfile.open(SHARED / "data/image_classification/cifar10_subset.tar.gz") as archive:
-        archive.extractall(WORK, filter="data")
+    shutil.unpack_archive(SHARED / "data/image_classification/cifar10_subset.tar.gz", WORK, filter="data")
     images = WORK / "cifar10/train"
     with (WORK / "images.csv").open("w", newline="") as file:
         writer = csv.writer(file)
