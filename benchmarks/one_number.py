@@ -291,9 +291,7 @@ def weights(folder: Path) -> dict[str, Any]:
 
 def configuration(task: str, work: Config, *, dropout: float) -> Config:
     """The run's settings but for its folder and its cut."""
-    from transformers import AutoConfig
-
-    fields = AutoConfig.from_pretrained(work["model"]).to_dict()
+    fields = json.loads((Path(work["model"]) / "config.json").read_text())
     overrides = {name: dropout for name, value in fields.items() if "drop" in name and isinstance(value, float)}
     return {
         "task": {"name": task, **work["task"]},
