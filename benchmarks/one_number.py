@@ -291,7 +291,10 @@ def weights(folder: Path) -> dict[str, Any]:
 
 def configuration(task: str, work: Config, *, dropout: float) -> Config:
     """The run's settings but for its folder and its cut."""
-    fields = json.loads((Path(work["model"]) / "config.json").read_text())
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads((Path(work["model"]) / "config.json").read_text())
+    fields = CONFIG_MAPPING[written["model_type"]](**written).to_dict()
     overrides = {name: dropout for name, value in fields.items() if "drop" in name and isinstance(value, float)}
     return {
         "task": {"name": task, **work["task"]},
