@@ -26,7 +26,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,9 +291,10 @@ def weights(folder: Path) -> dict[str, Any]:
 
 def configuration(task: str, work: Config, *, dropout: float) -> Config:
     """The run's settings but for its folder and its cut."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING
 
-    fields = AutoConfig.from_pretrained(work["model"]).to_dict()
+    written = json.loads((Path(work["model"]) / "config.json").read_text())
+    fields = CONFIG_MAPPING[written["model_type"]](**written).to_dict()
     overrides = {name: dropout for name, value in fields.items() if "drop" in name and isinstance(value, float)}
     return {
         "task": {"name": task, **work["task"]},
@@ -342,8 +342,7 @@ def write_inputs() -> None:
     for name, (model_class, config) in made.items():
         torch.manual_seed(0)
         model_class(config).save_pretrained(WORK / "models" / name)
-    with tarfile.open(SHARED / "data/image_classification/cifar10_subset.tar.gz") as archive:
-        archive.extractall(WORK, filter="data")
+    shutil.unpack_archive(SHARED / "data/image_classification/cifar10_subset.tar.gz", WORK, filter="data")
     images = WORK / "cifar10/train"
     with (WORK / "images.csv").open("w", newline="") as file:
         writer = csv.writer(file)

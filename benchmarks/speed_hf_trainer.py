@@ -127,6 +127,7 @@ def build_collator(run: dict[str, Any], model: Any) -> Collate:
     if run["task"]["name"] == "image_classification":
         return image_collator(transformers.AutoImageProcessor.from_pretrained(run["model"], backend="pil"), model.dtype)
     tokenizer = AutoTokenizer.from_pretrained(run["model"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     by_task = {
         "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
         "token_classification": lambda: transformers.DataCollatorForTokenClassification(tokenizer),
