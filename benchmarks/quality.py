@@ -20,7 +20,8 @@ import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+
+from defusedxml import ElementTree
 
 from ftscale.demo.__main__ import encoder_folder
 from ftscale.run.folder import versions

@@ -122,12 +122,18 @@ def build_model(run: dict[str, Any], settings: dict[str, Any], *, attention: str
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **adapter), autocast_adapter_dtype=False)
 
 
+def load_tokenizer(run: dict[str, Any]) -> Any:
+    """The model's tokenizer, which pads with its end token where it has no other."""
+    tokenizer = AutoTokenizer.from_pretrained(run["model"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
 def build_collator(run: dict[str, Any], model: Any) -> Collate:
     """transformers' own collators, and its own image processor."""
     if run["task"]["name"] == "image_classification":
         return image_collator(transformers.AutoImageProcessor.from_pretrained(run["model"], backend="pil"), model.dtype)
-    tokenizer = AutoTokenizer.from_pretrained(run["model"])
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer = load_tokenizer(run)
     by_task = {
         "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
         "token_classification": lambda: transformers.DataCollatorForTokenClassification(tokenizer),

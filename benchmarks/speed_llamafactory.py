@@ -15,16 +15,19 @@ from typing import Any
 
 import yaml
 from llamafactory.train.tuner import run_exp
-from speed_hf_trainer import Stopwatch, padded, read_rows, write_result
-from transformers import AutoTokenizer
+from speed_hf_trainer import Stopwatch, load_tokenizer, padded, read_rows, write_result
 
 
 class ScoredAtTheEnd(Stopwatch):
     """Writes the result while the model is at hand: `run_exp` gives none back."""
 
+    def __init__(self, run: dict[str, Any], folder: Path, *, tokens: int) -> None:
+        super().__init__(folder)
+        self.run = run
+        self.tokens = tokens
+
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        write_result(self.folder, self, others["model"], padded(tokenizer), tokens=self.tokens)
+        write_result(self.folder, self, others["model"], padded(load_tokenizer(self.run)), tokens=self.tokens)
 
 
 def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
@@ -33,8 +36,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
     steps, tokens = len(rows) // size, sum(len(row["input_ids"]) for row in rows)
     source = {"file_name": run["data"]["train"]["path"], "formatting": "alpaca"}
     (folder / "dataset_info.json").write_text(json.dumps({"rows": source}))
-    stopwatch = ScoredAtTheEnd(folder)
-    stopwatch.tokenizer, stopwatch.tokens = run["model"], tokens
+    stopwatch = ScoredAtTheEnd(run, folder, tokens=tokens)
     adapter = run["adapter"]
     arguments = {
         "stage": "sft",

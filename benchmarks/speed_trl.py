@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 from datasets import Dataset
-from speed_hf_trainer import Stopwatch, build_model, padded, read_rows, write_result
-from transformers import AutoTokenizer
+from speed_hf_trainer import Stopwatch, build_model, load_tokenizer, padded, read_rows, write_result
 from trl import SFTConfig, SFTTrainer
 
 
@@ -26,7 +25,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
     rows, size, parts = read_rows(folder / "train.json"), run["batch"]["global_size"], setting["micro_batches"]
     steps = len(rows) // size
     tokens = sum(len(row["input_ids"]) for row in rows)
-    tokenizer = AutoTokenizer.from_pretrained(run["model"])
+    tokenizer = load_tokenizer(run)
     arguments = SFTConfig(
         output_dir=str(folder / "output"),
         max_steps=steps,
