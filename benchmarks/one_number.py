@@ -2,8 +2,8 @@
 
     python benchmarks/one_number.py [--only TASK ...] [--dropout 0]
 
-Every task trains a small model in fp32, 6 optimizer steps of 8 real rows each, without dropout, which draws other
-numbers for other micro-batches. It is cut into micro-batches of at most 8, 2 and 1 samples, alone and on two processes
+Every task trains a small model in fp32, 6 optimizer steps of 8 real rows each, without dropout (--dropout
+0.1: with it). It is cut into micro-batches of at most 8, 2 and 1 samples, alone and on two processes
 (gloo) under DDP, ZeRO-2 and ZeRO-3, in flat and in padded rows, whole and stopped half way and resumed: as many cuts as
 it takes for every two values to meet. Each is compared with the run of one process and one micro-batch: the largest
 relative difference of a step's loss and of its gradient norm, and the distance of the final weights as a share of the
@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defusedxml import ElementTree
 from safetensors.torch import load_file
 from speed import hardware, rounded, versions
 from speed_works import NAMES
@@ -111,6 +112,14 @@ def works() -> dict[str, Config]:
             {"max_length": 128}, SHARED / "weights/stories260K", captions / "train.en.gz", format="text"
         ),
         "image_classification": _work({}, WORK / "models/vit", WORK / "images.csv"),
+        "masked_lm": _work(
+            {"max_length": 64, "whole_words": True},
+            bert,
+            SHARED / "data/text_classification/sst2/train.tsv",
+            header=False,
+            columns={"text": 0},
+        ),
+        "multiple_choice": _work({"max_length": 64}, bert, WORK / "choices.jsonl"),
         "question_answering": _work(
             {"max_length": 96, "max_question": 40, "stride": 16}, bert, qa, rows="data.paragraphs.qas"
         ),
@@ -321,7 +330,7 @@ def write_rows(run: Config, folder: Path) -> None:
 
 
 def write_inputs() -> None:
-    """Small models of random weights, with real tokenizers, and images of ten classes as files."""
+    """Small models of random weights, with real tokenizers; images of ten classes; the choices of Balanced COPA."""
     import torch
     import transformers
 
@@ -342,6 +351,17 @@ def write_inputs() -> None:
     for name, (model_class, config) in made.items():
         torch.manual_seed(0)
         model_class(config).save_pretrained(WORK / "models" / name)
+    root = ElementTree.parse(SHARED / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()
+    rows = [
+        {
+            "context": item.findtext("p"),
+            "question": f"What was the {item.get('asks-for')} of this?",
+            "choices": [item.findtext("a1"), item.findtext("a2")],
+            "label": int(item.attrib["most-plausible-alternative"]) - 1,
+        }
+        for item in root
+    ]
+    (WORK / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.unpack_archive(SHARED / "data/image_classification/cifar10_subset.tar.gz", WORK, filter="data")
     images = WORK / "cifar10/train"
     with (WORK / "images.csv").open("w", newline="") as file:
