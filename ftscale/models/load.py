@@ -159,14 +159,15 @@ def load_small_twin(config: ModelConfig, *, auto_class: str, settings: dict[str,
     Vocabulary and feed-forward layers are small, so that the twin of a 70 B Llama takes 1.3 GB.
     """
     model_config = load_model_config(config, settings=settings)
-    model_config.num_hidden_layers = min(2, model_config.num_hidden_layers)
+    if "num_hidden_layers" in model_config.to_dict():  # convolutions have none
+        model_config.num_hidden_layers = min(2, model_config.num_hidden_layers)
     if "layer_types" in model_config.to_dict() and model_config.layer_types is not None:
         model_config.layer_types = sorted(set(model_config.layer_types))[:2] * (
             2 // len(set(model_config.layer_types)) or 1
         )
         model_config.num_hidden_layers = len(model_config.layer_types)
     _narrow(model_config.get_text_config())
-    if model_config.get_text_config().pad_token_id is None:
+    if getattr(model_config.get_text_config(), "pad_token_id", None) is None:
         model_config.get_text_config().pad_token_id = 0  # by it a decoder finds the last token that its head reads
     try:
         with seeded_weights(0, "twin"):

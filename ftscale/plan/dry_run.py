@@ -325,7 +325,7 @@ def _run(
     if probe is not None:
         about: dict[str, Any] = {"wanted": config.train.dropout, "layout": layout, "device": kind}
         with quiet():  # a run tells it
-            masks = choose_dropout(model, config, task, probed=probe.twin, **about)
+            masks = choose_dropout(model, config, task, probed=lambda: probe.twin, **about)
     if masks is not None and config.train.activation_checkpointing:
         enable_checkpointing(model, masks=masks)
     module = TaskModule(model, task, masks=masks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -56,11 +57,18 @@ def build_model(
     layout = batch_layout(model, config, task, distributed)
     masks = None
     if dropout != "by_process":
-        device, twin = distributed.device.type, None
-        if distributed.strategy.shards_weights:
-            settings = task.model_settings()
-            twin = _small_twin(config.model, distributed, auto_class=task.auto_class, settings=settings)
-        masks = choose_dropout(model, config, task, wanted=dropout, layout=layout, device=device, probed=twin)
+        twin = partial(
+            _small_twin, config.model, distributed, auto_class=task.auto_class, settings=task.model_settings()
+        )
+        masks = choose_dropout(
+            model,
+            config,
+            task,
+            wanted=dropout,
+            layout=layout,
+            device=distributed.device.type,
+            probed=twin if distributed.strategy.shards_weights else None,
+        )
     if config.train.activation_checkpointing:
         enable_checkpointing(model, masks=masks)
     _tell(model)

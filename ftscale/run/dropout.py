@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -44,18 +44,18 @@ def choose_dropout(
     wanted: Mode,
     layout: Layout,
     device: str,
-    probed: nn.Module | None = None,
+    probed: Callable[[], nn.Module] | None = None,
 ) -> Masks | None:
     """Settle how dropout draws, and prepare the model for it; None = by process, as torch does, or not at all.
 
     Call it on the bare or PEFT-wrapped model, when it is prepared for its layout. `wanted` is `train.dropout`, or how a
-    resumed run began; `device`: its kind. `probed`: a model of the same architecture to try out instead, padded.
+    resumed run began; `device`: its kind. `probed`: makes a model of the same architecture to try out instead, padded.
 
     Raises UserError where dropout by row is asked for and impossible.
     """
     if wanted == "by_process" or (wanted == "auto" and device != "cpu"):
         return None
-    trial = _Trial(model, task, layout) if probed is None else _Trial(probed, task, "padded")
+    trial = _Trial(model, task, layout) if probed is None else _Trial(probed(), task, "padded")
     if not (trial.draws() or (probed is not None and _has_dropout(model))):
         return None
     problem = _known_problem(model, config, task, wanted=wanted) or trial.why_not_by_row(seed=config.seed)
