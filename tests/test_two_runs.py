@@ -149,7 +149,7 @@ def struck(forward: Callable[..., Any], *, by: signal.Signals | None = None) -> 
     layers = iter(range(3))
 
     def strike(module: LlamaMLP, states: torch.Tensor) -> Any:
-        if module.training and next(layers, 0) == 2:
+        if module.training and torch.is_grad_enabled() and next(layers, 0) == 2:  # no probe before the first step
             if by is None:
                 raise RuntimeError("struck")
             signal.raise_signal(by)

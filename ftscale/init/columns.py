@@ -75,6 +75,10 @@ Columns = dict[str, Any]
 """What the task calls a column, to the file's name of it."""
 
 
+WHERE_ASKED = ("masked_lm",)
+"""Tasks that no file tells: whatever has a text would fit."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a row is to a task."""
@@ -123,7 +127,9 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
     first = replace(found, doubts=Doubts(_likely if found.doubts.ask is not None else None))
     answers = {name: answer for name, way in ways.items() if (answer := way(first, False)) is not None}
     told = bool(answers)
-    answers = answers or {name: answer for name, way in ways.items() if (answer := way(first, True)) is not None}
+    if not told:
+        likely = {name: way for name, way in ways.items() if name not in WHERE_ASKED}
+        answers = {name: answer for name, way in likely.items() if (answer := way(first, True)) is not None}
     if not answers:
         raise UserError(
             f"FILE = {found.path} does not tell its task by its columns ({_names(found)}); name those that a task "
