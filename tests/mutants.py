@@ -524,7 +524,7 @@ MUTANTS = (
         "if word",
         (
             "tests/base/test_started.py::"
-            "test_an_earlier_run_is_not_replaced_again_and_none_is_resumed_that_was_not_begun",
+            "test_an_earlier_run_is_not_replaced_again_and_none_is_resumed_that_was_not_begun[given1-True-run.yaml --resume]",
         ),
     ),
     Mutant(

@@ -312,7 +312,7 @@ def _pretrained_model(
     """The model, and transformers' account of the keys that were missing or of another shape."""
     if "mlp_head" in model_config.to_dict():  # saved by ftscale: the head's code is here, none of the folder's is run
         build = model_class_with_head(model_config)
-    return build.from_pretrained(
+    model, info = build.from_pretrained(
         _locate("model.name", config.name),
         config=model_config,
         dtype=dtype,
@@ -325,6 +325,18 @@ def _pretrained_model(
         output_loading_info=True,
         **_attention_argument(config),
     )
+    forget_unused_renamings(model)
+    return model, info
+
+
+def forget_unused_renamings(model: PreTrainedModel) -> None:
+    """Have a model saved under the names of weights that its own files have.
+
+    Under ZeRO-3 transformers (5.23, integrations/deepspeed.py) keeps all renamings that loading knows, where it keeps
+    the used ones otherwise; undone by `save_pretrained`, BERT's LayerNorm.weight would be LayerNorm.gamma.
+    """
+    if known := getattr(model, "_weight_conversions", None):
+        model._weight_conversions = [renaming for renaming in known if renaming.was_used()]
 
 
 def _attention_argument(config: ModelConfig) -> dict[str, str]:

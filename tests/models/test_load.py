@@ -12,7 +12,13 @@ from ftscale.base.errors import UserError
 from ftscale.config.schema import ModelConfig, OptimizerConfig
 from ftscale.modalities.image import Images
 from ftscale.modalities.text import Text
-from ftscale.models.load import fit_vocabulary, load_model, load_model_config, load_small_twin
+from ftscale.models.load import (
+    fit_vocabulary,
+    forget_unused_renamings,
+    load_model,
+    load_model_config,
+    load_small_twin,
+)
 from ftscale.optim import build_optimizer
 
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -314,3 +320,24 @@ def test_code_of_the_models_own_is_found_for_random_weights_too(shared, tmp_path
     for init in ("random", "pretrained"):
         config = ModelConfig(name=str(folder), init=init, trust_remote_code=True)
         assert type(load_model(config, **about)).__name__ == "Own"
+
+
+def test_weights_are_saved_under_the_names_that_they_were_loaded_by(tmp_path):
+    """transformers undoes in saving what `_weight_conversions` holds; under ZeRO-3 loading leaves all of them there."""
+    from safetensors import safe_open
+    from transformers import BertConfig, BertForMaskedLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    def saved(model, name):
+        model.save_pretrained(tmp_path / name)
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            return set(file.keys())
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = BertForMaskedLM(BertConfig(vocab_size=20, **sizes))
+    plain = saved(model, "plain")
+    assert "bert.embeddings.LayerNorm.weight" in plain
+    model._weight_conversions = get_model_conversion_mapping(model)
+    assert "bert.embeddings.LayerNorm.gamma" in saved(model, "all"), "transformers no longer needs this"
+    forget_unused_renamings(model)
+    assert saved(model, "used") == plain
