@@ -524,7 +524,8 @@ MUTANTS = (
         "if word",
         (
             "tests/base/test_started.py::"
-            "test_an_earlier_run_is_not_replaced_again_and_none_is_resumed_that_was_not_begun[given1-True-run.yaml --resume]",
+            "test_an_earlier_run_is_not_replaced_again_and_none_is_resumed_that_was_not_begun"
+            "[given1-True-run.yaml --resume]",
         ),
     ),
     Mutant(
