@@ -624,15 +624,6 @@ MUTANTS = (
         ("tests/tasks/test_multiple_choice.py::test_columns_of_choices_keep_their_places_where_a_cell_is_empty",),
     ),
     Mutant(
-        "labels count from 0 whatever the rows say",
-        "ftscale/tasks/choice_rows.py",
-        '"number_from_1": 1}',
-        '"number_from_1": 0}',
-        (
-            "tests/tasks/test_multiple_choice.py::test_how_labels_name_a_choice_is_told_by_all_rows[rows3-number_from_1-places3]",
-        ),
-    ),
-    Mutant(
         "rendered conversations of any length",
         "ftscale/data/rendering.py",
         "len(text) > MOST_CHARACTERS",

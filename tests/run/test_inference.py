@@ -115,7 +115,9 @@ def test_several_files_are_scored_as_one(full: Path, shared: Path, tmp_path: Pat
     assert scored == pytest.approx(whole, rel=1e-5)
     reading = ("data.eval.0.separator=;", "data.eval[0].header=true", "data.eval.0.columns={text: body, label: class}")
     tables = ("--data", tmp_path / "a.csv", "--data", tmp_path / "b.csv")
-    assert json.loads(tiny.command("evaluate", full, *tables, *reading).stdout) == pytest.approx(whole, rel=1e-5)
+    of_tables = tiny.command("evaluate", full, *tables, *reading)
+    assert of_tables.code == 0, of_tables.stderr
+    assert json.loads(of_tables.stdout) == pytest.approx(whole, rel=1e-5)
     refused = tiny.command("evaluate", full, tmp_path / "a.tsv")
     assert (refused.code, f"write --data {tmp_path}/a.tsv" in refused.stderr) == (2, True)
 

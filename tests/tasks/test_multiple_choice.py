@@ -280,10 +280,10 @@ def test_rows_of_unlike_number_have_a_softmax_each_over_their_own(shared: Path):
 def test_what_is_cut_is_the_context_and_never_a_choice(shared: Path):
     [row] = rows_of_tasks(shared, 1)
     row["context"] = " ".join(["shadow"] * 50)
-    task = task_of(shared, max_length=30)
+    task = task_of(shared, max_length=20)  # less is left of the context than question and choice have
     [sample] = task.prepare([row])
-    assert (sample.truncated, sample.drop, sample.inputs["lengths"]) == (True, "", [30, 30])
-    assert sample.cost == len(sample.inputs["input_ids"]) == 60
+    assert (sample.truncated, sample.drop, sample.inputs["lengths"]) == (True, "", [20, 20])
+    assert sample.cost == len(sample.inputs["input_ids"]) == 40
     for text, _ in task.show(row, sample)[::2]:
         assert text.startswith("[CLS] shadow shadow")
     ends = [text.partition(" [SEP] ")[2] for text, _ in task.show(row, sample)[::2]]
