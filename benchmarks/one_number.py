@@ -2,13 +2,13 @@
 
     python benchmarks/one_number.py [--only TASK ...] [--dropout 0]
 
-Every task trains a small model in fp32, 6 optimizer steps of 8 real rows each, without dropout (--dropout
-0.1: with it). It is cut into micro-batches of at most 8, 2 and 1 samples, alone and on two processes
-(gloo) under DDP, ZeRO-2 and ZeRO-3, in flat and in padded rows, whole and stopped half way and resumed: as many cuts as
-it takes for every two values to meet. Each is compared with the run of one process and one micro-batch: the largest
-relative difference of a step's loss and of its gradient norm, and the distance of the final weights as a share of the
-distance that training moved them. HF Trainer does the same with the same prepared rows and the same model, in padded
-rows, alone and under DDP, where transformers has a collator for the task.
+Every task trains a small model in fp32, 6 optimizer steps of 8 real rows each, without dropout (--dropout 0.1: with
+it). It is cut into micro-batches of at most 8, 2 and 1 samples, alone and on two processes (gloo) under DDP, ZeRO-2 and
+ZeRO-3, in flat and in padded rows, whole and stopped half way and resumed: as many cuts as it takes for every two
+values to meet. Each is compared with the run of one process and one micro-batch: the largest relative difference of a
+step's loss and of its gradient norm, and the distance of the final weights as a share of the distance that training
+moved them. HF Trainer does the same with the same prepared rows and the same model, in padded rows, alone and under
+DDP, where transformers has a collator for the task.
 
 AdamW's epsilon is 1e-3: a smaller one divides gradients that are nothing but rounding by themselves, and hides that a
 gradient is too large by a factor. The models have no batch norm, whose statistics are by its definition those of a

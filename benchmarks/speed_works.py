@@ -54,32 +54,8 @@ def works() -> dict[str, Work]:
         batch={"global_size": 32, "micro_size": 32},
     )
     return {
-        "lora": Work(
-            _run(
-                {"name": "causal_lm", "max_length": 1024, "chat_template": "alpaca"},
-                str(FOLDER / "llama"),
-                train={"path": FOLDER / "instructions.jsonl", "limit": 120},
-                held_out={"path": FOLDER / "held_out_instructions.jsonl"},
-                batch={"global_size": 8, "micro_size": 8},
-                lr=1e-3,
-            )
-            | {"adapter": LORA},
-            steps=15,
-            tokens_per_s_at_least=1.6,
-            memory_at_most=0.6,
-        ),
-        "lora_small_head": Work(
-            _run(
-                {"name": "causal_lm", "max_length": 1024, "chat_template": "alpaca"},
-                str(FOLDER / "llama_small_head"),
-                train={"path": FOLDER / "instructions.jsonl", "limit": 48},
-                held_out={"path": FOLDER / "held_out_instructions.jsonl"},
-                batch={"global_size": 8, "micro_size": 8},
-                lr=1e-3,
-            )
-            | {"adapter": LORA},
-            steps=6,
-        ),
+        "lora": Work(_lora("llama", limit=120), steps=15, tokens_per_s_at_least=1.6, memory_at_most=0.6),
+        "lora_small_head": Work(_lora("llama_small_head", limit=48), steps=6),
         "text_classification": Work(encoder, steps=25, tokens_per_s_at_least=1.2),
         "text_classification_fp32": Work(_fp32(encoder), steps=25, tokens_per_s_at_least=1.0),
         "token_classification": Work(
@@ -172,6 +148,19 @@ def _run(
         "evaluation": {"micro_size": 8},
         "checkpoint": {"prove": "never"},
     }
+
+
+def _lora(model: str, *, limit: int) -> dict[str, Any]:
+    """LoRA on instructions, of a model that `make_inputs` writes."""
+    run = _run(
+        {"name": "causal_lm", "max_length": 1024, "chat_template": "alpaca"},
+        str(FOLDER / model),
+        train={"path": FOLDER / "instructions.jsonl", "limit": limit},
+        held_out={"path": FOLDER / "held_out_instructions.jsonl"},
+        batch={"global_size": 8, "micro_size": 8},
+        lr=1e-3,
+    )
+    return {**run, "adapter": LORA}
 
 
 def _fp32(run: dict[str, Any]) -> dict[str, Any]:

@@ -34,20 +34,17 @@ def causal_lm(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def _reviews(shared: Path, columns: dict[str, int]) -> dict[str, Any]:
+    path = shared / "data/text_classification/sst2/train.tsv"
+    return {"path": str(path), "header": False, "limit": 300, "columns": columns}
+
+
 def masked_lm(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on the words that are hidden in film reviews."""
     return {
         "task": {"name": "masked_lm", "max_length": 64, "whole_words": True},
         "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
-        "data": {
-            "cache_dir": str(work / "cache"),
-            "train": {
-                "path": str(shared / "data/text_classification/sst2/train.tsv"),
-                "header": False,
-                "limit": 300,
-                "columns": {"text": 0},
-            },
-        },
+        "data": {"cache_dir": str(work / "cache"), "train": _reviews(shared, {"text": 0})},
         **_common(),
     }
 
@@ -89,15 +86,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
     return {
         "task": {"name": "text_classification", "max_length": 64},
         "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
-        "data": {
-            "cache_dir": str(work / "cache"),
-            "train": {
-                "path": str(shared / "data/text_classification/sst2/train.tsv"),
-                "header": False,
-                "limit": 300,
-                "columns": {"text": 0, "label": 1},
-            },
-        },
+        "data": {"cache_dir": str(work / "cache"), "train": _reviews(shared, {"text": 0, "label": 1})},
         **_common(),
     }
 
