@@ -604,14 +604,14 @@ MUTANTS = (
     ),
     Mutant(
         "a choice is cut with its question",
-        "ftscale/tasks/multiple_choice.py",
+        "ftscale/tasks/choice_scoring.py",
         'limit=limit, cut="first"',
         "limit=limit",
         ("tests/tasks/test_multiple_choice.py::test_what_is_cut_is_the_context_and_never_a_choice",),
     ),
     Mutant(
         "rows with few choices have some of probability",
-        "ftscale/tasks/multiple_choice.py",
+        "ftscale/tasks/choice_scoring.py",
         "padding_value=NO_CHOICE",
         "padding_value=0.0",
         ("tests/tasks/test_multiple_choice.py::test_rows_of_unlike_number_have_a_softmax_each_over_their_own",),

@@ -118,7 +118,7 @@ class Probe:
             labels = torch.where(labels >= 0, labels % vocabulary, labels)
         batch = replace(batch, inputs=inputs, labels=labels)
         with torch.no_grad(), standing_in(task, _twin_of) as columns_of:
-            task.loss(self.twin, replace(batch, extra=columns_of(batch, batch)))
+            task.loss(self.twin, replace(batch, extra={**batch.extra, **columns_of(batch, batch)}))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ftscale.base.errors import UserError, counted
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.plan.forecast import Choice, Plan
-from ftscale.tasks import task_class
+from ftscale.tasks import build_task
 from ftscale.train.loop import duration
 
 CHOICES_SHOWN = 12
@@ -72,7 +72,7 @@ def summary(plan: Plan) -> list[str]:
 
 def _micro_batches(plan: Plan) -> str:
     longest = counted(plan.micro_batch_tokens, _unit(plan))
-    if not task_class(plan.config.task).modality.in_tokens:
+    if not build_task(plan.config.task).modality.in_tokens:
         return f"micro-batch: {longest}; largest that fits: {plan.largest_micro_size}"
     most = f"largest that fits: {plan.largest_micro_size} of the longest samples"
     return f"longest micro-batch: {longest}; {most}; {plan.step.layout} rows"
@@ -80,7 +80,7 @@ def _micro_batches(plan: Plan) -> str:
 
 def _unit(plan: Plan) -> str:
     """What a sample is made of: an image counts as one."""
-    return task_class(plan.config.task).modality.unit
+    return build_task(plan.config.task).modality.unit
 
 
 def as_json_text(plan: Plan) -> str:

@@ -177,12 +177,12 @@ def steps_problems(config: Config, *, num_steps: int | None) -> list[str]:
     """What is wrong with a schedule or an adapter for a run of so many optimizer steps; None = not known yet."""
     from ftscale.models.adapt import build_peft_config
     from ftscale.optim.schedules import check_schedule
-    from ftscale.tasks import task_class
+    from ftscale.tasks import build_task
 
     steps = num_steps or config.train.max_steps or MANY_STEPS
     problems = _problems(partial(check_schedule, config.schedule, num_steps=steps))
     if config.adapter.method != "none":
-        task_type = task_class(config.task).peft_type
+        task_type = build_task(config.task).peft_type
         problems += _problems(partial(build_peft_config, config.adapter, task_type=task_type, num_steps=steps))
     return problems
 

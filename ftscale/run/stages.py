@@ -33,7 +33,7 @@ from ftscale.run.folder import (
     write_result,
 )
 from ftscale.run.prepared_data import prepare_inputs
-from ftscale.tasks import task_class
+from ftscale.tasks import build_task
 from ftscale.train.stop_request import Interrupted, StopRequest
 
 SEEN_S = 60.0  # until a folder that rank 0 has written shows on another node of a shared file system
@@ -219,7 +219,7 @@ def _merge(stage: Stage) -> None:
         return
     partial = merged.with_name(f".{merged.name}.partial")
     remove(partial)
-    task, trusted = task_class(stage.config.task), stage.config.model
+    task, trusted = build_task(stage.config.task), stage.config.model
     try:
         export_model(
             model,

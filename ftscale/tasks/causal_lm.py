@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
 from ftscale.base.errors import UserError
 from ftscale.config import Config
@@ -38,7 +37,7 @@ from ftscale.tasks.causal_rows import (
 from ftscale.tasks.embedding import mean_of_tokens
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
-from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.text_fit import encoder_problems, text_problems
 from ftscale.tasks.token_pieces import marked
 from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores
 
@@ -177,15 +176,7 @@ class CausalLM(Task):
 
     def model_problems(self, config: Config, model_config: Any) -> list[str]:
         """An encoder that is to write: each of its tokens sees the one that it is to predict."""
-        settings = model_config.to_dict()
-        writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
-        if model_config.model_type not in ENCODERS or writes:
-            return []
-        return [
-            f"task.name = causal_lm needs a model that reads from left to right, and model.name = "
-            f"{config.model.name!r} is an encoder ({model_config.model_type}): each token sees the one that it is to "
-            "predict; name a decoder, or another task."
-        ]
+        return encoder_problems(config, model_config, setting="name")
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)

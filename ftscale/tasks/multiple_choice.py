@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from ftscale.config import Config
 from ftscale.config.tasks.multiple_choice import MultipleChoiceSettings
 from ftscale.data.missing import is_missing
 from ftscale.data.sample import Sample
-from ftscale.modalities.collate import Layout, collate_tokens, pad_id
-from ftscale.modalities.encode import Encoded, encode, length_limit
-from ftscale.modalities.text import TextChoices
-from ftscale.models.choices import as_single_choices
+from ftscale.modalities.collate import Layout
+from ftscale.modalities.encode import Encoded, length_limit
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.choice_rows import FIRST, Choices, choices_of, label_form_of, no_choice, place_of
+from ftscale.tasks.choice_scoring import SCORINGS, Pair
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of
-from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.text_fit import encoder_problems, text_problems
 
-NO_CHOICE = torch.finfo(torch.float32).min
-"""The logit where a sample has fewer choices than another: its probability is 0, and it gets no gradient."""
+RIGHT = "right"
+"""In a batch's `extra`, where its labels are tokens: (samples,) int64, the place of the right choice."""
 LENGTHS = "lengths"
 
 
@@ -36,15 +33,22 @@ class MultipleChoice(Task):
     """The task of `task: multiple_choice`. A row is one target.
 
     A sample is as many sequences as its row has choices, end to end: the question, or the context, with a choice each.
-    `lengths` says how many tokens each has. Labels of a batch: (samples,) int64, the place of the right choice. A
-    sample's note has the texts and names of its choices.
+    `lengths` says how many tokens each has. Labels of a batch: (samples,) int64, the place of the right choice; where
+    likelihood scores, the tokens of the choices, where they are predicted. A sample's note has the texts and names of
+    its choices.
     """
 
-    auto_class = "AutoModelForMultipleChoice"
-    peft_type = None  # peft has no name for it; its plain model passes all inputs on
-    modality = TextChoices()
-    pools = True
     settings: MultipleChoiceSettings
+
+    def __init__(self, settings: MultipleChoiceSettings, processor: Any = None) -> None:
+        super().__init__(settings, processor)
+        self.scoring = SCORINGS[settings.scoring]
+        self.auto_class, self.peft_type = self.scoring.auto_class, self.scoring.peft_type
+        self.modality, self.pools = self.scoring.modality, self.scoring.pools
+
+    @property
+    def brings_head(self) -> bool:
+        return self.scoring.brings_head
 
     @property
     def best_metric(self) -> str:
@@ -55,52 +59,57 @@ class MultipleChoice(Task):
         return {} if self.settings.label_form is not None else {"label_form": label_form_of(rows)}
 
     def model_settings(self) -> dict[str, Any]:
-        """A number for each sequence."""
-        return {"num_labels": 1}
+        """Of a head, one number for each sequence."""
+        return {"num_labels": 1} if self.brings_head else {}
+
+    def model_problems(self, config: Config, model_config: Any) -> list[str]:
+        """An encoder that is to go on from a question."""
+        return [] if self.brings_head else encoder_problems(config, model_config, setting="scoring")
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)
 
     def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
         choices = [choices_of(row) for row in rows]
-        pairs = [_pairs(row, of_row.texts) for row, of_row in zip(rows, choices, strict=True)]
-        whole = self._encoded(pairs, limit=sys.maxsize)
-        limit, samples, long = length_limit(self.settings.max_length, self.processor), [], []
-        for row, of_row, sequences in zip(rows, choices, whole, strict=True):
+        pairs = [self._pairs(row, of_row.texts) for row, of_row in zip(rows, choices, strict=True)]
+        encoded = iter(self.scoring.encode([pair for of_row in pairs for pair in of_row], self.processor))
+        samples = []
+        for row, of_row, of_pairs in zip(rows, choices, pairs, strict=True):
             label = self._label(row, of_row) if labelled else None
-            samples.append(self._sample(of_row, sequences, label))
-            longest = max(item.length for item in sequences)
-            samples[-1].truncated, samples[-1].drop = is_cut(longest, row, limit=limit, too_long=self.settings.too_long)
-            if samples[-1].truncated:
-                long.append(len(samples) - 1)
-        if long:
-            self._cut(samples, long, choices, pairs, limit)
+            samples.append(self._sample(row, of_row, of_pairs, list(islice(encoded, len(of_pairs))), label))
         return samples
 
     def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
-        fill = {"input_ids": pad_id(self.processor), "token_type_ids": 0}
         sequences = [sequence for sample in samples for sequence in _sequences(sample)]
-        inputs = as_single_choices(collate_tokens(sequences, fill=fill, layout=layout))
-        labels = None if samples[0].label is None else torch.tensor([sample.label for sample in samples])
-        notes = [] if train else [sample.note for sample in samples]
-        numbers = [len(sample.inputs[LENGTHS]) for sample in samples]
-        return Batch(inputs, row_numbers(samples), labels, notes=notes, sequences=numbers)
+        inputs, tokens = self.scoring.collate(sequences, self.processor, layout=layout)
+        right = None if samples[0].label is None else torch.tensor([sample.label for sample in samples])
+        extra = self.scoring.extra([sample.note["texts"] for sample in samples])
+        if tokens is not None and right is not None:
+            extra[RIGHT] = right
+        return Batch(
+            inputs,
+            row_numbers(samples),
+            right if tokens is None else tokens,
+            extra=extra,
+            notes=[] if train else [sample.note for sample in samples],
+            sequences=[len(sample.inputs[LENGTHS]) for sample in samples],
+        )
 
     def count(self, batch: Batch) -> Counts:
         return {"loss": len(batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        return {"loss": weighted(_losses(_logits(model, batch), batch.labels), batch)}
+        return {"loss": weighted(_losses(self.scoring.scores(model, batch), self._right(batch)), batch)}
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """`logits`: (samples, most choices) float32, the least number after the last; with labels also `losses`."""
-        logits = _logits(model, batch)
-        return {"logits": logits} | ({} if batch.labels is None else {"losses": _losses(logits, batch.labels)})
+        logits, right = self.scoring.scores(model, batch), self._right(batch)
+        return {"logits": logits} | ({} if right is None else {"losses": _losses(logits, right)})
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss and accuracy."""
-        return Evaluator(_records, _score)
+        return Evaluator(self._records, _score)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""
@@ -138,23 +147,28 @@ class MultipleChoice(Task):
             raise no_choice(row, choices, f"task.label_form = {form}")
         return place
 
-    def _encoded(self, pairs: Sequence[list[tuple[str, str]]], *, limit: int) -> list[list[Encoded]]:
-        """The sequences of each row."""
-        firsts = [first for of_row in pairs for first, _ in of_row]
-        seconds = [second for of_row in pairs for _, second in of_row]
-        encoded = iter(encode(self.processor, firsts, pairs=seconds, limit=limit, cut="first"))
-        return [[next(encoded) for _ in of_row] for of_row in pairs]
+    def _pairs(self, row: Row, choices: Sequence[str]) -> list[Pair]:
+        context = "" if is_missing(row.get("context")) else text_of(row, "context").strip()
+        return self.scoring.pairs(context, text_of(row, "question").strip(), choices)
 
-    def _sample(self, choices: Choices, sequences: Sequence[Encoded], label: int | None) -> Sample:
-        inputs: dict[str, list[int]] = {
-            name: [token for item in sequences for token in item.inputs[name]] for name in sequences[0].inputs
-        }
+    def _sample(
+        self, row: Row, choices: Choices, pairs: list[Pair], sequences: Sequence[Encoded], label: int | None
+    ) -> Sample:
+        limit = length_limit(self.settings.max_length, self.processor)
+        longest = max(item.length for item in sequences)
+        truncated, drop = is_cut(longest, row, limit=limit, too_long=self.settings.too_long)
+        if truncated:  # the choice stays whole
+            cut = self.scoring.cut(pairs, sequences, self.processor, limit=limit)
+            sequences, truncated, drop = cut or sequences, bool(cut), "" if cut else "choices_too_long"
+        tokens = {name: [token for item in sequences for token in item.inputs[name]] for name in sequences[0].inputs}
         return Sample(
-            inputs | {LENGTHS: [len(item.inputs["input_ids"]) for item in sequences]},
+            tokens | {LENGTHS: [len(item.inputs["input_ids"]) for item in sequences]},
             label,
             {"texts": choices.texts, "names": self._names(choices)},
-            cost=len(inputs["input_ids"]),
+            cost=len(tokens["input_ids"]),
             counts={"loss": int(label is not None)},
+            drop=drop,
+            truncated=truncated,
         )
 
     def _names(self, choices: Choices) -> list[str]:
@@ -162,29 +176,16 @@ class MultipleChoice(Task):
         form = self.settings.label_form
         return [str(place + FIRST[form]) for place in choices.places] if form in FIRST else choices.names
 
-    def _cut(
-        self,
-        samples: list[Sample],
-        long: Sequence[int],
-        choices: Sequence[Choices],
-        pairs: Sequence[list[tuple[str, str]]],
-        limit: int,
-    ) -> None:
-        """Cut the first texts of too long samples, so that question and choice stay whole; drop what leaves no room."""
-        special = self.processor.num_special_tokens_to_add(pair=True)
-        room = [limit - special - max(map(len, self._tokens([second for _, second in pairs[at]]))) for at in long]
-        some = [at for at, tokens in zip(long, room, strict=True) if tokens > 0]
-        cut = self._encoded([pairs[at] for at in some], limit=limit) if some else []
-        for at, sequences in zip(some, cut, strict=True):
-            shorter = self._sample(choices[at], sequences, samples[at].label)
-            samples[at].inputs, samples[at].cost = shorter.inputs, shorter.cost
-        for at in set(long).difference(some):
-            samples[at].truncated, samples[at].drop = False, "choices_too_long"
-
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return self.processor(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    def _right(self, batch: Batch) -> Any:
+        """(samples,) int64, the places of the right choices; None where they are not known."""
+        return batch.labels if self.brings_head else batch.extra.get(RIGHT)
 
     # ------------------------------------------------------------ answers
+
+    def _records(self, outputs: Outputs, batch: Batch) -> list[tuple[float, bool]]:
+        """For each sample its loss, and whether its likeliest choice is the right one."""
+        right = outputs["logits"].argmax(dim=-1) == self._right(batch)
+        return list(zip(outputs["losses"].tolist(), right.tolist(), strict=True))
 
     def _answer(self, probabilities: list[float], note: dict[str, list[str]], *, every: bool) -> Answer:
         scores = dict(enumerate(probabilities[: len(note["texts"])]))
@@ -198,15 +199,6 @@ class MultipleChoice(Task):
         return {**answer, "scores": dict(zip(note["names"], scores.values(), strict=True))} if every else answer
 
 
-def _pairs(row: Row, choices: Sequence[str]) -> list[tuple[str, str]]:
-    """Both texts of each sequence: context, then question and choice; without a context question, then choice."""
-    question = text_of(row, "question").strip()
-    context = row.get("context")
-    if is_missing(context) or not text_of(row, "context").strip():
-        return [(question, choice) for choice in choices]
-    return [(text_of(row, "context").strip(), f"{question} {choice}".strip()) for choice in choices]
-
-
 def _sequences(sample: Sample) -> list[dict[str, list[int]]]:
     """The tokens of each choice."""
     bounds = list(pairwise(accumulate(sample.inputs[LENGTHS], initial=0)))
@@ -214,20 +206,8 @@ def _sequences(sample: Sample) -> list[dict[str, list[int]]]:
     return [{name: values[start:stop] for name, values in tokens.items()} for start, stop in bounds]
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(samples, most choices) float32."""
-    logits = model(**batch.inputs).logits[:, 0].float()
-    return pad_sequence(logits.split(batch.sequences), batch_first=True, padding_value=NO_CHOICE)
-
-
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, labels, reduction="none")
-
-
-def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, bool]]:
-    """For each sample its loss, and whether its likeliest choice is the right one."""
-    right = outputs["logits"].argmax(dim=-1) == batch.labels
-    return list(zip(outputs["losses"].tolist(), right.tolist(), strict=True))
+def _losses(logits: Tensor, right: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, right, reduction="none")
 
 
 def _score(records: Sequence[tuple[float, bool]]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
+
 from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.modalities.encode import length_limit
@@ -40,6 +42,19 @@ def text_problems(task: Task, config: Config, model_config: Any, *, targets: str
             if value is not None and most is not None and value > most - virtual
         ),
         *_decoder_problems(task, config, model_config),
+    ]
+
+
+def encoder_problems(config: Config, model_config: Any, *, setting: str) -> list[str]:
+    """An encoder that is to tell how a text goes on. `setting`: the task's, that asks for it."""
+    settings = model_config.to_dict()
+    writes = settings.get("is_decoder") or settings.get("causal") or model_config.is_encoder_decoder
+    if model_config.model_type not in ENCODERS or writes:
+        return []
+    return [
+        f"task.{setting} = {getattr(config.task, setting)} needs a model that reads from left to right, and "
+        f"model.name = {config.model.name!r} is an encoder ({model_config.model_type}): each token sees the one that "
+        "it is to predict; name a decoder, or another task."
     ]
 
 

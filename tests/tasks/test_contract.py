@@ -97,10 +97,7 @@ def causal_lm(shared: Path) -> Case:
         rows = [{"prompt": row["question"], "completion": row["answer"]} for row in map(json.loads, islice(file, 5))]
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/qwen2")
     task = fitted({"name": "causal_lm", "max_length": 128, "generate": {"max_new_tokens": 4}}, rows, tokenizer)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, **SIZES)
-    model = LlamaForCausalLM(config).eval()
-    return Case(task, rows, model, without(rows, "completion"), flat=True)
+    return Case(task, rows, tiny_llama(tokenizer), without(rows, "completion"), flat=True)
 
 
 def seq2seq(shared: Path) -> Case:
@@ -146,10 +143,10 @@ def masked_lm(shared: Path, **settings: Any) -> Case:
     return Case(task, rows, model, unlabelled, flat=True)
 
 
-def multiple_choice(shared: Path) -> Case:
+def choice_rows(shared: Path) -> list[dict[str, Any]]:
     """Two choices or three; some are about a context."""
     items = ElementTree.parse(shared / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()[:6]
-    rows: list[dict[str, Any]] = [
+    return [
         {
             "context": item.findtext("p") if place % 2 else None,
             "question": f"What was the {item.get('asks-for')} of this?" if place % 2 else item.findtext("p"),
@@ -158,6 +155,10 @@ def multiple_choice(shared: Path) -> Case:
         }
         for place, item in enumerate(items)
     ]
+
+
+def multiple_choice(shared: Path) -> Case:
+    rows = choice_rows(shared)
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
     task = fitted({"name": "multiple_choice"}, rows, tokenizer)
     assert task.settings.label_form == "number_from_1"
@@ -166,6 +167,18 @@ def multiple_choice(shared: Path) -> Case:
     config = BertConfig(vocab_size=30522, initializer_range=0.2, **SIZES, **task.model_settings())
     model = BertForMultipleChoice(config).eval()
     return Case(task, rows, model, without(rows, "label"), flat=True)
+
+
+def choices_by_likelihood(shared: Path) -> Case:
+    rows, tokenizer = choice_rows(shared), AutoTokenizer.from_pretrained(shared / "weights/tokenizers/qwen2")
+    task = fitted({"name": "multiple_choice", "scoring": "likelihood_per_character"}, rows, tokenizer)
+    return Case(task, rows, tiny_llama(tokenizer), without(rows, "label"), flat=True)
+
+
+def tiny_llama(tokenizer: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=tokenizer.pad_token_id, **SIZES)
+    return LlamaForCausalLM(config).eval()
 
 
 def image_classification(shared: Path) -> Case:
@@ -215,6 +228,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "masked_lm": masked_lm,
     "masked_lm-whole_words": lambda shared: masked_lm(shared, whole_words=True, mask_ratio=0.3),
     "multiple_choice": multiple_choice,
+    "multiple_choice-likelihood": choices_by_likelihood,
     "image_classification": image_classification,
 }
 

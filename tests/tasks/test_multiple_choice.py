@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import (
     AutoModelForMultipleChoice,
     AutoTokenizer,
@@ -20,6 +21,8 @@ from transformers import (
     DataCollatorForMultipleChoice,
     DistilBertConfig,
     DistilBertForMultipleChoice,
+    LlamaConfig,
+    LlamaForCausalLM,
     RobertaConfig,
     RobertaForMultipleChoice,
 )
@@ -272,6 +275,91 @@ def test_rows_of_unlike_number_have_a_softmax_each_over_their_own(shared: Path):
     assert [list(answer["scores"]) for answer in answers] == [["0", "1"], ["0", "1", "2", "3"]]
     for answer, logits in zip(answers, alone, strict=True):
         assert list(answer["scores"].values()) == pytest.approx(logits.softmax(dim=0).tolist(), rel=1e-4)
+
+
+# ---------------------------------------------------------------- by likelihood
+
+
+def decoder(shared: Path, name: str, **settings: Any) -> tuple[Task, LlamaForCausalLM]:
+    """A task that scores by likelihood, with the tokenizer of that name, and a model with its vocabulary."""
+    processor = AutoTokenizer.from_pretrained(shared / "weights" / name)
+    processor.pad_token = processor.pad_token or processor.eos_token
+    settings = {"name": "multiple_choice", "label_form": "number_from_0", "scoring": "likelihood", **settings}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(processor), num_key_value_heads=2, **SIZES)
+    return build_task(SETTINGS["multiple_choice"](**settings), processor), LlamaForCausalLM(config).eval()
+
+
+def log_likelihood(model: LlamaForCausalLM, before: list[int], choice: list[int]) -> torch.Tensor:
+    """As the sum over the choice's tokens of a forward of its own."""
+    logits = model(torch.tensor([before + choice])).logits[0].log_softmax(dim=-1)
+    return sum(logits[len(before) + place - 1, token] for place, token in enumerate(choice))
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "likelihood_per_character"])
+@pytest.mark.parametrize("name", ["tokenizers/qwen2", "stories260K"])
+def test_likelihoods_loss_and_gradient_are_those_of_a_forward_for_each_choice(shared: Path, name: str, scoring: str):
+    task, model = decoder(shared, name, scoring=scoring)
+    rows = rows_of_tasks(shared, 3)
+    rows[1] |= {"context": None, "choices": [*rows[1]["choices"], "it rained"]}
+    losses = []
+    for row in rows:
+        before = task.processor(" ".join(filter(None, [row["context"], row["question"]])))["input_ids"]
+        whole = [
+            task.processor(f"{task.processor.decode(before, skip_special_tokens=True)} {choice}")["input_ids"]
+            for choice in row["choices"]
+        ]
+        assert all(ids[: len(before)] == before for ids in whole)
+        scores = torch.stack([log_likelihood(model, before, ids[len(before) :]) for ids in whole])
+        if scoring == "likelihood_per_character":
+            scores = scores / torch.tensor([len(choice) for choice in row["choices"]])
+        losses.append(functional.cross_entropy(scores, torch.tensor(row["label"])))
+    expected = torch.autograd.grad(sum(losses), list(model.parameters()))
+    samples = numbered(task.prepare(rows))
+    for layout in ("padded", "flat"):
+        one = copy.deepcopy(model)
+        if layout == "flat":
+            choose_layout(one, wanted="flat", attention="auto", pooled=task.pools, encoder_decoder=False)
+        batch = task.collate(samples, layout=layout, train=True)
+        torch.testing.assert_close(task.outputs(one, batch)["losses"], torch.stack(losses).detach())
+        found = torch.autograd.grad(task.loss(one, batch)["loss"], list(one.parameters()))
+        for gradient, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_before_a_choice_the_beginning_of_the_question_is_cut(shared: Path):
+    task, _ = decoder(shared, "stories260K", max_length=20)
+    question = "one day a little girl went to the park and saw a big tree and"
+    [sample] = task.prepare([{"question": question, "choices": ["a cat", "a dog"], "label": 1}])
+    texts = [text for text, _ in task.show({}, sample)[::2]]
+    assert all(text.startswith("<s>") and question not in text for text in texts)
+    assert [text[-11:] for text in texts] == ["e and a cat", "e and a dog"]
+    assert (sample.truncated, sample.drop, max(sample.inputs["lengths"])) == (True, "", 20)
+    task, _ = decoder(shared, "stories260K", max_length=3)
+    [sample] = task.prepare([{"question": "one", "choices": ["a cat on a mat", "a"], "label": 1}])
+    assert (sample.truncated, sample.drop) == (False, "choices_too_long")
+
+
+def test_the_first_token_of_a_choice_is_scored_where_nothing_stands_before_it(shared: Path):
+    task, _ = decoder(shared, "tokenizers/qwen2")  # which puts nothing before a text
+    [sample] = task.prepare([{"question": "", "choices": ["cat", "dog"], "label": 1}])
+    assert [label != -100 for label in sample.inputs["labels"]] == [True, False] * 2
+
+
+def test_an_encoder_is_not_asked_how_a_question_goes_on(shared: Path):
+    task, _ = decoder(shared, "tokenizers/qwen2")
+    config = parse_config(
+        {
+            "task": {"name": "multiple_choice", "scoring": "likelihood"},
+            "run_folder": "r",
+            "model": "m",
+            "data": {"train": "t.csv"},
+        },
+        source="the test",
+    )
+    [problem] = task.model_problems(config, BertConfig())
+    assert problem.startswith("task.scoring = likelihood needs a model that reads from left to right")
+    assert not task.model_problems(config, LlamaConfig())
 
 
 # ---------------------------------------------------------------- lengths
