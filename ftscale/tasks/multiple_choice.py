@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES as WITH_HEAD
 
 from ftscale.config import Config
 from ftscale.config.tasks.multiple_choice import MultipleChoiceSettings
@@ -63,8 +65,16 @@ class MultipleChoice(Task):
         return {"num_labels": 1} if self.brings_head else {}
 
     def model_problems(self, config: Config, model_config: Any) -> list[str]:
-        """An encoder that is to go on from a question."""
-        return [] if self.brings_head else encoder_problems(config, model_config, setting="scoring")
+        """An encoder that is to go on from a question, and a decoder that is to have a head over it."""
+        if not self.brings_head:
+            return encoder_problems(config, model_config, setting="scoring")
+        kind = model_config.model_type
+        if kind in WITH_HEAD or kind not in DECODERS:
+            return []
+        return [
+            f"task.scoring = head needs a model with a head for multiple choice, and model.name = "
+            f"{config.model.name!r} is a decoder without one in transformers ({kind}); set task.scoring: likelihood, or name an encoder."
+        ]
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)

@@ -346,7 +346,7 @@ def test_the_first_token_of_a_choice_is_scored_where_nothing_stands_before_it(sh
     assert [label != -100 for label in sample.inputs["labels"]] == [True, False] * 2
 
 
-def test_an_encoder_is_not_asked_how_a_question_goes_on(shared: Path):
+def test_a_model_that_cannot_score_so_is_told_which_way_it_can(shared: Path):
     task, _ = decoder(shared, "tokenizers/qwen2")
     config = parse_config(
         {
@@ -360,6 +360,9 @@ def test_an_encoder_is_not_asked_how_a_question_goes_on(shared: Path):
     [problem] = task.model_problems(config, BertConfig())
     assert problem.startswith("task.scoring = likelihood needs a model that reads from left to right")
     assert not task.model_problems(config, LlamaConfig())
+    [problem] = task_of(shared).model_problems(config, LlamaConfig())
+    assert problem.endswith("(llama); set task.scoring: likelihood, or name an encoder.")
+    assert not task_of(shared).model_problems(config, BertConfig())
 
 
 # ---------------------------------------------------------------- lengths
