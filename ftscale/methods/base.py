@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ftscale.config.methods.base import MethodSettings
 from ftscale.data.loader import Step
 from ftscale.distributed.process_state import random_state, set_random_state
-from ftscale.distributed.runtime import Distributed
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.tasks.base import Task
+from ftscale.tasks.context import Context as Context  # where methods of users' own look for it
 
 if TYPE_CHECKING:
     TaskLike = Task
 else:
     TaskLike = object  # the members of a task are found in the inner one, see `Method.__getattr__`
-
-T = TypeVar("T")
 
 
 class Method(TaskLike):
@@ -48,7 +44,7 @@ class Method(TaskLike):
 
     def says(self, member: str) -> bool:
         """Whether a member of the task is the method's own."""
-        return hasattr(type(self), member)
+        return getattr(type(self), member, None) is not getattr(Method, member, None)
 
     # ------------------------------------------------------------ what a method adds to a task
 
@@ -61,13 +57,8 @@ class Method(TaskLike):
         return nn.ModuleDict()
 
     def before_step(self, step: Step, context: Context) -> Step:
-        """The step to train on, before anything of it is counted. Collective.
-
-        It may run the model, gather what other ranks have, and give the micro-batches another content, e.g. `extra`.
-        As many micro-batches must come back as came; a step with other targets has `counts=None`. Modes of modules,
-        random generators and statistics of batch norms are put back behind it.
-        """
-        return step
+        """As the task's, of which it is what the task does where a method has none of its own."""
+        return self.inner.before_step(step, context)
 
     def gradient_rule(self, module: nn.Module) -> GradientRule:
         """What looks at gradients between backward and update, where the settings say `has_rule`.
@@ -86,7 +77,7 @@ class Method(TaskLike):
     @property
     def acts_before_step(self) -> bool:
         """Whether there is anything to do before a step."""
-        return type(self).before_step is not Method.before_step
+        return self.says("before_step") or self.inner.acts_before_step
 
     def attach(self, model: nn.Module) -> nn.ModuleDict:
         """Make the extra modules, on the device and in the type of the weights that train, and keep them."""
@@ -96,43 +87,6 @@ class Method(TaskLike):
             like = next((weight for weight in weights if weight.requires_grad), weights[0])
             self.extra.to(like.device, like.dtype)
         return self.extra
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a method may do before a step. All of it is collective: ranks call the same, equally often."""
-
-    module: nn.Module
-    """Model, method and extra modules in one, as the strategy has wrapped them."""
-    distributed: Distributed
-    step: int
-    """The optimizer step that is to come, from 1."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is, and where batches must be (`batch.to(context.device)`)."""
-        return self.distributed.device
-
-    def run(self, work: Callable[[nn.Module], T], *, training: bool = True) -> T:
-        """`work(model)` without gradients. `training`: with dropout, and it is the dropout of the step itself.
-
-        That is so where micro-batches are run in their order, once each: the step then draws the same numbers again.
-        """
-        modes = [(module, module.training) for module in self.module.modules()]
-        if not training:
-            self.module.eval()
-        try:
-            with torch.no_grad():
-                return self.module(run=work)
-        finally:
-            for module, mode in modes:
-                module.training = mode
-
-    def gather(self, rows: Tensor) -> tuple[Tensor, slice]:
-        """The rows (own, ...) of all ranks as one tensor (all, ...), rank by rank, and where one's own stand in it."""
-        parts = self.distributed.gather_rows(rows)
-        start = sum(len(part) for part in parts[: self.distributed.rank])
-        return torch.cat(parts), slice(start, start + len(rows))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ftscale.base.files import follow_umask
 from ftscale.base.logs import log
 from ftscale.base.sealed import sync
 from ftscale.methods.base import Method
+from ftscale.tasks.base import Task
 
 FILE = "extra_modules.safetensors"
 PREFIX = "extra."
@@ -35,11 +36,14 @@ def save_extra(state: Mapping[str, Tensor], folder: Path, method: Method) -> Non
         sync([folder / FILE])
 
 
-def copy_extra(source: Path, target: Path) -> None:
-    """Take the weights along where the model of a folder is written anew to another."""
-    if (source / FILE).is_file():
-        shutil.copyfile(source / FILE, target / FILE)
-        sync([target / FILE])
+def copy_extra(source: Path, target: Path, task: Task) -> None:
+    """Take the weights, and what the task saves besides, along where a folder's model is written anew to another."""
+    for path in sorted(path for name in (FILE, *task.extras) for path in (source / name, *(source / name).rglob("*"))):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+            sync([copy])
 
 
 def load_extra(method: Method, folder: Path) -> bool:

@@ -53,9 +53,13 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
 
 
 def logits_of(output: Any) -> Tensor:
-    """A transformers model's output as one tensor: its logits; those of start and end side by side (..., 2)."""
-    if "logits" in output:
-        return output.logits
+    """A transformers model's output as one tensor: its logits; those of start and end side by side (..., 2).
+
+    Of a model without a head, its last hidden states.
+    """
+    for name in ("logits", "last_hidden_state"):
+        if name in output:
+            return output[name]
     return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 

@@ -146,8 +146,8 @@ def prove_saved(
 def _padding_change(outputs: Mapping[str, Tensor]) -> float | None:
     if "alone" not in outputs:
         return None
-    change, scores = (outputs["alone"] - outputs["beside"]).abs().max(), outputs["with"]
-    largest = (scores["logits"] if "logits" in scores else scores["start_logits"]).abs().max()
+    change = (outputs["alone"] - outputs["beside"]).abs().max()
+    largest = outputs["with"][outputs["scores"]].abs().max()
     return float(change / largest.clamp(min=1e-6))
 
 

@@ -3,7 +3,7 @@
 Run by `prove_saved` as a program of its own: python reload.py FOLDER WORK. WORK/request.json has `auto_class`, `dtype`,
 `device`, and of the base model `trust_remote_code` and `allow_pickle`; WORK/inputs.pt the model's inputs. Writes
 WORK/outputs.pt: `with`, every floating output by its name; for an adapter `without`, those of the base alone; of padded
-rows `alone` and `beside`, the shortest one's scores without and with padding; and `pads`.
+rows `alone` and `beside`, the shortest one's scores without and with padding, and `scores`, their name; and `pads`.
 """
 
 import atexit
@@ -24,8 +24,8 @@ import torch
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-SCORES = ("logits", "start_logits")
-"""What a model may call its outputs; the latter has one number a token."""
+SCORES = ("logits", "start_logits", "last_hidden_state")
+"""What a model may call its outputs; all but logits have something for each token."""
 
 
 def main(folder: Path, work: Path) -> None:
@@ -43,6 +43,7 @@ def main(folder: Path, work: Path) -> None:
         outputs: dict[str, Any] = {"with": floating(model(**inputs))}
         scores = next((name for name in SCORES if name in outputs["with"]), None)
         if "attention_mask" in inputs and scores is not None:
+            outputs["scores"] = scores
             outputs |= row_alone(model, inputs, outputs["with"][scores], name=scores)
         if adapter:
             with model.disable_adapter():

@@ -140,7 +140,7 @@ def plan_run(
         log.warning("model.trust_remote_code = true: a plan runs no code of a model; this is the plan without it")
         config = config.model_copy(update={"model": without_code(config.model)})
     sample = read_sample(config, processor, full=full)
-    if sample.task.acts_before_step:
+    if sample.task.says("before_step"):
         log.warning(
             "method.name = %s acts before each step: this is the plan of the task without it", config.method.name
         )

@@ -74,7 +74,7 @@ def _has_dropout(model: nn.Module) -> bool:
 
 
 def _known_problem(model: nn.Module, config: Config, task: Method, *, wanted: Mode) -> str | None:
-    if task.says("loss") or task.acts_before_step:
+    if task.says("loss") or task.says("before_step"):
         return f"method.name = {config.method.name} runs the model in its own way"
     if wanted == "auto" and isinstance(config.task, OwnTaskSettings):
         return "a task of your own may run the model in its own way (where it does not: train.dropout: by_row)"

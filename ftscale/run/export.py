@@ -34,7 +34,7 @@ def export_run(
         dtype=dtype,
         trust=trust,
     )
-    copy_extra(run_folder / "model", out)
+    copy_extra(run_folder / "model", out, task)
     lines = [f"model in {out}"]
     if merge or dtype is not None:
         lines.append(f"largest change of a logit: {report['largest_logit_change']:.3g}")

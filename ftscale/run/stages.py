@@ -235,7 +235,7 @@ def _merge(stage: Stage) -> None:
             f"stage {stage.name}: the next stage goes on with the model that its adapter is merged into, and that "
             f"failed ({error}); make it the last stage, or take another adapter.method."
         ) from error
-    copy_extra(model, partial)
+    copy_extra(model, partial, task)
     os.rename(partial, merged)
     log.info("the adapter of stage %s is merged into %s", stage.name, merged)
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ftscale.config import Config
+from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.modalities.base import Modality
 from ftscale.modalities.collate import Layout
 from ftscale.models.companion import Companion
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.computed import ComputedColumn
+from ftscale.tasks.context import Context
 
 Row = dict[str, Any]
 """A row as read: the task's column names (`text`, `label`, ...) to values."""
@@ -47,6 +49,8 @@ class Task:
     """Whether the model makes one position of a sample's many, by its mask."""
     by_row: bool = True
     """Whether each row makes one sample."""
+    extras: tuple[str, ...] = ()
+    """Files and folders that `save_extras` writes."""
 
     def __init__(self, settings: Any, processor: Any = None) -> None:
         """`processor`: from `modality.load_processor`. Raises UserError for settings that the two cannot meet."""
@@ -126,6 +130,22 @@ class Task:
     def count(self, batch: Batch) -> Counts:
         """Targets of a micro-batch, by term."""
         raise NotImplementedError
+
+    # ------------------------------------------------------------ before a step
+
+    @property
+    def acts_before_step(self) -> bool:
+        """Whether `before_step` does anything."""
+        return False
+
+    def before_step(self, step: Step, context: Context) -> Step:
+        """The step to train on, before anything of it is counted, e.g. for a loss over the global batch. Collective.
+
+        It may run the model, gather what other ranks have, and give the micro-batches another content, e.g. `extra`.
+        As many micro-batches must come back as came; a step with other targets has `counts=None`. Modes of modules,
+        random generators and statistics of batch norms are put back behind it.
+        """
+        return step
 
     # ------------------------------------------------------------ the model's work
 

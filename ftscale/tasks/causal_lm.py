@@ -34,9 +34,9 @@ from ftscale.tasks.causal_rows import (
     is_completion,
     row_column,
 )
-from ftscale.tasks.embedding import mean_of_tokens
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
+from ftscale.tasks.states import mean_of_tokens
 from ftscale.tasks.text_fit import encoder_problems, text_problems
 from ftscale.tasks.token_pieces import marked
 from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores

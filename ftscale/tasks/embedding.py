@@ -1,40 +1,258 @@
-"""A vector for each sample: the mean of the hidden states at its tokens, or at the places of its image."""
+"""Embeddings: a vector for each text, near to those of texts that go with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from ftscale.models.probing import transformers_model
-from ftscale.tasks.batch import Batch
+from ftscale.base.errors import UserError
+from ftscale.config import Config
+from ftscale.config.tasks.embedding import EmbeddingSettings
+from ftscale.data.loader import Step
+from ftscale.data.missing import is_missing
+from ftscale.data.sample import Sample
+from ftscale.modalities.collate import Layout, collate_tokens, pad_id
+from ftscale.modalities.encode import Encoded, encode, length_limit
+from ftscale.modalities.text import Text
+from ftscale.tasks import compared
+from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers
+from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.compared import Compared, Loss, compare_all, of_sizes, second_pass
+from ftscale.tasks.context import Context
+from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, write_form
+from ftscale.tasks.embedding_scores import Found, Kind, Record, found_of, records_of, scores_of
+from ftscale.tasks.labels import class_name
+from ftscale.tasks.overlong import is_cut
+from ftscale.tasks.rows import number_of, text_of, texts_of, where
+from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
+from ftscale.tasks.states import pooled_tokens
+from ftscale.tasks.text_fit import text_problems
+
+IDS = "ids"
+"""A number for each text, the same for the same: of a sample's inputs, and in a batch's `extra`, padded with 0."""
+OVER_ALL = ("infonce", "cosent", "batch_hard_triplet")
+"""Losses that compare each sample with others: of the global batch."""
+COLUMNS = {
+    "infonce": ("anchor", "positive"),
+    "triplet": ("anchor", "positive", "negative"),
+    "margin_mse": ("anchor", "positive", "negative", "score"),
+    "cosent": ("text", "text_pair", "score"),
+    "cosine_mse": ("text", "text_pair", "score"),
+    "contrastive": ("text", "text_pair", "score"),
+    "batch_hard_triplet": ("text", "label"),
+}
+"""What each loss reads of a row."""
+LEAST_TEXTS = {"triplet": 3, "margin_mse": 3, "batch_hard_triplet": 1}
+"""Of a row that has a target, where they are not two."""
+BEST: dict[Kind, str] = {"documents": "mrr@10", "pairs": "spearman", "classes": "recall@1"}
 
 
-def mean_of_tokens(states: Tensor, batch: Batch) -> Tensor:
-    """(samples, hidden) float32. states: (rows, time, hidden), laid out as the batch is, or by sample."""
-    spans = batch.spans
-    if len(states) != 1:
-        spans = [(number, slice(0, span.stop - span.start)) for number, (_, span) in enumerate(spans)]
-    return torch.stack([states[row, span].float().mean(dim=0) for row, span in spans])
+class Embedding(Task):
+    """The task of `task: embedding`. A row is one target.
 
-
-def mean_of_places(states: Tensor) -> Tensor:
-    """(samples, hidden) float32. states: (samples, places, hidden), or (samples, hidden, height, width)."""
-    states = states.float()
-    return states.flatten(2).mean(dim=-1) if states.ndim == 4 else states.mean(dim=1)
-
-
-def states_below_head(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """The last hidden states of the model without its head, which pools or classifies: with their graph.
-
-    The whole model runs, since it alone knows how its base is called, e.g. with flat rows.
+    A sample is as many sequences as its row has texts, end to end: the anchor, the positive and the negatives; both
+    texts of a pair; or a text alone. Labels of a batch: (samples,) float32, the score of a row (1 where it has none),
+    or int64, a number of its label.
     """
-    found: list[Tensor] = []
-    base = transformers_model(model).base_model
-    handle = base.register_forward_hook(lambda module, args, output: found.append(output.last_hidden_state))
-    try:
-        model(**inputs)
-    finally:
-        handle.remove()
-    return found[-1]
+
+    auto_class = "AutoModel"
+    peft_type = "FEATURE_EXTRACTION"
+    modality = Text()
+    extras = EXTRAS
+    settings: EmbeddingSettings
+
+    def __init__(self, settings: EmbeddingSettings, processor: Any = None) -> None:
+        super().__init__(settings, processor)
+        self.form: Form = form_of(settings, getattr(processor, "name_or_path", None))
+
+    @property
+    def best_metric(self) -> str:
+        return BEST[self._kind]
+
+    def fit(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """The loss, by the columns of the first row."""
+        if self.settings.loss is not None:
+            return {}
+        first = next(iter(rows), {})
+        return {
+            "loss": "infonce" if "positive" in first else "cosent" if "text_pair" in first else "batch_hard_triplet"
+        }
+
+    def fit_problems(self, config: Config, model_config: Any) -> list[str]:
+        return text_problems(self, config, model_config)
+
+    # ------------------------------------------------------------ samples and batches
+
+    def prepare(self, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+        texts = [self._texts(row, labelled=labelled) for row in rows]
+        limit = length_limit(self.settings.max_length, self.processor)
+        encoded = iter(encode(self.processor, [text for of_row in texts for text in of_row], limit=limit))
+        return [
+            self._sample(row, of_row, [next(encoded) for _ in of_row], labelled=labelled)
+            for row, of_row in zip(rows, texts, strict=True)
+        ]
+
+    def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        fill = {"input_ids": pad_id(self.processor), "token_type_ids": 0}
+        sequences = [sequence for sample in samples for sequence in sequences_of(sample)]
+        labels = None
+        if samples[0].label is not None:
+            kind = torch.int64 if self._kind == "classes" else torch.float32
+            labels = torch.tensor([sample.label for sample in samples], dtype=kind)
+        ids = [torch.tensor(sample.inputs[IDS], dtype=torch.int64) for sample in samples]
+        return Batch(
+            collate_tokens(sequences, fill=fill, layout=layout),
+            row_numbers(samples),
+            labels,
+            extra={IDS: pad_sequence(ids, batch_first=True)},
+            sequences=[len(sample.inputs[LENGTHS]) for sample in samples],
+        )
+
+    def count(self, batch: Batch) -> Counts:
+        return {"loss": sum(number >= self._least_texts for number in batch.sequences)}
+
+    # ------------------------------------------------------------ the model's work
+
+    @property
+    def acts_before_step(self) -> bool:
+        """Where samples are compared with others, which are those of the global batch."""
+        return self._loss_name in OVER_ALL
+
+    def before_step(self, step: Step, context: Context) -> Step:
+        if not self.acts_before_step:
+            return step
+        return compare_all(step, context, vectors_of=self._vectors, compared_of=self._compared, loss=self._loss())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        """Of a batch that was not compared with others before, its own samples are compared."""
+        vectors = self._vectors(model, batch)
+        if compared.GRADIENT in batch.extra:
+            return {"loss": second_pass(batch, vectors)}
+        return {"loss": self._loss()(self._compared(batch, vectors)).sum()}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The vector of each sample's first text."""
+        return self._vectors(model, batch)[list(accumulate(batch.sequences[:-1], initial=0))]
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """`vectors`: (sequences, dim) float32; with labels also `losses`: (samples,), of this batch by itself."""
+        vectors = self._vectors(model, batch)
+        if batch.labels is None:
+            return {"vectors": vectors}
+        return {"vectors": vectors, "losses": self._loss()(self._compared(batch, vectors))}
+
+    def _vectors(self, model: nn.Module, batch: Batch) -> Tensor:
+        states = model(**batch.inputs).last_hidden_state
+        vectors = pooled_tokens(states, batch.inputs, self.form.pooling)
+        return functional.normalize(vectors, dim=-1) if self.form.normalize else vectors
+
+    def _compared(self, batch: Batch, vectors: Tensor) -> Compared:
+        numbers = torch.tensor(batch.sequences, device=vectors.device)
+        ids = batch.extra[IDS]
+        there = torch.arange(ids.shape[1], device=ids.device) < numbers[:, None]
+        weights = vectors.new_ones(len(batch)) if batch.weights is None else batch.weights
+        return Compared(vectors, numbers, ids[there], batch.labels, weights)
+
+    def _loss(self) -> Loss:
+        settings = self.settings
+        temperature, margin = {"temperature": settings.temperature}, {"margin": settings.margin}
+        options: dict[str, Any] = {
+            "infonce": {**temperature, "symmetric": settings.symmetric},
+            "triplet": margin,
+            "cosent": temperature,
+            "contrastive": margin,
+            "batch_hard_triplet": margin,
+        }
+        name = self._loss_name
+        return of_sizes(partial(getattr(compared, name), **options.get(name, {})), settings.matryoshka)
+
+    # ------------------------------------------------------------ scores and answers
+
+    def evaluator(self) -> Evaluator:
+        """Return an evaluator of the loss, over blocks of rows in order, and of how well texts are found."""
+        return Evaluator(_records, scores_of, join=partial(found_of, kind=self._kind, loss=self._loss()))
+
+    def metric_names(self) -> list[str]:
+        """Name the metrics that the evaluator gives, by scoring one record made up for it."""
+        return list(scores_of([Found.made_up(self._kind)]))
+
+    def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
+        """The vector, as a list of numbers; there is no score."""
+        return [{"prediction": vector, "score": None} for vector in outputs["vectors"].tolist()]
+
+    def save_extras(self, folder: Path) -> None:
+        """What sentence-transformers reads besides the model."""
+        write_form(folder, self.form, max_length=length_limit(self.settings.max_length, self.processor))
+
+    # ------------------------------------------------------------ rows
+
+    @property
+    def _loss_name(self) -> str:
+        assert self.settings.loss is not None, "the training rows tell the loss: fit first"
+        return self.settings.loss
+
+    @property
+    def _kind(self) -> Kind:
+        columns = COLUMNS[self._loss_name]
+        return "documents" if "positive" in columns else "pairs" if "text_pair" in columns else "classes"
+
+    @property
+    def _least_texts(self) -> int:
+        return LEAST_TEXTS.get(self._loss_name, 2)
+
+    def _texts(self, row: Row, *, labelled: bool) -> list[str]:
+        """The texts of a row as the model reads them; to predict on, the first alone."""
+        query, document = self.form.query_prompt, self.form.document_prompt
+        if not labelled:
+            return [query + text_of(row, "anchor") if "anchor" in row else document + text_of(row, "text")]
+        columns = COLUMNS[self._loss_name]
+        if lacking := [name for name in columns if name not in row and name != "anchor"]:
+            raise UserError(
+                f"{where(row)}: task.loss = {self._loss_name} reads {', '.join(columns)}, and the row has no "
+                f"{lacking[0]}; name it in `columns`, or set another task.loss."
+            )
+        if columns[0] == "text":
+            return [document + text_of(row, name) for name in columns if name in ("text", "text_pair")]
+        positive = document + text_of(row, "positive")
+        if is_missing(row.get("anchor")):  # a text that others are compared with
+            return [positive]
+        negatives = [] if is_missing(row.get("negative")) else texts_of(row, "negative")
+        return [query + text_of(row, "anchor"), positive, *(document + text for text in negatives)]
+
+    def _sample(self, row: Row, texts: Sequence[str], encoded: Sequence[Encoded], *, labelled: bool) -> Sample:
+        limit = length_limit(self.settings.max_length, self.processor)
+        longest = max(item.length for item in encoded)
+        truncated, drop = is_cut(longest, row, limit=limit, too_long=self.settings.too_long)
+        inputs = joined([item.inputs for item in encoded])
+        return Sample(
+            inputs | {IDS: [_id_of(text) for text in texts]},
+            self._label(row) if labelled else None,
+            cost=len(inputs["input_ids"]),
+            counts={"loss": int(labelled and len(texts) >= self._least_texts)},
+            drop=drop,
+            truncated=truncated,
+        )
+
+    def _label(self, row: Row) -> float | int:
+        if self._kind == "classes":
+            return _id_of(class_name(row, "label"))
+        return 1.0 if is_missing(row.get("score")) else number_of(row, "score")
+
+
+def _records(outputs: Outputs, batch: Batch) -> list[Record]:
+    return records_of(outputs, batch.extra[IDS], batch.labels, batch.sequences)
+
+
+def _id_of(text: str) -> int:
+    """A number for a text, from -2**63 on."""
+    return xxhash.xxh3_64_intdigest(text.encode()) - 2**63

@@ -26,10 +26,10 @@ from ftscale.modalities.image_files import UnreadableImage, opened_image
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
-from ftscale.tasks.embedding import mean_of_places, states_below_head
 from ftscale.tasks.image_fit import image_problems
 from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
+from ftscale.tasks.states import mean_of_places, states_below_head
 
 TOP = 5
 LOOKED_AT_IMAGES = 200

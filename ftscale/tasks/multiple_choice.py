@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from ftscale.tasks.choice_rows import FIRST, Choices, choices_of, label_form_of,
 from ftscale.tasks.choice_scoring import SCORINGS, Pair
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of
+from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
 from ftscale.tasks.text_fit import encoder_problems, text_problems
 
 RIGHT = "right"
 """In a batch's `extra`, where its labels are tokens: (samples,) int64, the place of the right choice."""
-LENGTHS = "lengths"
 
 
 class MultipleChoice(Task):
@@ -73,7 +73,8 @@ class MultipleChoice(Task):
             return []
         return [
             f"task.scoring = head needs a model with a head for multiple choice, and model.name = "
-            f"{config.model.name!r} is a decoder without one in transformers ({kind}); set task.scoring: likelihood, or name an encoder."
+            f"{config.model.name!r} is a decoder without one in transformers ({kind}); set task.scoring: likelihood, "
+            "or name an encoder."
         ]
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
@@ -90,7 +91,7 @@ class MultipleChoice(Task):
         return samples
 
     def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
-        sequences = [sequence for sample in samples for sequence in _sequences(sample)]
+        sequences = [sequence for sample in samples for sequence in sequences_of(sample)]
         inputs, tokens = self.scoring.collate(sequences, self.processor, layout=layout)
         right = None if samples[0].label is None else torch.tensor([sample.label for sample in samples])
         extra = self.scoring.extra([sample.note["texts"] for sample in samples])
@@ -143,7 +144,7 @@ class MultipleChoice(Task):
 
     def show(self, row: Row, sample: Sample) -> Pieces:
         """The sequences as their tokens, a line each, the right one marked."""
-        texts = [self.processor.decode(sequence["input_ids"]) for sequence in _sequences(sample)]
+        texts = [self.processor.decode(sequence["input_ids"]) for sequence in sequences_of(sample)]
         lines = [[(text, place == sample.label), ("\n", False)] for place, text in enumerate(texts)]
         return [piece for line in lines for piece in line][:-1]
 
@@ -170,12 +171,12 @@ class MultipleChoice(Task):
         if truncated:  # the choice stays whole
             cut = self.scoring.cut(pairs, sequences, self.processor, limit=limit)
             sequences, truncated, drop = cut or sequences, bool(cut), "" if cut else "choices_too_long"
-        tokens = {name: [token for item in sequences for token in item.inputs[name]] for name in sequences[0].inputs}
+        inputs = joined([item.inputs for item in sequences])
         return Sample(
-            tokens | {LENGTHS: [len(item.inputs["input_ids"]) for item in sequences]},
+            inputs,
             label,
             {"texts": choices.texts, "names": self._names(choices)},
-            cost=len(tokens["input_ids"]),
+            cost=len(inputs["input_ids"]),
             counts={"loss": int(label is not None)},
             drop=drop,
             truncated=truncated,
@@ -207,13 +208,6 @@ class MultipleChoice(Task):
             "choice": int(name) if self.settings.label_form in FIRST else name,
         }
         return {**answer, "scores": dict(zip(note["names"], scores.values(), strict=True))} if every else answer
-
-
-def _sequences(sample: Sample) -> list[dict[str, list[int]]]:
-    """The tokens of each choice."""
-    bounds = list(pairwise(accumulate(sample.inputs[LENGTHS], initial=0)))
-    tokens = {name: values for name, values in sample.inputs.items() if name != LENGTHS}
-    return [{name: values[start:stop] for name, values in tokens.items()} for start, stop in bounds]
 
 
 def _losses(logits: Tensor, right: Tensor) -> Tensor:

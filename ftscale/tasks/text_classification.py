@@ -20,7 +20,6 @@ from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
-from ftscale.tasks.embedding import mean_of_tokens, states_below_head
 from ftscale.tasks.labels import (
     best_classes,
     bit_of,
@@ -35,6 +34,7 @@ from ftscale.tasks.labels import (
 )
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import number_of, text_of, where
+from ftscale.tasks.states import mean_of_tokens, states_below_head
 from ftscale.tasks.text_fit import text_problems
 
 BEST = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}

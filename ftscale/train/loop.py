@@ -63,9 +63,12 @@ class TaskModule(nn.Module):
     ) -> Any:
         """The terms of the loss; in eval mode, the task's outputs; for plain `inputs` the model's, by name.
 
-        `run`: what this function of the model gives. By keywords, since DeepSpeed looks for tensors in the others and
-        knows no dataclass.
+        `run`: what this function of the model gives, on the batch where one is named. All by keywords, since DeepSpeed
+        looks for tensors in other arguments and knows no dataclass.
         """
+        if batch is not None and self.training and self.masks is not None:
+            rows, repeats = batch.sequence_rows()
+            self.masks.enter(rows, repeats=repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
         if run is not None:
             return run(self.model)
         if batch is None:
@@ -76,9 +79,6 @@ class TaskModule(nn.Module):
             return {name: value for name, value in tensors.items() if value.is_floating_point()}
         if not self.training:
             return self.task.outputs(self.model, batch)
-        if self.masks is not None:
-            rows, repeats = batch.sequence_rows()
-            self.masks.enter(rows, repeats=repeats, bounds=batch.inputs.get("cu_seq_lens_q"))
         try:
             return self.task.loss(self.model, batch)
         except RowsUnknownError as error:

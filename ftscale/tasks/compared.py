@@ -1,0 +1,262 @@
+"""Losses that compare vectors: of one batch, or of the whole global batch by two passes over its micro-batches.
+
+Sources: InfoNCE (van den Oord et al. 2018, arXiv:1807.03748) with the other texts of a batch as negatives (Henderson et
+al. 2017, arXiv:1705.00652); the two passes (Gao et al. 2021, arXiv:2101.06983); CoSENT (Su 2022); batch-hard triplets
+(Hermans et al. 2017, arXiv:1703.07737); margin-MSE (Hofstätter et al. 2020, arXiv:2010.02666); contrastive (Hadsell et
+al. 2006); Matryoshka (Kusupati et al. 2022, arXiv:2205.13147).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from ftscale.data.loader import Step
+from ftscale.tasks.batch import Batch
+from ftscale.tasks.context import Context
+
+GRADIENT, LOSSES = "gradient", "losses"
+"""In a batch's `extra` behind the first pass: the gradient of the loss by the samples' vectors, (samples, most
+sequences, dim) float32, and each sample's loss, (samples,) float32."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a loss is taken over: samples of several sequences each, one after the other."""
+
+    vectors: Tensor
+    """(sequences, dim) float32."""
+    numbers: Tensor
+    """(samples,) int64: how many sequences each sample is."""
+    ids: Tensor
+    """(sequences,) int64: the same for the same text."""
+    labels: Tensor
+    """(samples,): scores as float32, or classes as int64."""
+    weights: Tensor
+    """(samples,) float32."""
+
+    @property
+    def firsts(self) -> Tensor:
+        """(samples,) int64: the place of each sample's first sequence."""
+        return self.numbers.cumsum(0) - self.numbers
+
+    def cut_to(self, size: int) -> Compared:
+        """The same with the first `size` numbers of each vector."""
+        return replace(self, vectors=self.vectors[:, :size])
+
+    def similarities(self) -> Tensor:
+        """(samples,) float32: the cosine of each sample's first two sequences."""
+        return functional.cosine_similarity(self.vectors[self.firsts], self.vectors[self.firsts + 1])
+
+
+Loss = Callable[[Compared], Tensor]
+"""The loss of each sample, weighted, with its graph: (samples,) float32."""
+
+
+def infonce(compared: Compared, *, temperature: float, symmetric: bool) -> Tensor:
+    """How well the first sequence finds the second one of its sample among all that are no first ones.
+
+    Each text stands there once. One that is known to be right, as the second sequence of a sample with the same first
+    one, is no negative; nor is the first one itself. A sample of one sequence is a text that others are compared with.
+    """
+    firsts, asks = compared.firsts, compared.numbers > 1
+    anchors, weights = firsts[asks], compared.weights[asks]
+    owners = torch.repeat_interleave(compared.numbers)
+    is_first = asks[owners] & (torch.arange(len(owners), device=firsts.device) == firsts[owners])
+    others = (~is_first & (compared.weights[owners] > 0)).nonzero()[:, 0]
+    askers = anchors[weights > 0]
+    vectors = functional.normalize(compared.vectors, dim=-1)
+    rights, asked, right = vectors[anchors + 1], compared.ids[anchors], compared.ids[anchors + 1]
+    own = vectors[anchors].mul(rights).sum(dim=-1) / temperature
+    scores = vectors[anchors] @ vectors[others].T / temperature
+    losses = _cross_entropy(own, scores, barred=_barred(asked, right, compared.ids[others]))
+    if symmetric:
+        scores = rights @ vectors[askers].T / temperature
+        backward = _cross_entropy(own, scores, barred=_barred(right, asked, compared.ids[askers]))
+        losses = (losses + backward) / 2
+    return compared.weights.new_zeros(len(asks)).masked_scatter(asks, losses * weights)
+
+
+def triplet(compared: Compared, *, margin: float) -> Tensor:
+    """The first sequence is to be nearer to the second one than to each further one, by a margin of cosine distance."""
+    owners, further, counts = _further(compared)
+    vectors = compared.vectors
+    near = 1 - functional.cosine_similarity(vectors[compared.firsts], vectors[compared.firsts + 1])
+    far = 1 - functional.cosine_similarity(vectors[compared.firsts[owners]], vectors[further])
+    return _means((near[owners] - far + margin).relu(), owners, counts, compared.weights)
+
+
+def margin_mse(compared: Compared) -> Tensor:
+    """The dot product with the second sequence is to be larger than those with further ones, by the sample's score."""
+    owners, further, counts = _further(compared)
+    vectors, firsts = compared.vectors, compared.firsts
+    near = vectors[firsts].mul(vectors[firsts + 1]).sum(dim=-1)
+    margins = near[owners] - vectors[firsts[owners]].mul(vectors[further]).sum(dim=-1)
+    return _means((margins - compared.labels[owners]).square(), owners, counts, compared.weights)
+
+
+def contrastive(compared: Compared, *, margin: float) -> Tensor:
+    """Two sequences of score 1 are to be near, of score 0 a margin of cosine distance apart."""
+    distances = 1 - compared.similarities()
+    apart = (margin - distances).relu().square()
+    losses = 0.5 * (compared.labels * distances.square() + (1 - compared.labels) * apart)
+    return losses * compared.weights
+
+
+def cosine_mse(compared: Compared) -> Tensor:
+    """The cosine of two sequences is to be the score."""
+    losses = (compared.similarities() - compared.labels).square()
+    return losses * compared.weights
+
+
+def cosent(compared: Compared, *, temperature: float) -> Tensor:
+    """Of every two samples, that of the lower score is to have the lower cosine.
+
+    It is one logarithm over all pairs of samples: each sample's loss is the whole one, so that their mean is.
+    """
+    scores, weights = compared.similarities() / temperature, compared.weights
+    lower = compared.labels[:, None] < compared.labels
+    pairs = (scores[:, None] - scores + (weights[:, None] * weights).log()).masked_fill(~lower, -torch.inf)
+    whole = torch.cat([scores.new_zeros(1), pairs.flatten()]).logsumexp(dim=0)
+    return whole * weights
+
+
+def batch_hard_triplet(compared: Compared, *, margin: float) -> Tensor:
+    """The farthest text of the same label is to be nearer than the nearest of another, by a margin of cosine distance.
+
+    The loss of a sample without one of the two is 0.
+    """
+    vectors = functional.normalize(compared.vectors, dim=-1)
+    distances = 1 - vectors @ vectors.T
+    there = (compared.weights > 0)[None]
+    alike = (compared.labels[:, None] == compared.labels) & there & (compared.ids[:, None] != compared.ids)
+    unlike = (compared.labels[:, None] != compared.labels) & there
+    asks = alike.any(dim=1) & unlike.any(dim=1)
+    near = distances.masked_fill(~alike, -torch.inf).amax(dim=1)
+    far = distances.masked_fill(~unlike, torch.inf).amin(dim=1)
+    losses = torch.where(asks, (near - far + margin).relu(), 0.0)
+    return losses * compared.weights
+
+
+def of_sizes(loss: Loss, sizes: tuple[int, ...]) -> Loss:
+    """The sum of a loss over vectors cut to each of the sizes; none = whole vectors alone."""
+    if not sizes:
+        return loss
+
+    return lambda compared: torch.stack([loss(compared.cut_to(size)) for size in sizes]).sum(dim=0)
+
+
+# ---------------------------------------------------------------- over the global batch
+
+
+def compare_all(
+    step: Step,
+    context: Context,
+    *,
+    vectors_of: Callable[[nn.Module, Batch], Tensor],
+    compared_of: Callable[[Batch, Tensor], Compared],
+    loss: Loss,
+) -> Step:
+    """The first pass: vectors of all micro-batches of all ranks, and the gradient of the loss by them. Collective.
+
+    `vectors_of`: (sequences, dim) of a batch; `compared_of`: the batch and its vectors as what is compared. What comes
+    out is in each batch's `extra`, for `second_pass`.
+    """
+    batches = [batch.to(context.device) for batch, _ in step.micro_batches]
+    own = [context.run(_on(vectors_of, batch), batch=batch) for batch in batches]
+    parts = [compared_of(batch, vectors) for batch, vectors in zip(batches, own, strict=True)]
+    real = [part for part, (_, counts) in zip(parts, step.micro_batches, strict=True) if counts]
+    everything, sequences, samples = _gathered(real, parts[0], context)
+    with torch.enable_grad():
+        vectors = everything.vectors.detach().requires_grad_()
+        losses = loss(replace(everything, vectors=vectors))
+        (gradient,) = torch.autograd.grad(losses.sum(), vectors)
+    gradient, losses = gradient[sequences], losses.detach()[samples]
+    micro_batches, at, place = [], 0, 0
+    for batch, part, (_, counts) in zip(batches, parts, step.micro_batches, strict=True):
+        rows, count = len(part.ids), len(batch)
+        found = (torch.zeros_like(part.vectors), losses.new_zeros(count))
+        if counts:
+            found = (gradient[at : at + rows], losses[place : place + count])
+            at, place = at + rows, place + count
+        by_sample = pad_sequence(found[0].split(part.numbers.tolist()), batch_first=True)
+        extra = {**batch.extra, GRADIENT: by_sample, LOSSES: found[1]}
+        micro_batches.append((replace(batch, extra=extra), counts))
+    return replace(step, micro_batches=micro_batches)
+
+
+def second_pass(batch: Batch, vectors: Tensor) -> Tensor:
+    """The loss of a micro-batch behind `compare_all`: () float32, whose gradient is its part of the whole one's.
+
+    vectors: (sequences, dim), with their graph.
+    """
+    numbers = torch.tensor(batch.sequences, device=vectors.device)
+    gradient = batch.extra[GRADIENT]
+    there = torch.arange(gradient.shape[1], device=vectors.device) < numbers[:, None]
+    backward = (vectors * gradient[there]).sum()
+    return batch.extra[LOSSES].sum() + backward - backward.detach()
+
+
+def _on(work: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Callable[[nn.Module], Tensor]:
+    return lambda model: work(model, batch)
+
+
+def _gathered(real: list[Compared], any_part: Compared, context: Context) -> tuple[Compared, slice, slice]:
+    """All ranks' parts as one, and the places of this rank's sequences and samples in it."""
+
+    def gather(name: str) -> tuple[Tensor, slice]:
+        nothing = getattr(any_part, name)[:0]  # of a rank without samples
+        return context.gather(torch.cat([nothing, *(getattr(part, name) for part in real)]))
+
+    found: dict[str, Any] = {name: gather(name) for name in ("vectors", "numbers", "ids", "labels", "weights")}
+    everything = Compared(**{name: values for name, (values, _) in found.items()})
+    return everything, found["vectors"][1], found["numbers"][1]
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _cross_entropy(own: Tensor, others: Tensor, *, barred: Tensor) -> Tensor:
+    """(n,) of a right score and those that it is among: (n,) and (n, m), of which some do not count."""
+    return torch.cat([own[:, None], others.masked_fill(barred, -torch.inf)], dim=1).logsumexp(dim=1) - own
+
+
+def _barred(asked: Tensor, right: Tensor, ids: Tensor) -> Tensor:
+    """(n, m) bool: whether a text is no negative of what is asked in a row.
+
+    It is that itself, or right for it by this row or another one, or stands there for the second time.
+    """
+    is_right = right[:, None] == ids
+    _, groups, counts = asked.unique(return_inverse=True, return_counts=True)
+    for group in (counts > 1).nonzero()[:, 0]:
+        rows = groups == group
+        is_right[rows] = is_right[rows].any(dim=0)
+    return is_right | (asked[:, None] == ids) | _repeated(ids)
+
+
+def _repeated(ids: Tensor) -> Tensor:
+    """(n,) bool: whether the same stood before."""
+    order = ids.argsort(stable=True)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
+    return again
+
+
+def _further(compared: Compared) -> tuple[Tensor, Tensor, Tensor]:
+    """The samples of all sequences behind their second ones, the places of these, and how many each sample has."""
+    places = torch.arange(len(compared.ids), device=compared.ids.device)
+    owners = torch.repeat_interleave(compared.numbers)
+    further = places - compared.firsts[owners] > 1
+    return owners[further], places[further], (compared.numbers - 2).clamp(min=0)
+
+
+def _means(losses: Tensor, owners: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
+    """Of each sample the mean of its losses, weighted; 0 where it has none."""
+    sums = weights.new_zeros(len(counts)).index_add(0, owners, losses)
+    return sums / counts.clamp(min=1) * weights

@@ -1,0 +1,98 @@
+"""What sentence-transformers keeps beside a model, read and written: pooling, normalisation, prompts, length.
+
+Source: the files that sentence-transformers 6.2 writes, which its SentenceTransformer class loads.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from ftscale.config.tasks.embedding import EmbeddingSettings, Pooling
+
+MODULES, PROMPTS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+POOLING, NORMALIZE = "1_Pooling", "2_Normalize"
+EXTRAS = (MODULES, PROMPTS, LENGTH, POOLING, NORMALIZE)
+POOLING_MODES: dict[Pooling, str] = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "last_token": "pooling_mode_lasttoken",
+}
+OTHER_MODES = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
+QUERY, DOCUMENT = "query", "document"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a vector is made of a text, besides the model."""
+
+    pooling: Pooling = "mean"
+    normalize: bool = True
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+
+def form_of(settings: EmbeddingSettings, place: str | None) -> Form:
+    """As the settings say, else as the files beside a model do. `place`: its folder or name, if there is one yet."""
+    own = {} if place is None else _own_form(place)
+    asked = {name: getattr(settings, name) for name in Form.__dataclass_fields__}
+    return Form(**{**own, **{name: value for name, value in asked.items() if value is not None}})
+
+
+def write_form(folder: Path, form: Form, *, max_length: int) -> None:
+    """Write the files beside a saved model."""
+    size = _hidden_size(folder)
+    modules = ["", POOLING, *([NORMALIZE] if form.normalize else [])]
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    pooling = {name: mode == form.pooling for mode, name in POOLING_MODES.items()} | dict.fromkeys(OTHER_MODES, False)
+    files: dict[str, Any] = {
+        MODULES: [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for number, (path, kind) in enumerate(zip(modules, kinds, strict=False))
+        ],
+        f"{POOLING}/config.json": {"word_embedding_dimension": size, **pooling, "include_prompt": True},
+        LENGTH: {"max_seq_length": max_length, "do_lower_case": False},
+        PROMPTS: {
+            "prompts": {QUERY: form.query_prompt, DOCUMENT: form.document_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for path in modules[1:]:
+        (folder / path).mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _own_form(place: str) -> dict[str, Any]:
+    modules = _read(place, MODULES)
+    if not isinstance(modules, list):
+        return {}
+    kinds = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
+    form: dict[str, Any] = {"normalize": "Normalize" in kinds}
+    pooling = _read(place, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
+    modes = [mode for mode, name in POOLING_MODES.items() if isinstance(pooling, dict) and pooling.get(name)]
+    form |= {"pooling": modes[0]} if modes else {}
+    prompts = (_read(place, PROMPTS) or {}).get("prompts") or {}
+    named = {"query_prompt": prompts.get(QUERY), "document_prompt": prompts.get(DOCUMENT, prompts.get("passage"))}
+    return form | {name: value for name, value in named.items() if isinstance(value, str)}
+
+
+def _read(place: str, name: str) -> Any:
+    """The content of a JSON file of a folder, or of a model of the hub that is here; None where there is none."""
+    try:
+        path = cached_file(place, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        return None if path is None else json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _hidden_size(folder: Path) -> int:
+    """Of the model saved there; beside an adapter lies the config of its base."""
+    path = next(path for path in (folder / "config.json", folder / "base_config/config.json") if path.is_file())
+    config = json.loads(path.read_text())
+    return int(config.get("hidden_size") or config["dim"])

@@ -1,0 +1,359 @@
+"""Embeddings against sentence-transformers: its losses, its scores, and the saved folder as it loads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import losses, util
+from sentence_transformers.evaluation import InformationRetrievalEvaluator
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from ftscale.config.tasks import SETTINGS
+from ftscale.data.loader import Step
+from ftscale.data.sample import Sample
+from ftscale.methods.base import Context
+from ftscale.tasks import build_task, compared
+from ftscale.tasks.base import Task
+from ftscale.tasks.compared import Compared
+from ftscale.tasks.embedding_scores import Record, found_of, scores_of
+
+DIM = 12
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+# ---------------------------------------------------------------- losses
+
+
+def some(numbers: list[int], labels: Tensor | None = None) -> Compared:
+    """Random vectors of different texts."""
+    generator = torch.Generator().manual_seed(len(numbers))
+    vectors = torch.randn(sum(numbers), DIM, generator=generator).requires_grad_()
+    labels = torch.ones(len(numbers)) if labels is None else labels
+    return Compared(vectors, torch.tensor(numbers), torch.arange(sum(numbers)), labels, torch.ones(len(numbers)))
+
+
+class Given(nn.Module):
+    """In place of their model: gives vectors that are there already."""
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(features)
+
+    def get_embedding_dimension(self) -> int:
+        return DIM
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+
+def columns_of(given: Compared) -> list[dict[str, Tensor]]:
+    """Their features: the first texts of all samples, the second ones, ..."""
+    number = int(given.numbers[0])
+    return [{"sentence_embedding": given.vectors[place::number]} for place in range(number)]
+
+
+def scores() -> Tensor:
+    return torch.tensor([0.1, 0.9, 0.5, 0.5, 0.0, 1.0])
+
+
+LOSSES: dict[str, tuple[Any, Any, Compared]] = {
+    "infonce": (
+        partial(compared.infonce, temperature=0.05, symmetric=False),
+        losses.MultipleNegativesRankingLoss(Given(), scale=20.0),
+        some([2] * 6),
+    ),
+    "infonce, hard negatives": (
+        partial(compared.infonce, temperature=0.1, symmetric=False),
+        losses.MultipleNegativesRankingLoss(Given(), scale=10.0),
+        some([4] * 5),
+    ),
+    "infonce, symmetric": (
+        partial(compared.infonce, temperature=0.05, symmetric=True),
+        losses.MultipleNegativesSymmetricRankingLoss(Given(), scale=20.0),
+        some([2] * 6),
+    ),
+    "triplet": (
+        partial(compared.triplet, margin=0.5),
+        losses.TripletLoss(Given(), losses.TripletDistanceMetric.COSINE, triplet_margin=0.5),
+        some([3] * 6),
+    ),
+    "margin_mse": (compared.margin_mse, losses.MarginMSELoss(Given()), some([3] * 6, scores())),
+    "contrastive": (
+        partial(compared.contrastive, margin=0.5),
+        losses.ContrastiveLoss(Given(), margin=0.5),
+        some([2] * 6, torch.tensor([0.0, 1, 1, 0, 1, 0])),
+    ),
+    "cosine_mse": (compared.cosine_mse, losses.CosineSimilarityLoss(Given()), some([2] * 6, scores())),
+    "cosent": (
+        partial(compared.cosent, temperature=0.05),
+        losses.CoSENTLoss(Given(), scale=20.0),
+        some([2] * 6, scores()),
+    ),
+    "batch_hard_triplet": (
+        partial(compared.batch_hard_triplet, margin=0.5),
+        losses.BatchHardTripletLoss(Given(), losses.BatchHardTripletLossDistanceFunction.cosine_distance, margin=0.5),
+        some([1] * 6, torch.tensor([0, 1, 0, 2, 1, 2])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_and_its_gradient_are_those_of_sentence_transformers(name: str):
+    ours, theirs, given = LOSSES[name]
+    expected = theirs(columns_of(given), given.labels)
+    found = ours(given).sum() / len(given.numbers)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    [gradient], [wanted] = torch.autograd.grad(found, [given.vectors]), torch.autograd.grad(expected, [given.vectors])
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(12, 8, 4), (12,)])
+def test_vectors_cut_to_several_sizes_add_up_as_in_matryoshka_loss(sizes: tuple[int, ...]):
+    given, model = some([2] * 6), Given()
+    theirs = losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), list(sizes))
+    ours = compared.of_sizes(partial(compared.infonce, temperature=0.05, symmetric=False), sizes)
+    torch.testing.assert_close(ours(given).mean(), theirs(columns_of(given), given.labels), rtol=1e-5, atol=1e-6)
+
+
+def test_a_text_that_is_right_for_another_row_is_no_negative():
+    """Worked out by hand over what is left: rows 0 and 1 have one positive, rows 2 and 3 one anchor."""
+    given = some([2] * 4)
+    ids = torch.tensor([0, 1, 2, 1, 3, 4, 3, 5])
+    vectors = given.vectors.detach().clone()
+    vectors[3], vectors[6] = vectors[1], vectors[4]
+    given = replace(given, ids=ids, vectors=vectors)
+    unit = functional.normalize(vectors, dim=-1)
+    anchors, rights = unit[0::2], unit[1::2]
+    negatives = {0: [2, 3], 1: [2, 3], 2: [0], 3: [0]}
+    expected = [
+        torch.stack([anchors[row] @ rights[other] for other in (row, *others)]).div(0.05).log_softmax(dim=0)[0].neg()
+        for row, others in negatives.items()
+    ]
+    found = compared.infonce(given, temperature=0.05, symmetric=False)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_text_without_an_anchor_is_a_negative_and_no_target():
+    alone = some([2, 1, 2])
+    found = compared.infonce(alone, temperature=0.05, symmetric=False)
+    unit = functional.normalize(alone.vectors, dim=-1)
+    logits = unit[[0, 3]] @ unit[[1, 4, 2]].T / 0.05
+    expected = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
+    torch.testing.assert_close(found, torch.stack([expected[0], torch.zeros(()), expected[1]]))
+
+
+# ---------------------------------------------------------------- the global batch
+
+
+def task_of(shared: Path, **settings: Any) -> Task:
+    processor = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    return build_task(SETTINGS["embedding"](**{"name": "embedding", "loss": "infonce", **settings}), processor)
+
+
+ROWS = [
+    {"anchor": f"who built the {thing}", "positive": f"the {thing} was built by {who} long ago"}
+    for thing, who in (("bridge", "a mason"), ("boat", "two brothers"), ("church", "monks"), ("clock", "a smith"))
+]
+ROWS += [{"anchor": "who sings", "positive": "birds do", "negative": ["a stone", "the sea at night"]}]
+
+
+def numbered(samples: list[Sample]) -> list[Sample]:
+    return [replace(sample, number=number) for number, sample in enumerate(samples)]
+
+
+def bert(**sizes: Any) -> BertModel:
+    torch.manual_seed(0)
+    return BertModel(BertConfig(vocab_size=30522, **SIZES, **sizes)).eval()
+
+
+class Alone(nn.Module):
+    """A model as the loop runs it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *, run: Any, batch: Any) -> Any:
+        return run(self.model)
+
+
+def stepped(task: Task, model: nn.Module, parts: list[list[Sample]]) -> list[Any]:
+    """The micro-batches of one process behind the first pass."""
+    batches = [(task.collate(part, layout="padded", train=True), True) for part in parts]
+    process = SimpleNamespace(device=torch.device("cpu"), rank=0, gather_rows=lambda rows: [rows])
+    step = task.before_step(Step(batches, {"loss": 1}, tokens=0), Context(Alone(model), process, 1))
+    return [batch for batch, _ in step.micro_batches]
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cosent", "batch_hard_triplet"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_however_a_step_is_cut_its_gradient_is_that_of_one_batch(shared: Path, loss: str, size: int):
+    task, model = task_of(shared, loss=loss), bert()
+    rows = {
+        "infonce": ROWS,
+        "cosent": [
+            {"text": row["anchor"], "text_pair": row["positive"], "score": 1 / at} for at, row in enumerate(ROWS, 1)
+        ],
+        "batch_hard_triplet": [{"text": row["positive"], "label": at % 2} for at, row in enumerate(ROWS)],
+    }[loss]
+    samples = numbered(task.prepare(rows))
+    weights = list(model.encoder.parameters())
+    whole = task.loss(model, task.collate(samples, layout="padded", train=True))["loss"]
+    expected = torch.autograd.grad(whole, weights)
+    parts = stepped(task, model, [samples[at : at + size] for at in range(0, len(samples), size)])
+    found = sum(task.loss(model, part)["loss"] for part in parts)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-6)
+    for gradient, wanted in zip(torch.autograd.grad(found, weights), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
+    assert sum(task.count(part)["loss"] for part in parts) == len(samples)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def test_scores_of_retrieval_are_those_of_sentence_transformers(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    queries, documents = rng.normal(size=(30, DIM)), rng.normal(size=(200, DIM))
+    right = {number: set(rng.choice(200, size=1 + number % 3, replace=False).tolist()) for number in range(30)}
+    theirs = InformationRetrievalEvaluator(
+        {str(number): f"q{number}" for number in range(30)},
+        {str(number): f"d{number}" for number in range(200)},
+        {str(number): {str(place) for place in places} for number, places in right.items()},
+        accuracy_at_k=[1],
+        precision_recall_at_k=[1, 10],
+        score_functions={"cosine": util.cos_sim},
+        show_progress_bar=False,
+    )
+    vectors = {
+        **{f"q{at}": row for at, row in enumerate(queries)},
+        **{f"d{at}": row for at, row in enumerate(documents)},
+    }
+    encode = lambda texts, **_: torch.tensor(np.stack([vectors[text] for text in texts]), dtype=torch.float32)  # noqa: E731
+    model = SimpleNamespace(
+        encode_query=encode, encode_document=encode, encode=encode, similarity_fn_name="cosine", similarity=util.cos_sim
+    )
+    expected = theirs.compute_metrices(model)["cosine"]
+    records = [
+        Record(np.array([1000 + number, place]), np.stack([queries[number], documents[place]]).astype(np.float32), 1.0)
+        for number, places in right.items()
+        for place in sorted(places)
+    ]
+    others = set(range(200)).difference(*right.values())
+    records += [Record(np.array([place]), documents[[place]].astype(np.float32), 1.0) for place in sorted(others)]
+    loss = partial(compared.infonce, temperature=0.05, symmetric=False)
+    found = scores_of(found_of(records, kind="documents", loss=loss))
+    assert found["mrr@10"] == pytest.approx(expected["mrr@k"][10])
+    assert found["ndcg@10"] == pytest.approx(expected["ndcg@k"][10])
+    assert found["map@100"] == pytest.approx(expected["map@k"][100])
+    assert found["recall@1"] == pytest.approx(expected["recall@k"][1])
+    assert found["recall@10"] == pytest.approx(expected["recall@k"][10])
+    assert 0 < found["mrr@10"] < 1
+
+
+def test_degrees_of_relevance_count_in_ndcg():
+    """By hand: what is worth 1 is found first, then what is worth 3."""
+    unit = np.eye(4, dtype=np.float32)
+    query = np.array([0.9, 0.4, 0.1, 0], dtype=np.float32)
+    records = [
+        Record(np.array([9, 0]), np.stack([query, unit[0]]), 1.0),
+        Record(np.array([9, 1]), np.stack([query, unit[1]]), 3.0),
+        Record(np.array([9, 2]), np.stack([query, unit[2]]), 0.0),
+    ]
+    loss = partial(compared.infonce, temperature=0.05, symmetric=False)
+    [found] = found_of(records, kind="documents", loss=loss)
+    assert found.ranks["ndcg@10"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
+    assert (found.ranks["recall@1"], found.ranks["map@100"]) == (0.5, 1.0)
+
+
+# ---------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module", params=["mean", "last_token"])
+def run(shared: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A finished run on pairs, with prompts: an encoder in full, and a decoder with an adapter that is merged."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({**row, "negative": row.get("negative", [])}) + "\n" for row in ROWS)
+    )
+    adapter: dict[str, Any] = {}
+    if request.param == "mean":
+        model = folder / "base"
+        bert().save_pretrained(model)
+        AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased").save_pretrained(model)
+    else:
+        model = shared / "weights/stories260K"
+        adapter = {"adapter": {"method": "lora", "r": 2, "target_modules": ["q_proj"]}}
+    config = {
+        "task": {"name": "embedding", "pooling": request.param, "query_prompt": "query: ", "max_length": 24},
+        "run_folder": str(folder / "run"),
+        "model": str(model),
+        "data": {
+            "train": str(folder / "rows.jsonl"),
+            "eval": str(folder / "rows.jsonl"),
+            "cache_dir": str(folder / "cache"),
+        },
+        "batch": {"global_size": 4, "micro_size": 2},
+        "train": {"max_steps": 3},
+        "optimizer": {"lr": 1e-2},
+        **adapter,
+    }
+    train(parse_config(config, source="the test"))
+    return folder
+
+
+def test_sentence_transformers_loads_the_saved_folder_and_gives_the_same_vectors(run: Path):
+    saved = run / "run/model"
+    if (saved / "adapter_config.json").exists():
+        export_run(run / "run", run / "exported", merge=True)
+        saved = run / "exported"
+    model = SentenceTransformer(str(saved), device="cpu")
+    assert (model.max_seq_length, model.prompts["query"]) == (24, "query: ")
+    queries = [row["anchor"] for row in ROWS] + ["a " * 40]
+    (run / "queries.jsonl").write_text("".join(json.dumps({"anchor": text}) + "\n" for text in queries))
+    (run / "texts.txt").write_text("\n".join(row["positive"] for row in ROWS))
+    for file, theirs in (
+        ("queries.jsonl", model.encode_query(queries)),
+        ("texts.txt", model.encode_document([row["positive"] for row in ROWS])),
+    ):
+        predict_file(run / "run", str(run / file), out=run / f"{file}.out.jsonl")
+        lines = (run / f"{file}.out.jsonl").read_text().splitlines()
+        ours = np.array([json.loads(line)["prediction"] for line in lines], dtype=np.float32)
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+
+
+def test_a_run_tells_its_loss_and_how_well_texts_are_found(run: Path):
+    assert "loss: infonce" in (run / "run/config.yaml").read_text()
+    lines = [json.loads(line) for line in (run / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert len(steps) == 3
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    scores = evaluate_run(run / "run", data=str(run / "rows.jsonl"))
+    assert set(scores) == {"loss", "recall@1", "recall@10", "mrr@10", "ndcg@10", "map@100"}
+    assert scores["recall@10"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "problem"),
+    [
+        (
+            {"loss": "triplet"},
+            {"anchor": "a", "positive": "b"},
+            "task.loss = triplet reads anchor, positive, negative, and",
+        ),
+        ({"loss": "cosent"}, {"text": "a", "text_pair": "b", "score": "high"}, "score = 'high' must be a number"),
+        ({}, {"anchor": "a", "positive": None}, "positive = None must be a text"),
+        ({"loss": "batch_hard_triplet"}, {"text": "a", "label": ["x"]}, "is a list"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_named(shared: Path, settings: dict[str, Any], row: dict[str, Any], problem: str):
+    with pytest.raises(UserError, match=problem):
+        task_of(shared, **settings).prepare([row])
