@@ -111,6 +111,13 @@ def works() -> dict[str, Config]:
         "causal_lm": _work(
             {"max_length": 128}, SHARED / "weights/stories260K", captions / "train.en.gz", format="text"
         ),
+        "embedding": _work(
+            {"max_length": 64},
+            bert,
+            qa,
+            rows="data.paragraphs.qas",
+            columns={"anchor": "question", "positive": "context"},
+        ),
         "image_classification": _work({}, WORK / "models/vit", WORK / "images.csv"),
         "masked_lm": _work(
             {"max_length": 64, "whole_words": True},

@@ -58,6 +58,7 @@ def entries() -> dict[str, Entry]:
 
     news = "header: false, columns: {text: 0, label: 1}"
     pairs = "format: tsv, columns: {text: sentence_A, text_pair: sentence_B, label: %s}"
+    scored = "format: tsv, columns: {text: sentence_A, text_pair: sentence_B, score: relatedness_score}"
     words = "format: conll"
     swag = ("optimizer.lr=2e-4", "batch.global_size=16", "evaluation.before=true")
     whole = "format: jsonl"
@@ -76,14 +77,7 @@ def entries() -> dict[str, Entry]:
             "ag_news",
             (
                 minilm,
-                "data.eval_ratio=0",
-                "data.stratify=null",
-                *parts(
-                    news,
-                    train=text / "ag_news_7k/train.csv",
-                    eval=text / "ag_news_7k/dev.csv",
-                    test=text / "ag_news_7k/test.csv",
-                ),
+                *parts(news, train=text / "ag_news_7k/train.csv", test=text / "ag_news_7k/test.csv"),
             ),
             "test/accuracy",
             at_least=0.88,
@@ -139,6 +133,26 @@ def entries() -> dict[str, Entry]:
             ),
             "f1",
             at_least=0.60,
+        ),
+        "retrieval": Entry(
+            "squad_retrieval",
+            (
+                minilm,
+                "evaluation.before=true",
+                *parts(
+                    "rows: data.paragraphs.qas, columns: {anchor: question, positive: context}",
+                    train=qa / "squad_v1/test-v1.1.json",
+                    eval=qa / "xquad_en/xquad.en.json",
+                ),
+            ),
+            "mrr@10",
+            at_least=0.9,
+        ),
+        "similarity": Entry(
+            "squad_retrieval",
+            (minilm, "task.loss=cosent", "evaluation.before=true", "train.epochs=3", *parts(scored, **sick_files)),
+            "test/spearman",
+            at_least=0.75,
         ),
         "multiple_choice": Entry(
             "swag",

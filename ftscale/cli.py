@@ -238,7 +238,7 @@ def predict(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="CSV, TSV, JSONL, Parquet or CoNLL file; printed as JSON lines without it.")
+        Path | None, typer.Option(help="CSV, TSV, JSONL, Parquet, CoNLL or NPY file; printed as JSON lines without it.")
     ] = None,
     scores: Annotated[str, typer.Option(help="best = of the prediction; all = of every class, as scores.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows worked on at a time.")] = 32,

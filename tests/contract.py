@@ -7,11 +7,13 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.modalities.collate import IGNORED, Layout
 from ftscale.models.layout import choose_layout
@@ -19,6 +21,7 @@ from ftscale.run.predict import samples_by_row
 from ftscale.tasks.base import Task
 from ftscale.tasks.batch import Batch, Terms
 from ftscale.tasks.capabilities import CAPABILITIES
+from ftscale.tasks.context import Context
 
 SUM = {"rtol": 2e-5, "atol": 1e-6}  # float32 sums in another order
 
@@ -51,7 +54,17 @@ class Case:
         return batch
 
     def is_token_level(self) -> bool:
-        return self.collate(self.samples()).labels.ndim == 2 and not self.task.pools
+        """Whether each token with a label is a target."""
+        batch = self.collate(self.samples())
+        labels = batch.labels
+        return labels.ndim == 2 and self.task.count(batch)[_first_term(self)] == int((labels != IGNORED).sum())
+
+    def as_a_step(self, batches: list[Batch]) -> list[Batch]:
+        """Micro-batches of one optimizer step of one process, as the loop has them before the loss."""
+        process = SimpleNamespace(device=torch.device("cpu"), rank=0, gather_rows=lambda rows: [rows])
+        step = Step([(batch, True) for batch in batches], None, tokens=0)
+        step = self.task.before_step(step, Context(_Runs(self.model), process, 1))
+        return [batch for batch, _ in step.micro_batches]
 
     def in_layout(self, layout: Layout) -> Case:
         """The same case with a model that is ready for batches of this layout; skips where it takes none."""
@@ -63,6 +76,17 @@ class Case:
         found = choose_layout(flat.model, wanted="flat", attention="auto", pooled=pooled, encoder_decoder=False)
         assert found == "flat"
         return flat
+
+
+class _Runs(torch.nn.Module):
+    """A model as the loop wraps it, for what is done before a step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *, run: Callable[[torch.nn.Module], Any], batch: Batch) -> Any:
+        return run(self.model)
 
 
 def numbered(samples: list[Sample]) -> list[Sample]:
@@ -359,7 +383,7 @@ def _sums(counts: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _assert_total(case: Case, whole: Batch, parts: list[Batch]) -> None:
-    results = [_terms_and_gradients(case, part) for part in parts]
+    results = [_terms_and_gradients(case, part) for part in case.as_a_step(parts)]
     terms, gradients = _terms_and_gradients(case, whole)
     sums = {name: sum(of_part[name] for of_part, _ in results) for name in terms}
     sums_of_gradients = {
@@ -404,7 +428,9 @@ def _assert_same_batch(ours: Batch, theirs: Batch) -> None:
     assert torch.equal(ours.rows, theirs.rows)
     assert torch.equal(ours.labels, theirs.labels)
     assert ours.notes == theirs.notes
-    assert (ours.weights, ours.extra, ours.group) == (theirs.weights, theirs.extra, theirs.group) == (None, {}, "")
+    assert (ours.weights, ours.group) == (theirs.weights, theirs.group) == (None, "")
+    assert set(ours.extra) == set(theirs.extra)
+    assert all(torch.equal(ours.extra[name], value) for name, value in theirs.extra.items())
 
 
 def _with_more_padding(batch: Batch, *, filler: int) -> Batch:

@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 def partial_path(path: Path) -> Path:
@@ -30,6 +30,11 @@ def open_new(path: Path, *, mode: int = 0o666, newline: str | None = None) -> Te
     Raises FileExistsError, for a link too.
     """
     return open(path, "x", encoding="utf-8", newline=newline, opener=partial(_open, mode=mode))
+
+
+def open_new_bytes(path: Path) -> BinaryIO:
+    """A new file of bytes, opened for writing. Raises FileExistsError, for a link too."""
+    return open(path, "xb", opener=_open)
 
 
 def open_to_append(path: Path) -> TextIO:

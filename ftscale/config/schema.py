@@ -122,8 +122,8 @@ class SourceConfig(Section):
     """A file, a glob, a folder, a zip archive (read as a folder: films.zip/train.csv), a remote URL, or a hub data set
     id."""
     format: str = "auto"
-    """csv, tsv, jsonl, json, parquet, excel, text, document (a file is a row), parallel, conll, image_folder, idx, hub;
-    auto = by the name."""
+    """csv, tsv, jsonl, json, parquet, excel, text, document (a file is a row), parallel, conll, image_folder, idx,
+    beir, hub; auto = by the name."""
     name: str | None = None
     """The configuration of a hub data set, or of a folder whose README.md names some; null = its default."""
     split: str | None = None

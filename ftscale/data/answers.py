@@ -1,10 +1,14 @@
-"""Answers beside the rows that they are for: as CSV, TSV, JSON lines, Parquet or CoNLL, cell for cell."""
+"""Answers beside the rows that they are for, cell for cell: as CSV, TSV, JSON lines, Parquet or CoNLL.
+
+Vectors may also be written alone, as one array of NumPy's.
+"""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import json
+import math
 import os
 import sys
 import tempfile
@@ -13,13 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
 
 from ftscale.base.errors import UserError
-from ftscale.base.files import open_new, partial_path
+from ftscale.base.files import open_new, open_new_bytes, partial_path
 from ftscale.config.schema import SourceConfig
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".conll")
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet", ".conll", ".npy")
 DELIMITED = {".csv": "csv", ".tsv": "tsv"}
 ROWS_AT_ONCE = 8192
 NO_SCORE = "_"  # of a word that has no token; CoNLL has no empty cells
@@ -73,6 +79,11 @@ def open_answers(out: Path | None, *, source: SourceConfig, form: str) -> Iterat
         if out.suffix == ".parquet":
             with _parquet_writer(temporary, out, source=source, form=form) as write:
                 yield write
+        elif out.suffix == ".npy":
+            with open_new_bytes(temporary) as array:
+                vectors = _Vectors(array, out)
+                yield vectors
+                vectors.end()
         else:
             with open_new(temporary, newline="") as file:
                 yield _text_writer(file, out, source=source, form=form)
@@ -156,6 +167,47 @@ def _is_bytes(value: Any) -> bool:
 def _described(value: Any) -> str:
     """What text cannot hold: the bytes of an image are left out."""
     return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+
+
+# ---------------------------------------------------------------- NumPy
+
+
+class _Vectors:
+    """Writes predictions that are lists of numbers as one array (rows, size) of float32; NaN where there is none.
+
+    The number of rows is known at the end: NumPy's header has room for it.
+    """
+
+    def __init__(self, file: BinaryIO, out: Path) -> None:
+        self._file, self._out = file, out
+        self._rows = 0
+        self._size: int | None = None
+
+    def __call__(self, answer: Answer) -> None:
+        vector = answer.added["prediction"]
+        if vector is not None and not (isinstance(vector, list) and vector and isinstance(vector[0], float)):
+            raise UserError(f"--out = {self._out}: an array holds vectors; write .csv, .jsonl or .parquet.")
+        if vector is not None and self._size is None:
+            self._size = len(vector)
+            self._write_header()
+            self._write([math.nan] * self._size * self._rows)
+        if self._size is not None:
+            self._write([math.nan] * self._size if vector is None else vector)
+        self._rows += 1
+
+    def end(self) -> None:
+        """Write how many there are."""
+        if self._size is None:
+            raise UserError(f"--out = {self._out}: no row has a vector; see the notes of rows in .jsonl.")
+        self._file.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._size)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def _write(self, values: Sequence[float]) -> None:
+        self._file.write(np.asarray(values, dtype="<f4").tobytes())
 
 
 # ---------------------------------------------------------------- CoNLL

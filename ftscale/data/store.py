@@ -11,7 +11,7 @@ import xxhash
 
 from ftscale.base.hashing import hash_file
 from ftscale.data.census import contradicting
-from ftscale.data.sample import COST, COUNT, HASHES, WHERE, Sample
+from ftscale.data.sample import COST, COUNT, WHERE, Sample
 
 INPUTS = "inputs.npy"
 BLOCK_BYTES = 2**24
@@ -141,10 +141,10 @@ def _add_column(content: xxhash.xxh3_128, name: str, column: Any) -> None:
 
 
 def _narrow(item: Any) -> Any:
-    """Lists of token ids as int32: half the bytes."""
+    """Lists of token ids as int32, half the bytes; not those whose name says that they are hashes."""
     import pyarrow as pa
 
-    if item.name == HASHES:
+    if item.name.endswith("hashes"):
         return item
     if pa.types.is_struct(item.type):
         return pa.field(

@@ -57,6 +57,9 @@ WRITTEN = (  # columns of a source and a target: prompt and completion of causal
 )
 PROMPTS = 5
 """The first of these are prompts and what is to be answered."""
+ANCHORS = words("anchor query question")
+POSITIVES = words("positive pos positives document passage paragraph")
+NEGATIVES = words("negative neg negatives hard_negative hard_negatives")
 LISTED_CHOICES = words("choices options endings answers_choices alternatives")
 STEMS = ("ending", "choice", "option", "option_", "op", "sol", "answer", "a", "")
 """Before the numbers or letters of columns that hold a choice each."""
@@ -107,6 +110,7 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
         return _of_named(found, asked, named)
     ways = {
         "multiple_choice": _choices,
+        "embedding": _texts_that_belong,
         "question_answering": _answered,
         "image_classification": _images,
         "token_classification": _tagged,
@@ -286,6 +290,24 @@ def _asks_for(found: Look) -> bool:
     """Whether the questions are words, cause or effect, as COPA has them."""
     column = found.column("question")
     return column is not None and set(column.counts) <= {"cause", "effect"}
+
+
+# ---------------------------------------------------------------- texts that belong together
+
+
+def _texts_that_belong(found: Look, asked: bool) -> Rows | None:
+    """An anchor, or a query, with a text that is right for it, and perhaps others that are not."""
+    named = {str(column.name).strip().lower(): column.name for column in found.columns}
+    anchor = next((named[name] for name in ANCHORS if name in named), None)
+    positive = next((named[name] for name in POSITIVES if name in named), None)
+    if asked and (anchor is None or positive is None):
+        texts = [column.name for column in _texts(found)]
+        anchor, positive = texts[:2] if len(texts) > 1 else (None, None)
+    negative = next((named[name] for name in NEGATIVES if name in named), None)
+    if anchor is None or positive is None:
+        return None
+    columns = {"anchor": anchor, "positive": positive, **({} if negative is None else {"negative": negative})}
+    return Rows("embedding", _mapped(columns), f"each {anchor} with the {positive} that belongs to it")
 
 
 # ---------------------------------------------------------------- answers in a text

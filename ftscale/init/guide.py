@@ -100,7 +100,7 @@ def guide_to(
     can_read = plan and unread is None
     if not can_read or draft.value("task.join_texts"):
         put_length(draft, found, rows, known, language)
-    if "label" in SETTINGS[rows.task].label_columns and rows.task != "multiple_choice":
+    if "labels" in SETTINGS[rows.task].learned and "label" in SETTINGS[rows.task].label_columns:
         put_label(draft, rows, found.path, doubts)
     else:
         put_metric(draft, rows)

@@ -32,12 +32,12 @@ from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, write_form
 from ftscale.tasks.embedding_scores import Found, Kind, Record, found_of, records_of, scores_of
 from ftscale.tasks.labels import class_name
 from ftscale.tasks.overlong import is_cut
-from ftscale.tasks.rows import number_of, text_of, texts_of, where
+from ftscale.tasks.rows import number_of, text_of, where
 from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
 from ftscale.tasks.states import pooled_tokens
 from ftscale.tasks.text_fit import text_problems
 
-IDS = "ids"
+IDS = "text_hashes"
 """A number for each text, the same for the same: of a sample's inputs, and in a batch's `extra`, padded with 0."""
 OVER_ALL = ("infonce", "cosent", "batch_hard_triplet")
 """Losses that compare each sample with others: of the global batch."""
@@ -226,7 +226,9 @@ class Embedding(Task):
         positive = document + text_of(row, "positive")
         if is_missing(row.get("anchor")):  # a text that others are compared with
             return [positive]
-        negatives = [] if is_missing(row.get("negative")) else texts_of(row, "negative")
+        given = row.get("negative")
+        negatives = [given] if not isinstance(given, (list, tuple)) else given
+        negatives = [text_of({**row, "negative": one}, "negative") for one in negatives if not is_missing(one)]
         return [query + text_of(row, "anchor"), positive, *(document + text for text in negatives)]
 
     def _sample(self, row: Row, texts: Sequence[str], encoded: Sequence[Encoded], *, labelled: bool) -> Sample:

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 import pyarrow
 import pyarrow.parquet
@@ -204,3 +205,23 @@ def test_conll_of_other_files_needs_a_cell_a_word(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"words": ["EU", "rejects", "calls"], "id": 7}\n')
     with pytest.raises(UserError, match="the column 'id' has no cell for each word; write .jsonl or .parquet"):
         answer_all(SourceConfig(path=f"{tmp_path}/rows.jsonl"), out, ("words", "tags"), **TAGS, **SCORES)
+
+
+def test_vectors_alone_are_an_array(tmp_path: Path):
+    """As numpy reads it; a row without a vector is NaN, also before the first that has one."""
+    vectors = [None, [0.5, 1.0], [0.25, -2.0], None]
+    with open_answers(tmp_path / "out.npy", source=SourceConfig(path="-"), form="jsonl") as write:
+        for vector in vectors:
+            write(Answer([("text", "a")], {"prediction": vector, "score": None}))
+    found = numpy.load(tmp_path / "out.npy")
+    nothing = [numpy.nan, numpy.nan]
+    numpy.testing.assert_equal(found, numpy.array([nothing, [0.5, 1], [0.25, -2], nothing], dtype=numpy.float32))
+
+
+def test_an_array_of_what_is_no_vector_is_refused(tmp_path: Path):
+    with (
+        pytest.raises(UserError, match=r"out.npy: an array holds vectors; write .csv"),
+        open_answers(tmp_path / "out.npy", source=SourceConfig(path="-"), form="jsonl") as write,
+    ):
+        write(Answer([("text", "a")], ADDED))
+    assert not list(tmp_path.iterdir())

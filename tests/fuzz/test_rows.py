@@ -55,6 +55,8 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "regression": ({"name": "text_classification", "problem": "regression"}, ({"text": "a", "label": 0.5},)),
     "token_classification": ({"name": "token_classification"}, ({"words": ["a", "b"], "tags": ["O", "B-x"]},)),
     "causal_lm": ({"name": "causal_lm", "chat_template": "chatml"}, CHATS),
+    "embedding": ({"name": "embedding", "loss": "infonce"}, ({"anchor": "a", "positive": "b", "negative": ["c"]},)),
+    "embedding-scores": ({"name": "embedding", "loss": "cosent"}, ({"text": "a", "text_pair": "b", "score": 0.5},)),
     "multiple_choice": (
         {"name": "multiple_choice"},
         (

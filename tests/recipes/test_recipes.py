@@ -174,6 +174,12 @@ def squad(at: Places) -> Overrides:
     }
 
 
+def squad_retrieval(at: Places) -> Overrides:
+    found = squad(at)
+    columns = {"columns": {"anchor": "question", "positive": "context"}}
+    return {name: value if name == "model" else {**value, **columns} for name, value in found.items()}
+
+
 def sst2(at: Places) -> Overrides:
     return {
         "model": str(at.minilm),
@@ -223,6 +229,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "sick_entailment": lambda at: sick(at, label="entailment_judgment"),
     "sick_relatedness": lambda at: sick(at, label="relatedness_score"),
     "squad": squad,
+    "squad_retrieval": squad_retrieval,
     "sst2": sst2,
     "streamed_pretraining": streamed_pretraining,
     "swag": swag,

@@ -23,6 +23,7 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
@@ -181,6 +182,36 @@ def tiny_llama(tokenizer: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def embedding(shared: Path) -> Case:
+    """Questions and the beginnings of their paragraphs, one of them with negatives."""
+    file = shared / "data/qa/squad_v1/test-v1.1.json"
+    paragraphs = [paragraph for article in json.loads(file.read_text())["data"] for paragraph in article["paragraphs"]]
+    rows = [
+        {"anchor": paragraph["qas"][0]["question"], "positive": paragraph["context"][: 40 + 20 * place]}
+        for place, paragraph in enumerate(paragraphs[:100:20])
+    ]
+    rows[1]["negative"] = [paragraph["context"][:50] for paragraph in paragraphs[1:3]]
+    return vectors(shared, {"name": "embedding", "temperature": 0.5}, rows, "anchor")
+
+
+def embedding_by_scores(shared: Path) -> Case:
+    with open(shared / "data/text_classification/sst2/dev.tsv") as file:
+        texts = [line.partition("\t")[0] for line in islice(file, 12)]
+    rows = [
+        {"text": one, "text_pair": other, "score": place % 3 / 2}
+        for place, (one, other) in enumerate(zip(texts[::2], texts[1::2], strict=True))
+    ]
+    return vectors(shared, {"name": "embedding", "pooling": "cls", "temperature": 0.5}, rows, "text")
+
+
+def vectors(shared: Path, settings: dict[str, Any], rows: list[dict[str, Any]], asked: str) -> Case:
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted(settings, rows, tokenizer)
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=30522, **SIZES), add_pooling_layer=False).eval()
+    return Case(task, rows, model, [{asked: row[asked]} for row in rows], flat=True)
+
+
 def image_classification(shared: Path) -> Case:
     with tarfile.open(shared / "data/image_classification/cifar10_subset.tar.gz") as archive:
         members = [member for member in islice(archive, 0, 1000, 150) if member.isfile()]
@@ -229,6 +260,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "masked_lm-whole_words": lambda shared: masked_lm(shared, whole_words=True, mask_ratio=0.3),
     "multiple_choice": multiple_choice,
     "multiple_choice-likelihood": choices_by_likelihood,
+    "embedding": embedding,
+    "embedding-scores": embedding_by_scores,
     "image_classification": image_classification,
 }
 

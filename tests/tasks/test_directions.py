@@ -78,6 +78,31 @@ def choices() -> Answered:
     return batch, {"logits": right, "losses": LOSSES[:2]}, {"logits": -right, "losses": OTHER_LOSSES[:2]}
 
 
+def found() -> Answered:
+    """Of two questions each finds its own text, or the other's."""
+    batch = Batch({}, torch.arange(2), torch.ones(2), extra={"text_hashes": torch.tensor([[1, 2], [3, 4]])})
+    batch.sequences = [2, 2]
+    one, other = torch.tensor([1.0, 0.1]), torch.tensor([0.1, 1.0])
+    return batch, {"vectors": torch.stack([one, one, other, other])}, {"vectors": torch.stack([one, other, other, one])}
+
+
+def pairs() -> Answered:
+    """The first two texts are alike, the others are not."""
+    batch = Batch({}, torch.arange(3), torch.tensor([1.0, 0.0, 0.5]), extra={"text_hashes": torch.arange(6).view(3, 2)})
+    batch.sequences = [2, 2, 2]
+    one, other, both = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])
+    right = torch.stack([one, one, one, other, one, both])
+    return batch, {"vectors": right}, {"vectors": torch.stack([one, other, one, one, one, both])}
+
+
+def neighbours() -> Answered:
+    """Of four texts two and two have a label."""
+    batch = Batch({}, torch.arange(4), torch.tensor([7, 7, 8, 8]), extra={"text_hashes": torch.arange(4).view(4, 1)})
+    batch.sequences = [1] * 4
+    one, near, other, far = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+    return batch, {"vectors": torch.stack([one, near, other, far])}, {"vectors": torch.stack([one, other, near, far])}
+
+
 def texts(notes: list[Any]) -> Answered:
     sums = {"losses": LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([6, 5])}
     other = {"losses": OTHER_LOSSES[:2], "counts": torch.tensor([6, 6]), "correct": torch.tensor([0, 1])}
@@ -94,6 +119,9 @@ TASKS: dict[str, tuple[dict[str, Any], Answered]] = {
     "translations": ({"name": "seq2seq"}, texts([[text] for text in TEXTS])),
     "answers": ({"name": "question_answering", "no_answer": True}, spans()),
     "choices": ({"name": "multiple_choice"}, choices()),
+    "texts found": ({"name": "embedding", "loss": "infonce"}, found()),
+    "pairs of texts": ({"name": "embedding", "loss": "cosent"}, pairs()),
+    "texts with labels": ({"name": "embedding", "loss": "batch_hard_triplet"}, neighbours()),
     "masks": ({"name": "masked_lm"}, texts([])),
     "turns": (
         {"name": "causal_lm", "generate": {"max_new_tokens": 4}},

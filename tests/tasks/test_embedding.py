@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import losses, util
+from sentence_transformers import SentenceTransformer, losses, util
 from sentence_transformers.evaluation import InformationRetrievalEvaluator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from ftscale import train
+from ftscale.base.errors import UserError
+from ftscale.config import parse_config
 from ftscale.config.tasks import SETTINGS
 from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.methods.base import Context
+from ftscale.run.evaluate import evaluate_run
+from ftscale.run.export import export_run
+from ftscale.run.predict import predict_file
 from ftscale.tasks import build_task, compared
 from ftscale.tasks.base import Task
 from ftscale.tasks.compared import Compared

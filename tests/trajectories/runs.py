@@ -69,6 +69,18 @@ def _choices(item: ElementTree.Element, place: int) -> dict[str, Any]:
     return {"context": item.findtext("p"), "question": item.get("asks-for"), "choices": choices, "label": label}
 
 
+def embedding(shared: Path, work: Path) -> dict[str, Any]:
+    """The same small BERT on questions and their paragraphs, against those of the whole global batch."""
+    columns = {"anchor": "question", "positive": "context"}
+    rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
+    return {
+        "task": {"name": "embedding", "max_length": 48, "temperature": 0.1},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random"},
+        "data": {"cache_dir": str(work / "cache"), "train": {**rows, "columns": columns}},
+        **_common(),
+    }
+
+
 def question_answering(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on questions, with contexts in several windows."""
     rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
@@ -93,6 +105,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
 
 TASKS = {
     "causal_lm": causal_lm,
+    "embedding": embedding,
     "masked_lm": masked_lm,
     "multiple_choice": multiple_choice,
     "question_answering": question_answering,
@@ -104,6 +117,7 @@ OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"na
 BERT_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 DROPOUT: dict[str, dict[str, float]] = {
     "causal_lm": {"attention_dropout": 0.1},
+    "embedding": BERT_DROPOUT,
     "masked_lm": BERT_DROPOUT,
     "multiple_choice": BERT_DROPOUT,
     "question_answering": BERT_DROPOUT,

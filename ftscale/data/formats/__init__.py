@@ -19,6 +19,7 @@ MODULES = {
     "conll": "conll",
     "image_folder": "image_folder",
     "idx": "idx",
+    "beir": "beir",
     "hub": "hub",
 }
 

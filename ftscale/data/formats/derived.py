@@ -25,7 +25,7 @@ NO_FILE = ("hub", "image_folder")
 PLACES = ("folder", "file")
 """Names in the templates of `set`."""
 
-REFERENCES = ("target",)
+REFERENCES = ("target", "negative")
 """Roles that may have several texts, so that a list of columns is one of texts and not of 0 and 1."""
 PLACED = ("choices",)
 """Roles of several texts of which each keeps its place, also where another one is missing."""

@@ -15,6 +15,7 @@ from ftscale.config.schema import SourceConfig
 from ftscale.data.formats import MODULES
 from ftscale.data.formats.archives import divided, files_inside, is_archive, is_file, matching
 from ftscale.data.formats.base import DataFile, check_regular, is_url
+from ftscale.data.formats.beir import is_beir, paths_of
 from ftscale.data.formats.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from ftscale.data.formats.image_folder import images
 from ftscale.data.formats.packed import without_packing
@@ -62,6 +63,11 @@ def discover(source: SourceConfig, *, setting: str) -> tuple[DataFile, ...]:
     if form == "hub" or (form == "auto" and not _pair(path) and _is_hub_id(path)):
         form = "hub"
         groups: list[tuple[str, ...]] = [(source.path,)]
+    elif form == "beir" or (form == "auto" and is_beir(path)):
+        form = "beir"
+        if not is_beir(path):
+            raise missing(path, setting=setting, what="is no folder with corpus.jsonl, queries.jsonl and qrels/")
+        groups = [paths_of(source, path, setting=setting)]
     else:
         files = _files_of_split(source, path, setting) if _is_folder(path) else None
         form = _format(path, files, setting) if form == "auto" else form
@@ -81,6 +87,8 @@ def detect_format(path: str | Path, *, setting: str = "data.train[0]") -> str:
     Raises UserError for a missing file, an unknown suffix, or files of several formats.
     """
     path = os.path.expanduser(path)
+    if is_beir(path):
+        return "beir"
     return "hub" if not _pair(path) and _is_hub_id(path) else _format(path, None, setting)
 
 

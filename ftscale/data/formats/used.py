@@ -9,12 +9,12 @@ from ftscale.data.formats.base import TEXT_FORMATS
 DELIMITED = ("csv", "tsv")
 USERS: dict[str, tuple[str, ...]] = {
     "name": ("hub",),
-    "split": ("hub",),
+    "split": ("hub", "beir"),
     "header": (*DELIMITED, "excel"),
     "sheet": ("excel",),
     "separator": (*DELIMITED, "conll"),
     "comment": ("conll",),
-    "encoding": TEXT_FORMATS,
+    "encoding": (*TEXT_FORMATS, "beir"),
     "rows": ("json",),
     "pattern": ("text",),
 }
