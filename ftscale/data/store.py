@@ -11,7 +11,7 @@ import xxhash
 
 from ftscale.base.hashing import hash_file
 from ftscale.data.census import contradicting
-from ftscale.data.sample import COST, COUNT, WHERE, Sample
+from ftscale.data.sample import COST, COUNT, HASHES, WHERE, Sample
 
 INPUTS = "inputs.npy"
 BLOCK_BYTES = 2**24

@@ -78,7 +78,7 @@ Columns = dict[str, Any]
 """What the task calls a column, to the file's name of it."""
 
 
-WHERE_ASKED = ("masked_lm",)
+WHERE_ASKED = ("masked_lm", "reranking")
 """Tasks that no file tells: whatever has a text would fit."""
 
 
@@ -118,6 +118,7 @@ def rows_of(found: Look, asked: str | None, named: Named | None = None) -> Rows:
         "seq2seq": _source_and_target,
         "text_classification": _classes,
         "masked_lm": _plain_texts,
+        "reranking": _reranked,
     }
     if asked is not None:
         if (answer := ways[asked](found, True)) is not None:
@@ -308,6 +309,12 @@ def _texts_that_belong(found: Look, asked: bool) -> Rows | None:
         return None
     columns = {"anchor": anchor, "positive": positive, **({} if negative is None else {"negative": negative})}
     return Rows("embedding", _mapped(columns), f"each {anchor} with the {positive} that belongs to it")
+
+
+def _reranked(found: Look, asked: bool) -> Rows | None:
+    """The same rows, where they are asked for: with wrong texts beside the right one."""
+    rows = _texts_that_belong(found, asked) if asked else None
+    return None if rows is None else replace(rows, task="reranking")
 
 
 # ---------------------------------------------------------------- answers in a text

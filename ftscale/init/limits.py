@@ -16,7 +16,7 @@ from ftscale.init.models import Known
 
 MORE = 512
 """Longest input in tokens where the model has no limit, or a far one."""
-NO_LENGTH = ("embedding", "image_classification", "multiple_choice")
+NO_LENGTH = ("embedding", "image_classification", "multiple_choice", "reranking")
 """Tasks whose rows are no tokens, or several sequences that may be as long as the model takes."""
 LONGEST = {"causal_lm": 2048}
 LONG = 2048
@@ -106,7 +106,7 @@ def put_metric(draft: Draft, rows: Rows) -> None:
         draft.put("evaluation.metric", "f1", "of the words of answers, as SQuAD's script counts them")
     elif rows.task == "multiple_choice":
         draft.put("evaluation.metric", "accuracy", "share of questions whose right choice is found")
-    elif rows.task == "embedding":
+    elif rows.task in ("embedding", "reranking"):
         draft.put("evaluation.metric", "mrr@10", "how high what belongs to a text stands among all held-out ones")
     elif rows.task == "seq2seq":
         draft.put("evaluation.metric", "bleu", "sacreBLEU of the texts written; chrF and ROUGE are scored as well")

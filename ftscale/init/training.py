@@ -26,6 +26,7 @@ class Length:
 
 LENGTHS = {
     "embedding": Length(300, 1, 5),
+    "reranking": Length(600, 1, 5),
     "multiple_choice": Length(600, 3, 10),
     "question_answering": Length(300, 2, 5),
     "text_classification": Length(600, 3, 20),
@@ -41,6 +42,7 @@ MANY_ROWS = 200_000
 """From which on one pass is enough for any task."""
 RATES = {
     "embedding": ((50, 1e-4), (200, 5e-5), (math.inf, 2e-5)),
+    "reranking": ((50, 1e-4), (200, 5e-5), (math.inf, 2e-5)),
     "multiple_choice": ((50, 1e-4), (200, 5e-5), (math.inf, 2e-5)),
     "question_answering": ((50, 2e-4), (200, 5e-5), (math.inf, 3e-5)),
     "text_classification": ((50, 1e-4), (200, 5e-5), (math.inf, 2e-5)),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -36,6 +35,7 @@ from ftscale.tasks.rows import number_of, text_of, where
 from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
 from ftscale.tasks.states import pooled_tokens
 from ftscale.tasks.text_fit import text_problems
+from ftscale.tasks.texts import id_of, negatives_of
 
 IDS = "text_hashes"
 """A number for each text, the same for the same: of a sample's inputs, and in a batch's `extra`, padded with 0."""
@@ -226,10 +226,7 @@ class Embedding(Task):
         positive = document + text_of(row, "positive")
         if is_missing(row.get("anchor")):  # a text that others are compared with
             return [positive]
-        given = row.get("negative")
-        negatives = [given] if not isinstance(given, (list, tuple)) else given
-        negatives = [text_of({**row, "negative": one}, "negative") for one in negatives if not is_missing(one)]
-        return [query + text_of(row, "anchor"), positive, *(document + text for text in negatives)]
+        return [query + text_of(row, "anchor"), positive, *(document + text for text in negatives_of(row))]
 
     def _sample(self, row: Row, texts: Sequence[str], encoded: Sequence[Encoded], *, labelled: bool) -> Sample:
         limit = length_limit(self.settings.max_length, self.processor)
@@ -237,7 +234,7 @@ class Embedding(Task):
         truncated, drop = is_cut(longest, row, limit=limit, too_long=self.settings.too_long)
         inputs = joined([item.inputs for item in encoded])
         return Sample(
-            inputs | {IDS: [_id_of(text) for text in texts]},
+            inputs | {IDS: [id_of(text) for text in texts]},
             self._label(row) if labelled else None,
             cost=len(inputs["input_ids"]),
             counts={"loss": int(labelled and len(texts) >= self._least_texts)},
@@ -247,14 +244,9 @@ class Embedding(Task):
 
     def _label(self, row: Row) -> float | int:
         if self._kind == "classes":
-            return _id_of(class_name(row, "label"))
+            return id_of(class_name(row, "label"))
         return 1.0 if is_missing(row.get("score")) else number_of(row, "score")
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[Record]:
     return records_of(outputs, batch.extra[IDS], batch.labels, batch.sequences)
-
-
-def _id_of(text: str) -> int:
-    """A number for a text, from -2**63 on."""
-    return xxhash.xxh3_64_intdigest(text.encode()) - 2**63

@@ -1,7 +1,4 @@
-"""Scores of vectors: whether what belongs to a text is found among all others, and whether cosines follow scores.
-
-Source: recall, MRR, NDCG and MAP as BEIR (Thakur et al. 2021, arXiv:2104.08663) and trec_eval have them.
-"""
+"""Scores of vectors: whether what belongs to a text is found among all others, and whether cosines follow scores."""
 
 from __future__ import annotations
 
@@ -16,14 +13,13 @@ from torch.nn import functional
 
 from ftscale.metrics.regression import RegressionScores
 from ftscale.tasks.compared import Compared, Loss
+from ftscale.tasks.ranked import CUT, DEEPEST, scores_of_ranks
 
 Kind = Literal["documents", "pairs", "classes"]
 BLOCK = 4096
 """Rows that the loss of an evaluation is taken over together."""
 QUERIES = 1024
 """That are ranked together."""
-DEEPEST = 100
-CUT = 10
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,7 @@ class Found:
         """One that has all scores of a kind."""
         if kind == "pairs":
             return cls(0.0, cosine=0.0)
-        right = np.ones((1, 1), dtype=np.float32)
-        return cls(0.0, _of_classes(right)[0] if kind == "classes" else _of_ranks(right, [[1.0]])[0])
+        return cls(0.0, _of_classes(np.ones((1, 1)))[0] if kind == "classes" else scores_of_ranks([1.0], [1.0]))
 
 
 def records_of(outputs: dict[str, Any], ids: Tensor, labels: Tensor, numbers: Sequence[int]) -> list[Record]:
@@ -152,30 +147,9 @@ def _ranks(asked: _Texts, documents: _Texts, right: Sequence[dict[int, float]]) 
             if place is not None and place not in right[start + row]:
                 near[row, place] = -torch.inf
         ranking = near.topk(min(DEEPEST, near.shape[1])).indices.tolist()
-        gains = [[right[start + row].get(place, 0.0) for place in places] for row, places in enumerate(ranking)]
-        ideal = [sorted(of_text.values(), reverse=True) for of_text in right[start : start + QUERIES]]
-        found += _of_ranks(np.asarray(gains, dtype=np.float32), ideal)
-    return found
-
-
-def _of_ranks(gains: np.ndarray, ideal: Sequence[Sequence[float]]) -> list[dict[str, float]]:
-    """Of each text: gains (texts, ranks) of what was found, best first, and the gains of all that is right."""
-    discounts = 1 / np.log2(np.arange(2, CUT + 2))
-    found = []
-    for row, best in zip(gains, ideal, strict=True):
-        hits, number = row > 0, max(len(best), 1)
-        first = int(hits[:CUT].argmax()) if hits[:CUT].any() else None
-        precisions = hits.cumsum() / np.arange(1, len(row) + 1)
-        most = float(np.dot(best[:CUT], discounts[: len(best)]))
-        found.append(
-            {
-                "recall@1": float(hits[0]) / number,
-                f"recall@{CUT}": float(hits[:CUT].sum()) / number,
-                f"mrr@{CUT}": 0.0 if first is None else 1 / (first + 1),
-                f"ndcg@{CUT}": float(np.dot(row[:CUT], discounts[: len(row)])) / most if most else 0.0,
-                f"map@{DEEPEST}": float((precisions * hits).sum()) / min(number, DEEPEST),
-            }
-        )
+        for places, of_text in zip(ranking, right[start : start + QUERIES], strict=True):
+            gains = [of_text.get(place, 0.0) for place in places]
+            found.append(scores_of_ranks(gains, sorted(of_text.values(), reverse=True)))
     return found
 
 

@@ -57,6 +57,7 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "causal_lm": ({"name": "causal_lm", "chat_template": "chatml"}, CHATS),
     "embedding": ({"name": "embedding", "loss": "infonce"}, ({"anchor": "a", "positive": "b", "negative": ["c"]},)),
     "embedding-scores": ({"name": "embedding", "loss": "cosent"}, ({"text": "a", "text_pair": "b", "score": 0.5},)),
+    "reranking": ({"name": "reranking", "loss": "listwise"}, ({"anchor": "a", "positive": "b", "negative": ["c"]},)),
     "multiple_choice": (
         {"name": "multiple_choice"},
         (

@@ -146,6 +146,21 @@ def multi30k_translation(at: Places) -> Overrides:
     }
 
 
+def msmarco_reranking(at: Places) -> Overrides:
+    """Questions of SQuAD with their paragraph and the one before stand in for it."""
+    document = json.loads((at.shared / "data/qa/squad_v1/test-v1.1.json").read_text())
+    paragraphs = document["data"][0]["paragraphs"]
+    rows = [
+        {"query": asked["question"], "positive": part["context"], "negative": paragraphs[place - 1]["context"]}
+        for place, part in enumerate(paragraphs)
+        for asked in part["qas"]
+    ]
+    path = at.work / "reranking.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:ROWS]))
+    source = {"path": str(path), "columns": {"anchor": "query"}}
+    return {"model": str(at.minilm), "data.train": source, "data.eval": source | {"limit": FEW}, "data.eval_ratio": 0.0}
+
+
 def ncbi_disease(at: Places) -> Overrides:
     parts = {"train": "train", "eval": "devel", "test": "test"}
     files = {
@@ -224,6 +239,7 @@ OVERRIDES: dict[str, Callable[[Places], Overrides]] = {
     "help_desk": help_desk,
     "llama_qlora_zero2": llama_qlora_zero2,
     "masked_lm": masked_lm,
+    "msmarco_reranking": msmarco_reranking,
     "multi30k_translation": multi30k_translation,
     "ncbi_disease": ncbi_disease,
     "sick_entailment": lambda at: sick(at, label="entailment_judgment"),

@@ -208,8 +208,28 @@ def vectors(shared: Path, settings: dict[str, Any], rows: list[dict[str, Any]], 
     tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
     task = fitted(settings, rows, tokenizer)
     torch.manual_seed(0)
-    model = BertModel(BertConfig(vocab_size=30522, **SIZES), add_pooling_layer=False).eval()
+    # with small weights all texts have nearly one vector
+    model = BertModel(BertConfig(vocab_size=30522, initializer_range=0.2, **SIZES), add_pooling_layer=False).eval()
     return Case(task, rows, model, [{asked: row[asked]} for row in rows], flat=True)
+
+
+def reranking(shared: Path, **settings: Any) -> Case:
+    """Questions with the beginnings of their paragraphs, and of one or two others."""
+    file = shared / "data/qa/squad_v1/test-v1.1.json"
+    paragraphs = [paragraph for article in json.loads(file.read_text())["data"] for paragraph in article["paragraphs"]]
+    rows = [
+        {
+            "anchor": paragraph["qas"][0]["question"],
+            "positive": paragraph["context"][: 40 + 20 * place],
+            "negative": [other["context"][:50] for other in paragraphs[1 : 2 + place % 2]],
+        }
+        for place, paragraph in enumerate(paragraphs[:100:20])
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased")
+    task = fitted({"name": "reranking", **settings}, rows, tokenizer)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=30522, initializer_range=0.2, **SIZES, **task.model_settings())
+    return Case(task, rows, BertForSequenceClassification(config).eval(), without(rows, "negative"), flat=True)
 
 
 def image_classification(shared: Path) -> Case:
@@ -262,6 +282,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "multiple_choice-likelihood": choices_by_likelihood,
     "embedding": embedding,
     "embedding-scores": embedding_by_scores,
+    "reranking": reranking,
+    "reranking-pointwise": lambda shared: reranking(shared, loss="pointwise"),
     "image_classification": image_classification,
 }
 

@@ -86,6 +86,14 @@ def found() -> Answered:
     return batch, {"vectors": torch.stack([one, one, other, other])}, {"vectors": torch.stack([one, other, other, one])}
 
 
+def ordered() -> Answered:
+    """Of two queries with two texts the first one is right."""
+    labels, logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    batch = Batch({}, torch.arange(2), labels, notes=[[1, 10, 11], [2, 20, 21]])
+    batch.sequences = [2, 2]
+    return batch, {"logits": logits, "losses": LOSSES[:2]}, {"logits": -logits, "losses": OTHER_LOSSES[:2]}
+
+
 def pairs() -> Answered:
     """The first two texts are alike, the others are not."""
     batch = Batch({}, torch.arange(3), torch.tensor([1.0, 0.0, 0.5]), extra={"text_hashes": torch.arange(6).view(3, 2)})
@@ -122,6 +130,7 @@ TASKS: dict[str, tuple[dict[str, Any], Answered]] = {
     "texts found": ({"name": "embedding", "loss": "infonce"}, found()),
     "pairs of texts": ({"name": "embedding", "loss": "cosent"}, pairs()),
     "texts with labels": ({"name": "embedding", "loss": "batch_hard_triplet"}, neighbours()),
+    "texts in order": ({"name": "reranking", "loss": "listwise"}, ordered()),
     "masks": ({"name": "masked_lm"}, texts([])),
     "turns": (
         {"name": "causal_lm", "generate": {"max_new_tokens": 4}},

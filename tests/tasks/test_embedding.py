@@ -293,7 +293,7 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.
     adapter: dict[str, Any] = {}
     if request.param == "mean":
         model = folder / "base"
-        bert().save_pretrained(model)
+        bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(model)
         AutoTokenizer.from_pretrained(shared / "weights/tokenizers/bert-base-uncased").save_pretrained(model)
     else:
         model = shared / "weights/stories260K"
@@ -307,9 +307,9 @@ def run(shared: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.
             "eval": str(folder / "rows.jsonl"),
             "cache_dir": str(folder / "cache"),
         },
-        "batch": {"global_size": 4, "micro_size": 2},
+        "batch": {"global_size": 5, "micro_size": 2},
         "train": {"max_steps": 3},
-        "optimizer": {"lr": 1e-2},
+        "optimizer": {"lr": 1e-3},
         **adapter,
     }
     train(parse_config(config, source="the test"))

@@ -81,6 +81,28 @@ def embedding(shared: Path, work: Path) -> dict[str, Any]:
     }
 
 
+def reranking(shared: Path, work: Path) -> dict[str, Any]:
+    """The same small BERT on questions with their paragraph and others."""
+    rows = work / "reranking.jsonl"
+    if not rows.exists():
+        document = json.loads((shared / "data/qa/squad_v1/test-v1.1.json").read_text())
+        paragraphs = document["data"][0]["paragraphs"]
+        texts = [part["context"] for part in paragraphs]
+        rows.write_text(
+            "".join(
+                f"{json.dumps({'anchor': asked['question'], 'positive': texts[at], 'negative': texts[at - 1 - at % 2 : at]})}\n"
+                for at, part in enumerate(paragraphs[:30])
+                for asked in part["qas"][:4]
+            )
+        )
+    return {
+        "task": {"name": "reranking", "max_length": 48},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random", "overrides": {"initializer_range": 0.2}},
+        "data": {"cache_dir": str(work / "cache"), "train": str(rows)},
+        **_common(),
+    }
+
+
 def question_answering(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on questions, with contexts in several windows."""
     rows = {"path": str(shared / "data/qa/squad_v1/test-v1.1.json"), "rows": "data.paragraphs.qas", "limit": 100}
@@ -109,6 +131,7 @@ TASKS = {
     "masked_lm": masked_lm,
     "multiple_choice": multiple_choice,
     "question_answering": question_answering,
+    "reranking": reranking,
     "text_classification": text_classification,
 }
 OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 1e-3}}
@@ -121,6 +144,7 @@ DROPOUT: dict[str, dict[str, float]] = {
     "masked_lm": BERT_DROPOUT,
     "multiple_choice": BERT_DROPOUT,
     "question_answering": BERT_DROPOUT,
+    "reranking": BERT_DROPOUT,
     "text_classification": BERT_DROPOUT,
 }
 """Overrides of each task's model."""
