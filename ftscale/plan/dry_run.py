@@ -380,6 +380,9 @@ def _watched(
         # on its own, for it keeps recomputed activations alive until Python collects its cycles; and second, for it
         # counts attention twice when its kernel is called for the first time
         with FlopCounterMode(display=False, custom_mapping=MORE_FLOPS) as counter, autocast:
+            if task.acts_before_step:  # runs the model on each micro-batch, too
+                with torch.no_grad():
+                    module(batch=batch)
             total_of(module(batch=batch), task.terms).backward()
     return moments, float(counter.get_total_flops())
 

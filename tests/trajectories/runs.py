@@ -88,13 +88,12 @@ def reranking(shared: Path, work: Path) -> dict[str, Any]:
         document = json.loads((shared / "data/qa/squad_v1/test-v1.1.json").read_text())
         paragraphs = document["data"][0]["paragraphs"]
         texts = [part["context"] for part in paragraphs]
-        rows.write_text(
-            "".join(
-                f"{json.dumps({'anchor': asked['question'], 'positive': texts[at], 'negative': texts[at - 1 - at % 2 : at]})}\n"
-                for at, part in enumerate(paragraphs[:30])
-                for asked in part["qas"][:4]
-            )
-        )
+        found = [
+            {"anchor": asked["question"], "positive": texts[at], "negative": texts[at - 1 - at % 2 : at]}
+            for at, part in enumerate(paragraphs[:30])
+            for asked in part["qas"][:4]
+        ]
+        rows.write_text("".join(f"{json.dumps(row)}\n" for row in found))
     return {
         "task": {"name": "reranking", "max_length": 48},
         "model": {"name": str(tiny_bert(shared, work)), "init": "random", "overrides": {"initializer_range": 0.2}},
