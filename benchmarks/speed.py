@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--only NAME ...] [--peers NAME ...] [--repeats 5] [--threads 2]
 
-HF Trainer is there anyway. TRL and LLaMA-Factory ask for other versions and run in environments of their own:
+HF Trainer and sentence-transformers are there anyway. TRL and LLaMA-Factory ask for other versions and run in environments of their own:
 
     python -m venv runs/peers/trl && runs/peers/trl/bin/pip install -r benchmarks/requirements-peers-trl.txt
 
@@ -45,7 +45,7 @@ BEST_FOR = ("time", "memory")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=works(), default=list(works()))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["hf_trainer"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["hf_trainer", "sentence_transformers"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -19,6 +19,7 @@ import torch
 import transformers
 import yaml
 from datasets import Dataset
+from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -28,6 +29,7 @@ MODELS = {
     "token_classification": "AutoModelForTokenClassification",
     "question_answering": "AutoModelForQuestionAnswering",
     "causal_lm": "AutoModelForCausalLM",
+    "masked_lm": "AutoModelForMaskedLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
     "image_classification": "AutoModelForImageClassification",
 }
@@ -63,6 +65,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
     arguments = TrainingArguments(
         output_dir=str(folder / "output"),
         num_train_epochs=training["epochs"],
+        max_steps=training.get("max_steps", -1),
         per_device_train_batch_size=run["batch"]["global_size"] // setting["micro_batches"],
         gradient_accumulation_steps=setting["micro_batches"],
         learning_rate=run["optimizer"]["lr"],
@@ -138,11 +141,18 @@ def build_collator(run: dict[str, Any], model: Any) -> Collate:
         "text_classification": lambda: transformers.DataCollatorWithPadding(tokenizer),
         "token_classification": lambda: transformers.DataCollatorForTokenClassification(tokenizer),
         "question_answering": lambda: transformers.DataCollatorWithPadding(tokenizer),
+        "masked_lm": lambda: _hiding(tokenizer),
         "causal_lm": lambda: transformers.DataCollatorForSeq2Seq(tokenizer),
         "seq2seq": lambda: transformers.DataCollatorForSeq2Seq(tokenizer, model=model),
     }
     collate = by_task[run["task"]["name"]]()
     return _of_known_names(collate)
+
+
+def _hiding(tokenizer: Any) -> Collate:
+    """What run_mlm hides of rows to train on; held-out rows have their labels already."""
+    hide, keep = transformers.DataCollatorForLanguageModeling(tokenizer), padded(tokenizer)
+    return lambda rows: keep(rows) if "labels" in rows[0] else hide(rows)
 
 
 def padded(tokenizer: Any) -> Collate:
@@ -176,11 +186,17 @@ def score(model: Any, rows: Any, collate: Collate, *, shifted: bool) -> float:
     total, count = 0.0, 0
     for start in range(0, len(rows), 8):
         batch = collate([rows[number] for number in range(start, min(start + 8, len(rows)))])
-        logits, labels = model(**batch).logits.float(), batch["labels"]
+        outputs = model(**batch)
+        if "start_logits" in outputs:
+            both = ((outputs.start_logits, batch["start_positions"]), (outputs.end_logits, batch["end_positions"]))
+            total += sum(cross_entropy(logits.float(), labels, reduction="sum").item() for logits, labels in both)
+            count += 2 * len(batch["input_ids"])
+            continue
+        logits, labels = outputs.logits.float(), batch["labels"]
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
         logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        total += cross_entropy(logits, labels, reduction="sum").item()
         count += int((labels != -100).sum())
     return total / count
 

@@ -56,8 +56,12 @@ class Peer:
 
 PACKED = {**AXES, "packing": (False, True), "activation_checkpointing": (False, True)}
 
+OF_VECTORS = {"cached": (0, 8, 32, 64), "attention": AXES["attention"], "malloc": AXES["malloc"]}
+HF_TRAINER = ("causal_lm", "image_classification", "masked_lm", "question_answering", "seq2seq")
+
 PEERS = {
-    "hf_trainer": Peer("speed_hf_trainer.py"),
+    "hf_trainer": Peer("speed_hf_trainer.py", tasks=(*HF_TRAINER, "text_classification", "token_classification")),
+    "sentence_transformers": Peer("speed_sentence_transformers.py", OF_VECTORS, tasks=("embedding",)),
     "trl": Peer("speed_trl.py", PACKED, tasks=("causal_lm",), adapter=True, own_environment=True),
     "llamafactory": Peer("speed_llamafactory.py", PACKED, tasks=("causal_lm",), adapter=True, own_environment=True),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 FOLDER = ROOT / "runs/speed"
 
+PAIRS = {"rows": "data.paragraphs.qas", "columns": {"anchor": "question", "positive": "context"}}
 LORA = {"method": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
@@ -43,7 +45,7 @@ class Work:
 def works() -> dict[str, Work]:
     """All works by name."""
     text, words = SHARED / "data/text_classification/ag_news_7k", SHARED / "data/ner/ncbi_disease"
-    captions = SHARED / "data/translation/multi30k_de-en"
+    captions, qa = SHARED / "data/translation/multi30k_de-en", SHARED / "data/qa"
     news = {"header": False, "columns": {"text": 0, "label": 1}}
     minilm = str(encoder_folder())
     encoder = _run(
@@ -80,6 +82,42 @@ def works() -> dict[str, Work]:
                 group_by_length=True,
             ),
             steps=30,
+        ),
+        "question_answering": Work(
+            _run(
+                {"name": "question_answering", "max_length": 192, "stride": 48},
+                minilm,
+                train={"path": qa / "squad_v1/test-v1.1.json", "rows": "data.paragraphs.qas", "limit": 480},
+                held_out={"path": qa / "xquad_en/xquad.en.json", "rows": "data.paragraphs.qas", "limit": 100},
+                batch={"global_size": 16, "micro_size": 16},
+                lr=3e-4,
+                max_steps=25,
+            ),
+            steps=25,
+            tokens_per_s_at_least=1.5,
+        ),
+        "masked_lm": Work(
+            _run(
+                {"name": "masked_lm", "max_length": 128},
+                minilm,
+                train={"path": text / "train.csv", "header": False, "columns": {"text": 0}, "limit": 800},
+                held_out={"path": text / "test.csv", "header": False, "columns": {"text": 0}, "limit": 200},
+                batch={"global_size": 32, "micro_size": 32},
+                lr=3e-4,
+            ),
+            steps=25,
+            tokens_per_s_at_least=1.5,
+        ),
+        "embedding": Work(
+            _run(
+                {"name": "embedding", "max_length": 128},
+                minilm,
+                train={"path": qa / "squad_v1/test-v1.1.json", **PAIRS, "limit": 1280},
+                held_out={"path": qa / "xquad_en/xquad.en.json", **PAIRS, "limit": 200},
+                batch={"global_size": 128, "micro_size": 16},
+            ),
+            steps=10,
+            tokens_per_s_at_least=1.5,
         ),
         "image_classification": Work(
             _run(
@@ -118,9 +156,25 @@ def prepare(folder: Path) -> None:
     for name, part in (("train", inputs.train), ("eval", inputs.evaluation)):
         columns = {NAMES[column]: column for column in part.dataset.column_names if column in NAMES}
         rows = ({name: row[column] for name, column in columns.items()} for row in part.dataset)
+        if name == "eval" and inputs.config.task.name == "masked_lm":
+            rows = _with_masks(inputs.task, part, seed=inputs.config.seed)
+        if inputs.config.task.name == "question_answering":
+            rows = (_with_span(row) for row in rows)
         (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tokens.json").write_text(json.dumps(int(inputs.train.costs.sum())))
     (folder / "model_settings.json").write_text(json.dumps(inputs.task.model_settings()))
+
+
+def _with_span(row: dict[str, Any]) -> dict[str, Any]:
+    start, end = row.pop("labels")
+    return {**row, "start_positions": start, "end_positions": end}
+
+
+def _with_masks(task: Any, part: Any, *, seed: int) -> Iterator[dict[str, list[int]]]:
+    """Held-out rows with what is hidden of them in evaluation."""
+    for number in range(len(part)):
+        batch = task.collate([part.sample(number, seed=seed)], layout="padded", train=False)
+        yield {"input_ids": batch.inputs["input_ids"][0].tolist(), "labels": batch.labels[0].tolist()}
 
 
 def _run(
@@ -132,6 +186,7 @@ def _run(
     batch: dict[str, int],
     lr: float = 5e-5,
     group_by_length: bool = False,
+    max_steps: int = 0,
 ) -> dict[str, Any]:
     return {
         "task": task,
@@ -144,7 +199,7 @@ def _run(
         },
         "batch": batch,
         "optimizer": {"lr": lr},
-        "train": {"epochs": 1, "precision": "bf16"},
+        "train": {"epochs": 1, "precision": "bf16", **({"max_steps": max_steps} if max_steps else {})},
         "evaluation": {"micro_size": 8},
         "checkpoint": {"prove": "never"},
     }
