@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py [--only NAME ...] [--peers NAME ...] [--repeats 5] [--threads 2]
 
-HF Trainer and sentence-transformers are there anyway. TRL and LLaMA-Factory ask for other versions and run in environments of their own:
+HF Trainer and sentence-transformers are there anyway. TRL and LLaMA-Factory ask for other versions and run in
+environments of their own:
 
     python -m venv runs/peers/trl && runs/peers/trl/bin/pip install -r benchmarks/requirements-peers-trl.txt
 
