@@ -79,36 +79,36 @@ def choices() -> Answered:
 
 
 def found() -> Answered:
-    """Of two questions each finds its own text, or the other's."""
-    batch = Batch({}, torch.arange(2), torch.ones(2), extra={"text_hashes": torch.tensor([[1, 2], [3, 4]])})
-    batch.sequences = [2, 2]
-    one, other = torch.tensor([1.0, 0.1]), torch.tensor([0.1, 1.0])
-    return batch, {"vectors": torch.stack([one, one, other, other])}, {"vectors": torch.stack([one, other, other, one])}
+    """Each of twelve questions is nearest to its own text, or nearer to all others."""
+    unit, hashes = torch.eye(12), torch.arange(24).view(12, 2)
+    batch = Batch({}, torch.arange(12), torch.ones(12), extra={"text_hashes": hashes}, sequences=[2] * 12)
+    right, wrong = (torch.stack([asked, unit], dim=1).flatten(0, 1) for asked in (unit, 1 - unit))
+    return batch, {"vectors": right}, {"vectors": wrong}
 
 
 def ordered() -> Answered:
-    """Of two queries with two texts the first one is right."""
-    labels, logits = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[2.0, 0.0], [2.0, 0.0]])
-    batch = Batch({}, torch.arange(2), labels, notes=[[1, 10, 11], [2, 20, 21]])
-    batch.sequences = [2, 2]
+    """Of two queries with twelve texts each the first one is right."""
+    logits = torch.arange(12.0, 0, -1).repeat(2, 1)
+    notes = [[number, *range(number * 100, number * 100 + 12)] for number in (1, 2)]
+    batch = Batch({}, torch.arange(2), torch.eye(12)[[0, 0]], notes=notes, sequences=[12, 12])
     return batch, {"logits": logits, "losses": LOSSES[:2]}, {"logits": -logits, "losses": OTHER_LOSSES[:2]}
 
 
 def pairs() -> Answered:
     """The first two texts are alike, the others are not."""
-    batch = Batch({}, torch.arange(3), torch.tensor([1.0, 0.0, 0.5]), extra={"text_hashes": torch.arange(6).view(3, 2)})
-    batch.sequences = [2, 2, 2]
+    hashes, scores = torch.arange(6).view(3, 2), torch.tensor([1.0, 0.0, 0.5])
+    batch = Batch({}, torch.arange(3), scores, extra={"text_hashes": hashes}, sequences=[2, 2, 2])
     one, other, both = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0])
     right = torch.stack([one, one, one, other, one, both])
     return batch, {"vectors": right}, {"vectors": torch.stack([one, other, one, one, one, both])}
 
 
 def neighbours() -> Answered:
-    """Of four texts two and two have a label."""
-    batch = Batch({}, torch.arange(4), torch.tensor([7, 7, 8, 8]), extra={"text_hashes": torch.arange(4).view(4, 1)})
-    batch.sequences = [1] * 4
-    one, near, other, far = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-    return batch, {"vectors": torch.stack([one, near, other, far])}, {"vectors": torch.stack([one, other, near, far])}
+    """Twelve labels with two texts each, which have one vector, or opposite ones."""
+    labels, hashes = torch.arange(12).repeat_interleave(2), torch.arange(24).view(24, 1)
+    batch = Batch({}, torch.arange(24), labels, extra={"text_hashes": hashes}, sequences=[1] * 24)
+    right, wrong = (torch.stack([torch.eye(12), sign * torch.eye(12)], dim=1).flatten(0, 1) for sign in (1, -1))
+    return batch, {"vectors": right}, {"vectors": wrong}
 
 
 def texts(notes: list[Any]) -> Answered:
