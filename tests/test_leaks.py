@@ -42,6 +42,7 @@ ALLOWED = {
     ),
     "data/formats/__init__.py": ({"text"}, "a name of a format"),
     "data/formats/base.py": ({"text"}, "a name of a format"),
+    "data/formats/beir.py": ({"anchor", "positive", "score", "text"}, "what a BEIR folder holds"),
     "data/formats/discover.py": ({"text"}, "a name of a format"),
     "data/formats/document.py": ({"text"}, "what a document holds"),
     "data/formats/idx.py": ({"image", "label"}, "what an IDX file holds"),
@@ -64,6 +65,7 @@ ALLOWED = {
     "init/choose.py": ({"causal_lm", "image_classification", "seq2seq", "token_classification"}, GUESSED),
     "init/columns.py": (
         {
+            "anchor",
             "answer",
             "answer_start",
             "answers",
@@ -72,6 +74,7 @@ ALLOWED = {
             "completion",
             "context",
             "conversations",
+            "embedding",
             "image",
             "image_classification",
             "input",
@@ -80,10 +83,13 @@ ALLOWED = {
             "masked_lm",
             "messages",
             "multiple_choice",
+            "negative",
             "output",
+            "positive",
             "prompt",
             "question",
             "question_answering",
+            "reranking",
             "seq2seq",
             "source",
             "tags",
@@ -98,7 +104,7 @@ ALLOWED = {
         GUESSED,
     ),
     "init/fit.py": ({"label"}, GUESSED),
-    "init/guide.py": ({"causal_lm", "image_classification", "label", "multiple_choice"}, GUESSED),
+    "init/guide.py": ({"causal_lm", "image_classification", "label"}, GUESSED),
     "init/labels.py": ({"text_classification"}, GUESSED),
     "init/lengths.py": (
         {
@@ -121,9 +127,11 @@ ALLOWED = {
     "init/limits.py": (
         {
             "causal_lm",
+            "embedding",
             "image_classification",
             "multiple_choice",
             "question_answering",
+            "reranking",
             "seq2seq",
             "token_classification",
         },
@@ -133,10 +141,12 @@ ALLOWED = {
     "init/training.py": (
         {
             "causal_lm",
+            "embedding",
             "image_classification",
             "masked_lm",
             "multiple_choice",
             "question_answering",
+            "reranking",
             "seq2seq",
             "text_classification",
             "token_classification",
@@ -176,7 +186,7 @@ ALLOWED = {
     "init/translate.py": ({"causal_lm"}, OF_OTHERS),
     "init/trl.py": ({"causal_lm", "text"}, OF_OTHERS),
     "data/formats/derived.py": (
-        {"target", "choices"},
+        {"target", "choices", "negative"},
         "a list of columns is of several texts there, and of 0 and 1 elsewhere",
     ),
     "plan/report.py": ({"choices"}, "a key of the report"),

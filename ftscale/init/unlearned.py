@@ -124,14 +124,6 @@ def _sounds(found: Look) -> str | None:
     return None
 
 
-def _alike_pairs(found: Look) -> str | None:
-    named = _named(found)
-    for pair in (("anchor", "positive"), ("query", "pos"), ("query", "positive_passages")):
-        if set(pair) <= named.keys():
-            return f"columns {pair[0]} and {pair[1]}"
-    return None
-
-
 KINDS: tuple[tuple[str, Callable[[Look], str | None], str], ...] = (
     (
         "learning from preferences",
@@ -148,10 +140,5 @@ KINDS: tuple[tuple[str, Callable[[Look], str | None], str], ...] = (
     ("detection", _boxes, "image_classification of images cut out along the boxes, in a folder for each class"),
     ("recommendation", _ratings, "none; text_classification learns from texts of the items, where there are any"),
     ("speech", _sounds, "none; it reads no sound, but the texts beside it are rows for causal_lm"),
-    (
-        "embeddings of like texts",
-        _alike_pairs,
-        "text_classification of pairs (text, text_pair, and a label or a number of how alike they are)",
-    ),
 )
 """What the data are for, what tells it, and what ftscale has instead."""

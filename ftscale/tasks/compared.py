@@ -8,9 +8,10 @@ al. 2006); Matryoshka (Kusupati et al. 2022, arXiv:2205.13147).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class Compared:
 
     vectors: Tensor
     """(sequences, dim) float32."""
-    numbers: Tensor
-    """(samples,) int64: how many sequences each sample is."""
+    numbers: Sequence[int]
+    """How many sequences each sample is: plain numbers, so that a forecast knows the shapes of all that is made."""
     ids: Tensor
     """(sequences,) int64: the same for the same text."""
     labels: Tensor
@@ -41,10 +42,19 @@ class Compared:
     weights: Tensor
     """(samples,) float32."""
 
-    @property
+    @cached_property
     def firsts(self) -> Tensor:
         """(samples,) int64: the place of each sample's first sequence."""
-        return self.numbers.cumsum(0) - self.numbers
+        return self.places(list(accumulate(self.numbers[:-1], initial=0)))
+
+    @cached_property
+    def owners(self) -> Tensor:
+        """(sequences,) int64: the sample of each sequence."""
+        return self.places([sample for sample, number in enumerate(self.numbers) for _ in range(number)])
+
+    def places(self, values: Sequence[int]) -> Tensor:
+        """As int64, where the vectors are."""
+        return torch.tensor(values, dtype=torch.int64, device=self.vectors.device)
 
     def cut_to(self, size: int) -> Compared:
         """The same with the first `size` numbers of each vector."""
@@ -65,22 +75,21 @@ def infonce(compared: Compared, *, temperature: float, symmetric: bool) -> Tenso
     Each text stands there once. One that is known to be right, as the second sequence of a sample with the same first
     one, is no negative; nor is the first one itself. A sample of one sequence is a text that others are compared with.
     """
-    firsts, asks = compared.firsts, compared.numbers > 1
-    anchors, weights = firsts[asks], compared.weights[asks]
-    owners = torch.repeat_interleave(compared.numbers)
-    is_first = asks[owners] & (torch.arange(len(owners), device=firsts.device) == firsts[owners])
-    others = (~is_first & (compared.weights[owners] > 0)).nonzero()[:, 0]
-    askers = anchors[weights > 0]
+    starts = list(accumulate(compared.numbers, initial=0))
+    asks = [sample for sample, number in enumerate(compared.numbers) if number > 1]
+    askers = {starts[sample] for sample in asks}
+    anchors = compared.places(sorted(askers))
+    others = compared.places([place for place in range(starts[-1]) if place not in askers])
+    weights, there = compared.weights[compared.places(asks)], compared.weights[compared.owners] > 0
     vectors = functional.normalize(compared.vectors, dim=-1)
     rights, asked, right = vectors[anchors + 1], compared.ids[anchors], compared.ids[anchors + 1]
     own = vectors[anchors].mul(rights).sum(dim=-1) / temperature
     scores = vectors[anchors] @ vectors[others].T / temperature
-    losses = _cross_entropy(own, scores, barred=_barred(asked, right, compared.ids[others]))
+    losses = _cross_entropy(own, scores, barred=_barred(asked, right, compared.ids[others], there=there[others]))
     if symmetric:
-        scores = rights @ vectors[askers].T / temperature
-        backward = _cross_entropy(own, scores, barred=_barred(right, asked, compared.ids[askers]))
-        losses = (losses + backward) / 2
-    return compared.weights.new_zeros(len(asks)).masked_scatter(asks, losses * weights)
+        scores = rights @ vectors[anchors].T / temperature
+        losses = (losses + _cross_entropy(own, scores, barred=_barred(right, asked, asked, there=there[anchors]))) / 2
+    return compared.weights.new_zeros(len(compared.numbers)).index_copy(0, compared.places(asks), losses * weights)
 
 
 def triplet(compared: Compared, *, margin: float) -> Tensor:
@@ -185,7 +194,7 @@ def compare_all(
         if counts:
             found = (gradient[at : at + rows], losses[place : place + count])
             at, place = at + rows, place + count
-        by_sample = pad_sequence(found[0].split(part.numbers.tolist()), batch_first=True)
+        by_sample = pad_sequence(found[0].split(list(part.numbers)), batch_first=True)
         extra = {**batch.extra, GRADIENT: by_sample, LOSSES: found[1]}
         micro_batches.append((replace(batch, extra=extra), counts))
     return replace(step, micro_batches=micro_batches)
@@ -196,10 +205,7 @@ def second_pass(batch: Batch, vectors: Tensor) -> Tensor:
 
     vectors: (sequences, dim), with their graph.
     """
-    numbers = torch.tensor(batch.sequences, device=vectors.device)
-    gradient = batch.extra[GRADIENT]
-    there = torch.arange(gradient.shape[1], device=vectors.device) < numbers[:, None]
-    backward = (vectors * gradient[there]).sum()
+    backward = (pad_sequence(vectors.split(batch.sequences), batch_first=True) * batch.extra[GRADIENT]).sum()
     return batch.extra[LOSSES].sum() + backward - backward.detach()
 
 
@@ -210,13 +216,16 @@ def _on(work: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Callable[[n
 def _gathered(real: list[Compared], any_part: Compared, context: Context) -> tuple[Compared, slice, slice]:
     """All ranks' parts as one, and the places of this rank's sequences and samples in it."""
 
-    def gather(name: str) -> tuple[Tensor, slice]:
-        nothing = getattr(any_part, name)[:0]  # of a rank without samples
-        return context.gather(torch.cat([nothing, *(getattr(part, name) for part in real)]))
+    def gather(values: Callable[[Compared], Tensor]) -> tuple[Tensor, slice]:
+        nothing = values(any_part)[:0]  # of a rank without samples
+        return context.gather(torch.cat([nothing, *map(values, real)]))
 
-    found: dict[str, Any] = {name: gather(name) for name in ("vectors", "numbers", "ids", "labels", "weights")}
-    everything = Compared(**{name: values for name, (values, _) in found.items()})
-    return everything, found["vectors"][1], found["numbers"][1]
+    vectors, sequences = gather(lambda part: part.vectors)
+    numbers, samples = gather(lambda part: part.places(part.numbers))
+    others = [
+        gather(values)[0] for values in (lambda part: part.ids, lambda part: part.labels, lambda part: part.weights)
+    ]
+    return Compared(vectors, numbers.tolist(), *others), sequences, samples
 
 
 # ---------------------------------------------------------------- parts
@@ -227,33 +236,38 @@ def _cross_entropy(own: Tensor, others: Tensor, *, barred: Tensor) -> Tensor:
     return torch.cat([own[:, None], others.masked_fill(barred, -torch.inf)], dim=1).logsumexp(dim=1) - own
 
 
-def _barred(asked: Tensor, right: Tensor, ids: Tensor) -> Tensor:
+def _barred(asked: Tensor, right: Tensor, ids: Tensor, *, there: Tensor) -> Tensor:
     """(n, m) bool: whether a text is no negative of what is asked in a row.
 
-    It is that itself, or right for it by this row or another one, or stands there for the second time.
+    It is that itself, or right for it by this row or another one, or stands there for the second time, or is not
+    `there`: (m,) bool.
     """
-    is_right = right[:, None] == ids
-    _, groups, counts = asked.unique(return_inverse=True, return_counts=True)
-    for group in (counts > 1).nonzero()[:, 0]:
-        rows = groups == group
-        is_right[rows] = is_right[rows].any(dim=0)
-    return is_right | (asked[:, None] == ids) | _repeated(ids)
+    same_asked, is_right = (asked[:, None] == asked).float(), (right[:, None] == ids).float()
+    once = ids.where(there, 0)
+    return (same_asked @ is_right > 0) | (asked[:, None] == ids) | (_repeated(once) | ~there)
 
 
 def _repeated(ids: Tensor) -> Tensor:
     """(n,) bool: whether the same stood before."""
     order = ids.argsort(stable=True)
-    again = torch.zeros_like(ids, dtype=torch.bool)
-    again[order[1:]] = ids[order[1:]] == ids[order[:-1]]
-    return again
+    same = functional.pad((ids[order[1:]] == ids[order[:-1]]).long(), (1, 0))
+    return torch.zeros_like(ids).index_copy(0, order, same).bool()
 
 
 def _further(compared: Compared) -> tuple[Tensor, Tensor, Tensor]:
     """The samples of all sequences behind their second ones, the places of these, and how many each sample has."""
-    places = torch.arange(len(compared.ids), device=compared.ids.device)
-    owners = torch.repeat_interleave(compared.numbers)
-    further = places - compared.firsts[owners] > 1
-    return owners[further], places[further], (compared.numbers - 2).clamp(min=0)
+    starts = accumulate(compared.numbers, initial=0)
+    found = [
+        (sample, start + place)
+        for sample, (start, number) in enumerate(zip(starts, compared.numbers, strict=False))
+        for place in range(2, number)
+    ]
+    counts = [max(number - 2, 0) for number in compared.numbers]
+    return (
+        compared.places([sample for sample, _ in found]),
+        compared.places([place for _, place in found]),
+        compared.places(counts),
+    )
 
 
 def _means(losses: Tensor, owners: Tensor, counts: Tensor, weights: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ftscale.modalities.collate import Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
 from ftscale.tasks import compared
-from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers
+from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.compared import Compared, Loss, compare_all, of_sizes, second_pass
 from ftscale.tasks.context import Context
@@ -157,11 +157,9 @@ class Embedding(Task):
         return functional.normalize(vectors, dim=-1) if self.form.normalize else vectors
 
     def _compared(self, batch: Batch, vectors: Tensor) -> Compared:
-        numbers = torch.tensor(batch.sequences, device=vectors.device)
-        ids = batch.extra[IDS]
-        there = torch.arange(ids.shape[1], device=ids.device) < numbers[:, None]
+        ids = [of_row[:number] for of_row, number in zip(batch.extra[IDS], batch.sequences, strict=True)]
         weights = vectors.new_ones(len(batch)) if batch.weights is None else batch.weights
-        return Compared(vectors, numbers, ids[there], batch.labels, weights)
+        return Compared(vectors, batch.sequences, torch.cat(ids), batch.labels, weights)
 
     def _loss(self) -> Loss:
         settings = self.settings
@@ -189,6 +187,14 @@ class Embedding(Task):
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The vector, as a list of numbers; there is no score."""
         return [{"prediction": vector, "score": None} for vector in outputs["vectors"].tolist()]
+
+    def show(self, row: Row, sample: Sample) -> Pieces:
+        """The texts as their tokens, a line each, what belongs to the first one marked; or a text and its label."""
+        texts = [self.processor.decode(sequence["input_ids"]) for sequence in sequences_of(sample)]
+        if self._kind == "classes":
+            return [(texts[0], False), ("\n", False), (str(row.get("label", "")), True)]
+        lines = [[(text, place == 1), ("\n", False)] for place, text in enumerate(texts)]
+        return [piece for line in lines for piece in line][:-1]
 
     def save_extras(self, folder: Path) -> None:
         """What sentence-transformers reads besides the model."""

@@ -91,7 +91,7 @@ def scores_of(found: Sequence[Found]) -> dict[str, float]:
 def _losses(records: Sequence[Record], loss: Loss) -> Tensor:
     vectors = torch.from_numpy(np.concatenate([record.vectors for record in records]))
     ids = torch.from_numpy(np.concatenate([record.ids for record in records]))
-    numbers = torch.tensor([len(record.ids) for record in records])
+    numbers = [len(record.ids) for record in records]
     labels = torch.tensor([record.label for record in records])
     return loss(Compared(vectors, numbers, ids, labels, torch.ones(len(records))))
 

@@ -31,7 +31,7 @@ def pooled_tokens(states: Tensor, inputs: dict[str, Any], how: Literal["mean", "
             return rows[starts[:-1]].float()
         if how == "last_token":
             return rows[starts[1:] - 1].float()
-        owners = torch.repeat_interleave(lengths)
+        owners = torch.repeat_interleave(lengths, output_size=len(rows))
         sums = rows.new_zeros(len(lengths), rows.shape[-1], dtype=torch.float32).index_add(0, owners, rows.float())
         return sums / lengths[:, None]
     mask = inputs["attention_mask"]

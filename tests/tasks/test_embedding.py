@@ -45,7 +45,7 @@ def some(numbers: list[int], labels: Tensor | None = None) -> Compared:
     generator = torch.Generator().manual_seed(len(numbers))
     vectors = torch.randn(sum(numbers), DIM, generator=generator).requires_grad_()
     labels = torch.ones(len(numbers)) if labels is None else labels
-    return Compared(vectors, torch.tensor(numbers), torch.arange(sum(numbers)), labels, torch.ones(len(numbers)))
+    return Compared(vectors, numbers, torch.arange(sum(numbers)), labels, torch.ones(len(numbers)))
 
 
 class Given(nn.Module):
@@ -62,7 +62,7 @@ class Given(nn.Module):
 
 def columns_of(given: Compared) -> list[dict[str, Tensor]]:
     """Their features: the first texts of all samples, the second ones, ..."""
-    number = int(given.numbers[0])
+    number = given.numbers[0]
     return [{"sentence_embedding": given.vectors[place::number]} for place in range(number)]
 
 
