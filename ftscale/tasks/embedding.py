@@ -27,7 +27,7 @@ from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.compared import Compared, Loss, compare_all, of_sizes, second_pass
 from ftscale.tasks.context import Context
-from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, write_form
+from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, form_problems, write_form
 from ftscale.tasks.embedding_scores import Found, Kind, Record, found_of, records_of, scores_of
 from ftscale.tasks.labels import class_name
 from ftscale.tasks.overlong import is_cut
@@ -86,6 +86,10 @@ class Embedding(Task):
         return {
             "loss": "infonce" if "positive" in first else "cosent" if "text_pair" in first else "batch_hard_triplet"
         }
+
+    def model_problems(self, config: Config, model_config: Any) -> list[str]:
+        """Modules of sentence-transformers that cannot be had here."""
+        return form_problems(self.settings, config.model.name)
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)

@@ -22,6 +22,8 @@ POOLING_MODES: dict[Pooling, str] = {
     "mean": "pooling_mode_mean_tokens",
     "last_token": "pooling_mode_lasttoken",
 }
+KINDS = ("Transformer", "Pooling", "Normalize")
+"""Of modules, in their order."""
 OTHER_MODES = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens")
 QUERY, DOCUMENT = "query", "document"
 
@@ -43,16 +45,33 @@ def form_of(settings: EmbeddingSettings, place: str | None) -> Form:
     return Form(**{**own, **{name: value for name, value in asked.items() if value is not None}})
 
 
+def form_problems(settings: EmbeddingSettings, place: str) -> list[str]:
+    """What the files beside a model ask for and cannot be had here, as sentences."""
+    kinds, modes = _kinds(place), _pooling(place)
+    problems = [
+        f"model.name = {place!r} has a module {kind} behind its vectors (modules.json), which would be lost; name "
+        "another model."
+        for kind in kinds
+        if kind not in KINDS
+    ]
+    unknown = [mode for mode in modes if mode not in POOLING_MODES.values()]
+    if settings.pooling is None and (unknown or len(modes) > 1):
+        problems.append(
+            f"task.pooling = null is as the model's own files say, and model.name = {place!r} has "
+            f"{' and '.join(modes)}; set task.pooling to one of {', '.join(POOLING_MODES)}."
+        )
+    return problems
+
+
 def write_form(folder: Path, form: Form, *, max_length: int) -> None:
     """Write the files beside a saved model."""
     size = _hidden_size(folder)
     modules = ["", POOLING, *([NORMALIZE] if form.normalize else [])]
-    kinds = ["Transformer", "Pooling", "Normalize"]
     pooling = {name: mode == form.pooling for mode, name in POOLING_MODES.items()} | dict.fromkeys(OTHER_MODES, False)
     files: dict[str, Any] = {
         MODULES: [
             {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-            for number, (path, kind) in enumerate(zip(modules, kinds, strict=False))
+            for number, (path, kind) in enumerate(zip(modules, KINDS, strict=False))
         ],
         f"{POOLING}/config.json": {"word_embedding_dimension": size, **pooling, "include_prompt": True},
         LENGTH: {"max_seq_length": max_length, "do_lower_case": False},
@@ -69,17 +88,31 @@ def write_form(folder: Path, form: Form, *, max_length: int) -> None:
 
 
 def _own_form(place: str) -> dict[str, Any]:
-    modules = _read(place, MODULES)
-    if not isinstance(modules, list):
+    kinds = _kinds(place)
+    if not kinds:
         return {}
-    kinds = {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
     form: dict[str, Any] = {"normalize": "Normalize" in kinds}
-    pooling = _read(place, f"{kinds['Pooling']}/config.json") if "Pooling" in kinds else None
-    modes = [mode for mode, name in POOLING_MODES.items() if isinstance(pooling, dict) and pooling.get(name)]
+    modes = [mode for mode, name in POOLING_MODES.items() if name in _pooling(place)]
     form |= {"pooling": modes[0]} if modes else {}
     prompts = (_read(place, PROMPTS) or {}).get("prompts") or {}
     named = {"query_prompt": prompts.get(QUERY), "document_prompt": prompts.get(DOCUMENT, prompts.get("passage"))}
     return form | {name: value for name, value in named.items() if isinstance(value, str)}
+
+
+def _kinds(place: str) -> dict[str, str]:
+    """The kinds of the modules of a model, and the folder of each; none where no file tells."""
+    modules = _read(place, MODULES)
+    if not isinstance(modules, list):
+        return {}
+    return {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
+
+
+def _pooling(place: str) -> list[str]:
+    """The names of the modes of pooling that are on."""
+    config = _read(place, f"{_kinds(place).get('Pooling', POOLING)}/config.json")
+    if not isinstance(config, dict):
+        return []
+    return [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
 
 
 def _read(place: str, name: str) -> Any:

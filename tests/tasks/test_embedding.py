@@ -31,6 +31,7 @@ from ftscale.run.predict import predict_file
 from ftscale.tasks import build_task, compared
 from ftscale.tasks.base import Task
 from ftscale.tasks.compared import Compared
+from ftscale.tasks.embedding_model import Form, form_of, form_problems
 from ftscale.tasks.embedding_scores import Record, found_of, scores_of
 
 DIM = 12
@@ -364,3 +365,45 @@ def test_a_run_tells_its_loss_and_how_well_texts_are_found(run: Path):
 def test_a_row_that_breaks_a_rule_is_named(shared: Path, settings: dict[str, Any], row: dict[str, Any], problem: str):
     with pytest.raises(UserError, match=problem):
         task_of(shared, **settings).prepare([row])
+
+
+# ---------------------------------------------------------------- what lies beside a model
+
+
+def beside(folder: Path, kinds: list[str], pooling: dict[str, bool], prompts: dict[str, str]) -> str:
+    """The files of sentence-transformers of a model."""
+    modules = [
+        {"idx": at, "name": str(at), "path": f"{at}_{kind}" if at else "", "type": f"x.y.{kind}"}
+        for at, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir()
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling/config.json").write_text(json.dumps({"word_embedding_dimension": 8, **pooling}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    return str(folder)
+
+
+def test_what_is_not_set_is_as_the_models_own_files_say(tmp_path: Path):
+    prompts = {"query": "query: ", "passage": "passage: "}
+    place = beside(
+        tmp_path,
+        ["Transformer", "Pooling"],
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        prompts,
+    )
+    settings = SETTINGS["embedding"]
+    assert form_of(settings(), place) == Form("cls", False, "query: ", "passage: ")
+    assert form_of(settings(pooling="mean", normalize=True, document_prompt=""), place) == Form(
+        "mean", True, "query: ", ""
+    )
+    assert form_of(settings(), str(tmp_path / "1_Pooling")) == Form("mean", True, "", "")
+    assert form_problems(settings(), place) == []
+
+
+def test_what_cannot_be_had_of_a_model_is_told(tmp_path: Path):
+    place = beside(tmp_path, ["Transformer", "Pooling", "Dense"], {"pooling_mode_max_tokens": True}, {})
+    settings = SETTINGS["embedding"]
+    dense, pooling = form_problems(settings(), place)
+    assert "has a module Dense behind its vectors" in dense
+    assert pooling.endswith("has pooling_mode_max_tokens; set task.pooling to one of cls, mean, last_token.")
+    assert form_problems(settings(pooling="mean"), place) == [dense]
