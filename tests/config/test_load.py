@@ -184,8 +184,8 @@ def test_several_mistakes_are_reported_together(run: Path):
         ),
         (
             "task={max_length: 8}",
-            "task.name is missing; set one of: causal_lm, image_classification, masked_lm, multiple_choice, "
-            "question_answering, seq2seq, text_classification, token_classification.",
+            "task.name is missing; set one of: causal_lm, embedding, image_classification, masked_lm, multiple_choice, "
+            "question_answering, reranking, seq2seq, text_classification, token_classification.",
         ),
         (
             "data.train=[]",

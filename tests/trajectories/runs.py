@@ -90,7 +90,8 @@ def reranking(shared: Path, work: Path) -> dict[str, Any]:
         texts = [part["context"] for part in paragraphs]
         found = [
             {"anchor": asked["question"], "positive": texts[at], "negative": texts[at - 1 - at % 2 : at]}
-            for at, part in enumerate(paragraphs[:30])
+            for at, part in enumerate(paragraphs[:32])
+            if at > 1
             for asked in part["qas"][:4]
         ]
         rows.write_text("".join(f"{json.dumps(row)}\n" for row in found))
