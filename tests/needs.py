@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 import pytest
 
 ALL = os.environ.get("FTSCALE_ALL") == "1"
-"""Whether this is the campaign (launch/test.sh --all): whole products instead of pairs, and tests marked `campaign`."""
+"""Whether this is the campaign (launch/test.sh --all): triples instead of pairs, and tests marked `campaign`."""
+MEET = 3 if ALL else 2
+"""So many axes of a product have all combinations of their values among those that are run: five axes of seven tasks
+have a thousand, which take hours, and every three of their values meet in two hundred."""
 
 Combination = tuple[Any, ...]
 
@@ -28,22 +31,23 @@ def in_campaign(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.campaign)
 
 
-def pairs(*axes: Sequence[Any], first: Iterable[Combination] = ()) -> list[Combination]:
-    """Combinations in which every two values of two axes meet, `first` among them; in the campaign their product.
+def meeting(*axes: Sequence[Any], first: Iterable[Combination] = ()) -> list[Combination]:
+    """Combinations in which every two values of two axes meet, `first` among them; in the campaign every three.
 
-    Each next one shows the most pairs not shown yet, and among such what was seen least.
+    Each next one shows the most of these not shown yet, and among such what was seen least.
     """
-    product = list(itertools.product(*axes))
-    if ALL:
-        return product
+    shown = {combination: _shown(combination) for combination in itertools.product(*axes)}
     chosen = list(first)
-    seen = Counter(pair for combination in chosen for pair in _shown(combination))
-    while unseen := {pair for combination in product for pair in _shown(combination) if pair not in seen}:
-        chosen.append(max(product, key=lambda it: (len(unseen & _shown(it)), -sum(seen[pair] for pair in _shown(it)))))
-        seen.update(_shown(chosen[-1]))
+    seen = Counter(met for combination in chosen for met in _shown(combination))
+    unseen = {met for of_one in shown.values() for met in of_one}.difference(seen)
+    while unseen:
+        best = max(shown, key=lambda it: (len(unseen & shown[it]), -sum(seen[met] for met in shown[it])))
+        chosen.append(best)
+        seen.update(shown[best])
+        unseen -= shown[best]
     return chosen
 
 
 def _shown(combination: Combination) -> set[Any]:
-    """The pairs of values in it, each with its two axes."""
-    return set(itertools.combinations(enumerate(combination), 2))
+    """The pairs or triples of values in it, each with its axes."""
+    return set(itertools.combinations(enumerate(combination), MEET))
