@@ -48,6 +48,11 @@ class Compared:
         return self.places(list(accumulate(self.numbers[:-1], initial=0)))
 
     @cached_property
+    def seconds(self) -> Tensor:
+        """(samples,) int64: the place behind, which is another sample's, or the first again, of one sequence alone."""
+        return (self.firsts + 1).clamp(max=len(self.vectors) - 1)
+
+    @cached_property
     def owners(self) -> Tensor:
         """(sequences,) int64: the sample of each sequence."""
         return self.places([sample for sample, number in enumerate(self.numbers) for _ in range(number)])
@@ -62,7 +67,7 @@ class Compared:
 
     def similarities(self) -> Tensor:
         """(samples,) float32: the cosine of each sample's first two sequences."""
-        return functional.cosine_similarity(self.vectors[self.firsts], self.vectors[self.firsts + 1])
+        return functional.cosine_similarity(self.vectors[self.firsts], self.vectors[self.seconds])
 
 
 Loss = Callable[[Compared], Tensor]
@@ -96,7 +101,7 @@ def triplet(compared: Compared, *, margin: float) -> Tensor:
     """The first sequence is to be nearer to the second one than to each further one, by a margin of cosine distance."""
     owners, further, counts = _further(compared)
     vectors = compared.vectors
-    near = 1 - functional.cosine_similarity(vectors[compared.firsts], vectors[compared.firsts + 1])
+    near = 1 - compared.similarities()
     far = 1 - functional.cosine_similarity(vectors[compared.firsts[owners]], vectors[further])
     return _means((near[owners] - far + margin).relu(), owners, counts, compared.weights)
 
@@ -105,7 +110,7 @@ def margin_mse(compared: Compared) -> Tensor:
     """The dot product with the second sequence is to be larger than those with further ones, by the sample's score."""
     owners, further, counts = _further(compared)
     vectors, firsts = compared.vectors, compared.firsts
-    near = vectors[firsts].mul(vectors[firsts + 1]).sum(dim=-1)
+    near = vectors[firsts].mul(vectors[compared.seconds]).sum(dim=-1)
     margins = near[owners] - vectors[firsts[owners]].mul(vectors[further]).sum(dim=-1)
     return _means((margins - compared.labels[owners]).square(), owners, counts, compared.weights)
 

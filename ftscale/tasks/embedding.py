@@ -88,8 +88,14 @@ class Embedding(Task):
         }
 
     def model_problems(self, config: Config, model_config: Any) -> list[str]:
-        """Modules of sentence-transformers that cannot be had here."""
-        return form_problems(self.settings, config.model.name)
+        """Modules of sentence-transformers that cannot be had here, and sizes that the model does not have."""
+        problems, size = form_problems(self.settings, config.model.name), model_config.get_text_config().hidden_size
+        if too_large := [wanted for wanted in self.settings.matryoshka if wanted > size]:
+            problems.append(
+                f"task.matryoshka = {list(self.settings.matryoshka)} has sizes above the {size} of the model's "
+                f"vectors; leave out {', '.join(map(str, too_large))}."
+            )
+        return problems
 
     def fit_problems(self, config: Config, model_config: Any) -> list[str]:
         return text_problems(self, config, model_config)

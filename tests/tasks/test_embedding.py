@@ -149,6 +149,19 @@ def test_a_text_that_is_right_for_another_row_is_no_negative():
     torch.testing.assert_close(found, torch.stack(expected))
 
 
+@pytest.mark.parametrize("numbers", [[3, 1], [1, 3], [3, 2, 1]])
+def test_samples_without_a_negative_have_no_loss_of_triplets(numbers: list[int]):
+    given = some(numbers)
+    [place] = [place for place, number in enumerate(numbers) if number == 3]
+    start = sum(numbers[:place])
+    anchor, near, far = functional.normalize(given.vectors[start : start + 3], dim=-1)
+    expected = torch.zeros(len(numbers))
+    expected[place] = (anchor @ far - anchor @ near + 0.5).relu()
+    torch.testing.assert_close(compared.triplet(given, margin=0.5), expected)
+    margins = given.vectors[start] @ (given.vectors[start + 1] - given.vectors[start + 2])
+    assert compared.margin_mse(given).detach()[place].item() == pytest.approx((margins - 1).square().item(), rel=1e-4)
+
+
 def test_a_text_without_an_anchor_is_a_negative_and_no_target():
     alone = some([2, 1, 2])
     found = compared.infonce(alone, temperature=0.05, symmetric=False)
