@@ -617,6 +617,27 @@ MUTANTS = (
         ("tests/tasks/test_multiple_choice.py::test_rows_of_unlike_number_have_a_softmax_each_over_their_own",),
     ),
     Mutant(
+        "what is right for a text is its negative",
+        "ftscale/tasks/compared.py",
+        "(same_asked @ is_right > 0)",
+        "(is_right > 0)",
+        ("tests/tasks/test_embedding.py::test_a_text_that_is_right_for_another_row_is_no_negative",),
+    ),
+    Mutant(
+        "a text that stands twice counts twice",
+        "ftscale/tasks/compared.py",
+        "(_repeated(once) | ~there)",
+        "~there",
+        ("tests/tasks/test_embedding.py::test_a_text_that_is_right_for_another_row_is_no_negative",),
+    ),
+    Mutant(
+        "texts are compared within a micro-batch",
+        "ftscale/tasks/compared.py",
+        "return replace(step, micro_batches=micro_batches)",
+        "return step",
+        ("tests/tasks/test_embedding.py::test_however_a_step_is_cut_its_gradient_is_that_of_one_batch",),
+    ),
+    Mutant(
         "an empty cell moves the choices behind it",
         "ftscale/data/formats/derived.py",
         "return list(found.values())",
