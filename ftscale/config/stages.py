@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ftscale.base.errors import UserError
 from ftscale.config.compatibility import PROMPT_METHODS
 from ftscale.config.problems import problems_of
-from ftscale.config.schema import Config, HeadConfig, ModelConfig
+from ftscale.config.schema import Config, HeadConfig, ModelConfig, SourceConfig
 
 STAGES = "stages"
 """The folder in a run folder that holds the stages'."""
@@ -79,7 +79,8 @@ def stages_of(config: Config) -> list[Stage]:
         found.append(stage)
     if all_problems := [*said, *by_stage(problems)]:
         raise UserError(*all_problems)
-    return found
+    read = {role for one in [config, *(stage.config for stage in found)] for role in _roles(one)}
+    return [replace(stage, config=_with_own_columns(stage.config, read)) for stage in found]
 
 
 def by_stage(problems: Mapping[str, Sequence[str]]) -> list[str]:
@@ -160,6 +161,31 @@ def _after(before: Stage, stage: Stage) -> Stage:
     handed_on = {"name": str(before.handed_on), "revision": None, "processor": None, "init": "pretrained"}
     model = stage.config.model.model_copy(update=handed_on)
     return Stage(stage.name, stage.config.model_copy(update={"model": model}), before.first_model)
+
+
+def _roles(config: Config) -> set[str]:
+    """The columns that a task reads, and the one that its held-out rows are chosen by."""
+    roles = {role for alternative in config.task.roles for role in alternative}
+    return roles | ({config.data.stratify} if config.data.stratify else set())
+
+
+def _with_own_columns(config: Config, read: Set[str]) -> Config:
+    """Stages may share rows: names of columns that another one's task reads, and this one's does not, are left out."""
+    others = read - _roles(config)
+    data = config.data
+    parts = {part: getattr(data, part) for part in ("train", "eval", "test")}
+    if others.isdisjoint(role for sources in parts.values() for one in sources for role in (*one.columns, *one.set)):
+        return config
+    own = {part: tuple(_without(source, others) for source in sources) for part, sources in parts.items()}
+    return config.model_copy(update={"data": data.model_copy(update=own)})
+
+
+def _without(source: SourceConfig, roles: Set[str]) -> SourceConfig:
+    kept = {
+        key: {role: value for role, value in getattr(source, key).items() if role not in roles}
+        for key in ("columns", "set")
+    }
+    return source.model_copy(update=kept)
 
 
 def _handing_on_problems(earlier: Sequence[Stage], stage: Stage) -> list[str]:

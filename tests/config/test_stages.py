@@ -159,3 +159,15 @@ def test_a_written_configuration_is_read_back_with_its_stages(tmp_path: Path):
     write_config(config, tmp_path / "config.yaml")
     assert "secret@" not in (tmp_path / "config.yaml").read_text()
     assert load_config(tmp_path / "config.yaml") == public(config)
+
+
+def test_stages_of_two_tasks_share_rows_of_which_each_reads_its_own_columns():
+    rows = {"path": "rows.csv", "columns": {"text": "body", "label": "kind", "tetx": "x"}, "set": {"text_pair": "none"}}
+    words, classes = sections(
+        {"name": "words", "task": {"name": "masked_lm"}}, {"name": "classes"}, data={"train": rows, "test": rows}
+    )
+    for source in (*words.data.train, *words.data.test):
+        assert source.columns == {"text": "body", "tetx": "x"}, "what no task reads is still to be told"
+        assert source.set == {}
+    assert classes.data.train[0].columns == rows["columns"]
+    assert classes.data.train[0].set == rows["set"]
