@@ -51,7 +51,7 @@ class Scoring(Protocol):
     ) -> tuple[dict[str, Any], Tensor | None]:
         """The model's inputs, and the batch's labels where they are tokens."""
 
-    def extra(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    def scales(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         """What `scores` needs in the batch's `extra`, told from the texts of each sample's choices."""
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -92,7 +92,7 @@ class ByHead:
         fill = {"input_ids": pad_id(processor), "token_type_ids": 0}
         return as_single_choices(collate_tokens(sequences, fill=fill, layout=layout)), None
 
-    def extra(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    def scales(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         return {}
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -137,7 +137,7 @@ class ByLikelihood:
         inputs = collate_tokens(sequences, fill={"input_ids": pad_id(processor), "labels": IGNORED}, layout=layout)
         return inputs, inputs.pop("labels")
 
-    def extra(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+    def scales(self, choices: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         if not self.by_character:
             return {}
         scales = [torch.tensor([1 / len(text) for text in texts]) for texts in choices]

@@ -94,7 +94,7 @@ class MultipleChoice(Task):
         sequences = [sequence for sample in samples for sequence in sequences_of(sample)]
         inputs, tokens = self.scoring.collate(sequences, self.processor, layout=layout)
         right = None if samples[0].label is None else torch.tensor([sample.label for sample in samples])
-        extra = self.scoring.extra([sample.note["texts"] for sample in samples])
+        extra = self.scoring.scales([sample.note["texts"] for sample in samples])
         if tokens is not None and right is not None:
             extra[RIGHT] = right
         return Batch(
