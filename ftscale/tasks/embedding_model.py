@@ -41,7 +41,12 @@ class Form:
 def form_of(settings: EmbeddingSettings, place: str | None) -> Form:
     """As the settings say, else as the files beside a model do. `place`: its folder or name, if there is one yet."""
     own = {} if place is None else _own_form(place)
-    asked = {name: getattr(settings, name) for name in Form.__dataclass_fields__}
+    asked = {
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+        "query_prompt": settings.query_prompt,
+        "document_prompt": settings.document_prompt,
+    }
     return Form(**{**own, **{name: value for name, value in asked.items() if value is not None}})
 
 
