@@ -78,8 +78,8 @@ Columns = dict[str, Any]
 """What the task calls a column, to the file's name of it."""
 
 
-WHERE_ASKED = ("masked_lm", "reranking")
-"""Tasks that no file tells: whatever has a text would fit."""
+WHERE_ASKED = ("embedding", "masked_lm", "reranking")
+"""Tasks that any columns of texts would fit: where no column's name tells them, they are not guessed."""
 
 
 @dataclass(frozen=True)
