@@ -85,7 +85,7 @@ def score(model: SentenceTransformer, rows: list[dict[str, str]]) -> float:
     numbers = {text: number for number, text in enumerate(dict.fromkeys([*columns[0], *columns[1]]))}
     ids = torch.tensor([[numbers[text] for text in pair] for pair in zip(*columns, strict=True)])
     ones = torch.ones(len(rows))
-    compared = Compared(vectors.flatten(0, 1), [2] * len(rows), ids.flatten(), ones, ones)
+    compared = Compared(vectors.flatten(0, 1), [2] * len(rows), ids.flatten(), ones, ones, torch.arange(len(rows)))
     return infonce(compared, temperature=0.05, symmetric=False).mean().item()
 
 

@@ -626,7 +626,7 @@ MUTANTS = (
     Mutant(
         "a text that stands twice counts twice",
         "ftscale/tasks/compared.py",
-        "(_repeated(once) | ~there)",
+        "(_repeated(once, keys) | ~there)",
         "~there",
         ("tests/tasks/test_embedding.py::test_a_text_that_is_right_for_another_row_is_no_negative",),
     ),

@@ -41,6 +41,8 @@ class Compared:
     """(samples,): scores as float32, or classes as int64."""
     weights: Tensor
     """(samples,) float32."""
+    keys: Tensor
+    """(samples,) int64: what puts samples in one order, however a step is cut up."""
 
     @cached_property
     def firsts(self) -> Tensor:
@@ -86,14 +88,17 @@ def infonce(compared: Compared, *, temperature: float, symmetric: bool) -> Tenso
     anchors = compared.places(sorted(askers))
     others = compared.places([place for place in range(starts[-1]) if place not in askers])
     weights, there = compared.weights[compared.places(asks)], compared.weights[compared.owners] > 0
+    keys = compared.keys[compared.owners]
     vectors = functional.normalize(compared.vectors, dim=-1)
     rights, asked, right = vectors[anchors + 1], compared.ids[anchors], compared.ids[anchors + 1]
     own = vectors[anchors].mul(rights).sum(dim=-1) / temperature
     scores = vectors[anchors] @ vectors[others].T / temperature
-    losses = _cross_entropy(own, scores, barred=_barred(asked, right, compared.ids[others], there=there[others]))
+    barred = _barred(asked, right, compared.ids[others], there=there[others], keys=keys[others])
+    losses = _cross_entropy(own, scores, barred=barred)
     if symmetric:
         scores = rights @ vectors[anchors].T / temperature
-        losses = (losses + _cross_entropy(own, scores, barred=_barred(right, asked, asked, there=there[anchors]))) / 2
+        barred = _barred(right, asked, asked, there=there[anchors], keys=keys[anchors])
+        losses = (losses + _cross_entropy(own, scores, barred=barred)) / 2
     return compared.weights.new_zeros(len(compared.numbers)).index_copy(0, compared.places(asks), losses * weights)
 
 
@@ -228,7 +233,13 @@ def _gathered(real: list[Compared], any_part: Compared, context: Context) -> tup
     vectors, sequences = gather(lambda part: part.vectors)
     numbers, samples = gather(lambda part: part.places(part.numbers))
     others = [
-        gather(values)[0] for values in (lambda part: part.ids, lambda part: part.labels, lambda part: part.weights)
+        gather(values)[0]
+        for values in (
+            lambda part: part.ids,
+            lambda part: part.labels,
+            lambda part: part.weights,
+            lambda part: part.keys,
+        )
     ]
     return Compared(vectors, numbers.tolist(), *others), sequences, samples
 
@@ -241,20 +252,21 @@ def _cross_entropy(own: Tensor, others: Tensor, *, barred: Tensor) -> Tensor:
     return torch.cat([own[:, None], others.masked_fill(barred, -torch.inf)], dim=1).logsumexp(dim=1) - own
 
 
-def _barred(asked: Tensor, right: Tensor, ids: Tensor, *, there: Tensor) -> Tensor:
+def _barred(asked: Tensor, right: Tensor, ids: Tensor, *, there: Tensor, keys: Tensor) -> Tensor:
     """(n, m) bool: whether a text is no negative of what is asked in a row.
 
     It is that itself, or right for it by this row or another one, or stands there for the second time, or is not
-    `there`: (m,) bool.
+    `there`: (m,) bool. keys: (m,) int64, of the samples of the texts.
     """
     same_asked, is_right = (asked[:, None] == asked).float(), (right[:, None] == ids).float()
     once = ids.where(there, 0)
-    return (same_asked @ is_right > 0) | (asked[:, None] == ids) | (_repeated(once) | ~there)
+    return (same_asked @ is_right > 0) | (asked[:, None] == ids) | (_repeated(once, keys) | ~there)
 
 
-def _repeated(ids: Tensor) -> Tensor:
-    """(n,) bool: whether the same stood before."""
-    order = ids.argsort(stable=True)
+def _repeated(ids: Tensor, keys: Tensor) -> Tensor:
+    """(n,) bool: whether the same stands before, in the order of the keys: with dropout each has another vector."""
+    by_key = keys.argsort(stable=True)
+    order = by_key[ids[by_key].argsort(stable=True)]
     same = functional.pad((ids[order[1:]] == ids[order[:-1]]).long(), (1, 0))
     return torch.zeros_like(ids).index_copy(0, order, same).bool()
 

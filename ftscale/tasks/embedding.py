@@ -39,6 +39,8 @@ from ftscale.tasks.texts import id_of, negatives_of
 
 IDS = "text_hashes"
 """A number for each text, the same for the same: of a sample's inputs, and in a batch's `extra`, padded with 0."""
+MOST_REPEATS = 1024
+"""Of a row in an optimizer step, that are told apart."""
 OVER_ALL = ("infonce", "cosent", "batch_hard_triplet")
 """Losses that compare each sample with others: of the global batch."""
 COLUMNS = {
@@ -169,7 +171,9 @@ class Embedding(Task):
     def _compared(self, batch: Batch, vectors: Tensor) -> Compared:
         ids = [of_row[:number] for of_row, number in zip(batch.extra[IDS], batch.sequences, strict=True)]
         weights = vectors.new_ones(len(batch)) if batch.weights is None else batch.weights
-        return Compared(vectors, batch.sequences, torch.cat(ids), batch.labels, weights)
+        repeats = 0 if batch.repeats is None else batch.repeats
+        keys = batch.rows * MOST_REPEATS + repeats
+        return Compared(vectors, batch.sequences, torch.cat(ids), batch.labels, weights, keys)
 
     def _loss(self) -> Loss:
         settings = self.settings

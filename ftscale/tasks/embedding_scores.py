@@ -93,7 +93,7 @@ def _losses(records: Sequence[Record], loss: Loss) -> Tensor:
     ids = torch.from_numpy(np.concatenate([record.ids for record in records]))
     numbers = [len(record.ids) for record in records]
     labels = torch.tensor([record.label for record in records])
-    return loss(Compared(vectors, numbers, ids, labels, torch.ones(len(records))))
+    return loss(Compared(vectors, numbers, ids, labels, torch.ones(len(records)), torch.arange(len(records))))
 
 
 # ---------------------------------------------------------------- texts that are looked for

@@ -46,7 +46,8 @@ def some(numbers: list[int], labels: Tensor | None = None) -> Compared:
     generator = torch.Generator().manual_seed(len(numbers))
     vectors = torch.randn(sum(numbers), DIM, generator=generator).requires_grad_()
     labels = torch.ones(len(numbers)) if labels is None else labels
-    return Compared(vectors, numbers, torch.arange(sum(numbers)), labels, torch.ones(len(numbers)))
+    ids, rows = torch.arange(sum(numbers)), torch.arange(len(numbers))
+    return Compared(vectors, numbers, ids, labels, torch.ones(len(numbers)), rows)
 
 
 class Given(nn.Module):
@@ -160,6 +161,16 @@ def test_samples_without_a_negative_have_no_loss_of_triplets(numbers: list[int])
     torch.testing.assert_close(compared.triplet(given, margin=0.5), expected)
     margins = given.vectors[start] @ (given.vectors[start + 1] - given.vectors[start + 2])
     assert compared.margin_mse(given).detach()[place].item() == pytest.approx((margins - 1).square().item(), rel=1e-4)
+
+
+def test_which_of_equal_texts_counts_does_not_depend_on_the_order_of_samples():
+    """With dropout they have other vectors: rows 0 and 2 have one positive; row 1 is compared with that of row 0."""
+    given = replace(some([2] * 4), ids=torch.tensor([0, 1, 2, 3, 4, 1, 5, 6]))
+    order = [2, 3, 1, 0]
+    places = [place for sample in order for place in (2 * sample, 2 * sample + 1)]
+    other = replace(given, vectors=given.vectors[places], ids=given.ids[places], keys=given.keys[order])
+    one, another = (compared.infonce(it, temperature=0.05, symmetric=True) for it in (given, other))
+    torch.testing.assert_close(another, one[order])
 
 
 def test_a_text_without_an_anchor_is_a_negative_and_no_target():
