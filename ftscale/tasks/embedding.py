@@ -244,9 +244,14 @@ class Embedding(Task):
         if columns[0] == "text":
             return [document + text_of(row, name) for name in columns if name in ("text", "text_pair")]
         positive = document + text_of(row, "positive")
-        if is_missing(row.get("anchor")):  # a text that others are compared with
+        if is_missing(row.get("anchor")) or self._is_wrong(row):  # a text that others are compared with
             return [positive]
         return [query + text_of(row, "anchor"), positive, *(document + text for text in negatives_of(row))]
+
+    def _is_wrong(self, row: Row) -> bool:
+        """Whether a judgement says that the text is not right for its anchor; the score of margin_mse is a margin."""
+        judged = self._loss_name != "margin_mse" and not is_missing(row.get("score"))
+        return judged and number_of(row, "score") <= 0
 
     def _sample(self, row: Row, texts: Sequence[str], encoded: Sequence[Encoded], *, labelled: bool) -> Sample:
         limit = length_limit(self.settings.max_length, self.processor)

@@ -163,6 +163,17 @@ def test_samples_without_a_negative_have_no_loss_of_triplets(numbers: list[int])
     assert compared.margin_mse(given).detach()[place].item() == pytest.approx((margins - 1).square().item(), rel=1e-4)
 
 
+def test_a_text_that_is_judged_wrong_is_no_positive(shared: Path):
+    """It is one that others are compared with: also for the text that it is wrong for."""
+    rows = [{"anchor": "who flies", "positive": "bees do", "score": score} for score in ("2", 0, -1.0, None)]
+    task = task_of(shared)
+    samples = task.prepare(rows)
+    assert [len(sample.inputs["lengths"]) for sample in samples] == [2, 1, 1, 2]
+    assert [sample.counts["loss"] for sample in samples] == [1, 0, 0, 1]
+    [sample] = task_of(shared, loss="margin_mse").prepare([{**rows[1], "negative": "a stone"}])
+    assert len(sample.inputs["lengths"]) == 3
+
+
 def test_which_of_equal_texts_counts_does_not_depend_on_the_order_of_samples():
     """With dropout they have other vectors: rows 0 and 2 have one positive; row 1 is compared with that of row 0."""
     given = replace(some([2] * 4), ids=torch.tensor([0, 1, 2, 3, 4, 1, 5, 6]))
