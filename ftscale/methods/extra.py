@@ -37,9 +37,13 @@ def save_extra(state: Mapping[str, Tensor], folder: Path, method: Method) -> Non
 
 
 def copy_extra(source: Path, target: Path, task: Task) -> None:
-    """Take the weights, and what the task saves besides, along where a folder's model is written anew to another."""
-    for path in sorted(path for name in (FILE, *task.extras) for path in (source / name, *(source / name).rglob("*"))):
-        if path.is_file():
+    """Take the weights, and what the task saves besides, along where a folder's model is written anew to another.
+
+    Links are left out: a run folder may be anybody's, and they may lead to what only its reader may see.
+    """
+    own = [source / name for name in (FILE, *task.extras) if not (source / name).is_symlink()]
+    for path in sorted(path for place in own for path in (place, *place.rglob("*"))):
+        if path.is_file() and not path.is_symlink():
             copy = target / path.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)

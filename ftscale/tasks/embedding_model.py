@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
+from ftscale.base.sealed import sync
 from ftscale.config.tasks.embedding import EmbeddingSettings, Pooling
 
 MODULES, PROMPTS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
@@ -90,6 +91,7 @@ def write_form(folder: Path, form: Form, *, max_length: int) -> None:
         (folder / path).mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    sync([folder / name for name in files])
 
 
 def _own_form(place: str) -> dict[str, Any]:
@@ -99,7 +101,9 @@ def _own_form(place: str) -> dict[str, Any]:
     form: dict[str, Any] = {"normalize": "Normalize" in kinds}
     modes = [mode for mode, name in POOLING_MODES.items() if name in _pooling(place)]
     form |= {"pooling": modes[0]} if modes else {}
-    prompts = (_read(place, PROMPTS) or {}).get("prompts") or {}
+    config = _read(place, PROMPTS)
+    prompts = config.get("prompts") if isinstance(config, dict) else None
+    prompts = prompts if isinstance(prompts, dict) else {}
     named = {"query_prompt": prompts.get(QUERY), "document_prompt": prompts.get(DOCUMENT, prompts.get("passage"))}
     return form | {name: value for name, value in named.items() if isinstance(value, str)}
 
@@ -107,9 +111,8 @@ def _own_form(place: str) -> dict[str, Any]:
 def _kinds(place: str) -> dict[str, str]:
     """The kinds of the modules of a model, and the folder of each; none where no file tells."""
     modules = _read(place, MODULES)
-    if not isinstance(modules, list):
-        return {}
-    return {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in modules}
+    listed = [module for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    return {str(module.get("type", "")).rpartition(".")[2]: str(module.get("path", "")) for module in listed}
 
 
 def _pooling(place: str) -> list[str]:

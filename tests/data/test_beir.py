@@ -66,6 +66,12 @@ def test_a_split_is_to_be_chosen(folder: Path, split: str | None, problem: str):
     assert str(error.value).endswith(problem)
 
 
+def test_a_judgement_without_a_score_is_told(folder: Path):
+    (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\n")
+    with pytest.raises(UserError, match=r"train.tsv:2"):
+        rows_of(folder, "data.train[0]", split="train")
+
+
 def test_a_judged_text_that_is_not_there_is_named(folder: Path):
     (folder / "qrels/train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td9\t1\n")
     with pytest.raises(UserError, match=r"train.tsv:2 has 'd9', which is not in .*corpus.jsonl; mend the row"):

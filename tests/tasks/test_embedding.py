@@ -25,6 +25,7 @@ from ftscale.config.tasks import SETTINGS
 from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.methods.base import Context
+from ftscale.methods.extra import copy_extra
 from ftscale.run.evaluate import evaluate_run
 from ftscale.run.export import export_run
 from ftscale.run.predict import predict_file
@@ -433,6 +434,27 @@ def test_what_is_not_set_is_as_the_models_own_files_say(tmp_path: Path):
     )
     assert form_of(settings(), str(tmp_path / "1_Pooling")) == Form("mean", True, "", "")
     assert form_problems(settings(), place) == []
+
+
+@pytest.mark.parametrize("content", ["[1, null]", "{}", '"a"', "[{}]", "not JSON"])
+def test_files_beside_a_model_that_say_nothing_are_passed_over(tmp_path: Path, content: str):
+    for name in ("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    settings = SETTINGS["embedding"](pooling="mean", normalize=True)
+    assert form_of(settings, str(tmp_path)) == Form()
+
+
+def test_what_is_taken_along_follows_no_link(shared: Path, tmp_path: Path):
+    source, target = tmp_path / "model", tmp_path / "exported"
+    (source / "1_Pooling").mkdir(parents=True)
+    target.mkdir()
+    (tmp_path / "secret").write_text("mine")
+    (source / "modules.json").write_text("[]")
+    (source / "1_Pooling/config.json").symlink_to(tmp_path / "secret")
+    (source / "2_Normalize").symlink_to(tmp_path)
+    copy_extra(source, target, task_of(shared))
+    assert [path.name for path in target.rglob("*") if path.is_file()] == ["modules.json"]
 
 
 def test_what_cannot_be_had_of_a_model_is_told(tmp_path: Path):
