@@ -24,6 +24,16 @@ from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArgume
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
+PLAIN: dict[str, Any] = {
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "seed": 0,
+}
+"""Arguments of a trainer that does nothing but train."""
 MODELS = {
     "text_classification": "AutoModelForSequenceClassification",
     "token_classification": "AutoModelForTokenClassification",
@@ -74,13 +84,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
         train_sampling_strategy="group_by_length" if setting.get("grouped_by_length") else "random",
         gradient_checkpointing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
+        **PLAIN,
     )
     stopwatch = Stopwatch(folder)
     Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[stopwatch]).train()

@@ -22,12 +22,12 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
     losses,
 )
-from speed_hf_trainer import Stopwatch
+from speed_hf_trainer import PLAIN, Stopwatch
 
 from ftscale.config.schema import SourceConfig
 from ftscale.config.tasks import SETTINGS
 from ftscale.data.sources import read_rows
-from ftscale.tasks.compared import Compared, infonce
+from ftscale.tasks.embedding_losses import Compared, infonce
 
 
 def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
@@ -45,13 +45,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
         learning_rate=run["optimizer"]["lr"],
         weight_decay=0.01,
         optim="adamw_torch_fused",
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
+        **PLAIN,
     )
     stopwatch = Stopwatch(folder)
     SentenceTransformerTrainer(

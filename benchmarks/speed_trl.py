@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from datasets import Dataset
-from speed_hf_trainer import Stopwatch, build_model, load_tokenizer, padded, read_rows, write_result
+from speed_hf_trainer import PLAIN, Stopwatch, build_model, load_tokenizer, padded, read_rows, write_result
 from trl import SFTConfig, SFTTrainer
 
 
@@ -38,13 +38,7 @@ def main(run: dict[str, Any], folder: Path, setting: dict[str, Any]) -> None:
         optim="adamw_torch_fused",
         train_sampling_strategy="group_by_length" if setting["grouped_by_length"] else "random",
         bf16=False,  # the weights are in it: autocast would convert them at each use
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        seed=0,
+        **PLAIN,
     )
     stopwatch = Stopwatch(folder)
     trainer = SFTTrainer(

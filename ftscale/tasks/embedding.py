@@ -22,11 +22,11 @@ from ftscale.data.sample import Sample
 from ftscale.modalities.collate import Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
-from ftscale.tasks import compared
+from ftscale.tasks import embedding_losses
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
-from ftscale.tasks.compared import Compared, Loss, compare_all, of_sizes, second_pass
 from ftscale.tasks.context import Context
+from ftscale.tasks.embedding_losses import Compared, Loss, compare_all, of_sizes, second_pass
 from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, form_problems, write_form
 from ftscale.tasks.embedding_scores import Found, Kind, Record, found_of, records_of, scores_of
 from ftscale.tasks.labels import class_name
@@ -147,7 +147,7 @@ class Embedding(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
         """Of a batch that was not compared with others before, its own samples are compared."""
         vectors = self._vectors(model, batch)
-        if compared.GRADIENT in batch.extra:
+        if embedding_losses.GRADIENT in batch.extra:
             return {"loss": second_pass(batch, vectors)}
         return {"loss": self._loss()(self._compared(batch, vectors)).sum()}
 
@@ -186,7 +186,7 @@ class Embedding(Task):
             "batch_hard_triplet": margin,
         }
         name = self._loss_name
-        return of_sizes(partial(getattr(compared, name), **options.get(name, {})), settings.matryoshka)
+        return of_sizes(partial(getattr(embedding_losses, name), **options.get(name, {})), settings.matryoshka)
 
     # ------------------------------------------------------------ scores and answers
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ftscale.metrics.regression import RegressionScores
-from ftscale.tasks.compared import Compared, Loss
-from ftscale.tasks.ranked import CUT, DEEPEST, scores_of_ranks
+from ftscale.tasks.embedding_losses import Compared, Loss
+from ftscale.tasks.ranking_scores import CUT, DEEPEST, scores_of_ranks
 
 Kind = Literal["documents", "pairs", "classes"]
 BLOCK = 4096

@@ -20,7 +20,7 @@ from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
-from ftscale.tasks.ranked import Ranked, ranked, scores_of_lists
+from ftscale.tasks.ranking_scores import Ranked, ranked, scores_of_lists
 from ftscale.tasks.rows import LEAVE_OUT, number_of, text_of, where
 from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
 from ftscale.tasks.text_fit import text_problems

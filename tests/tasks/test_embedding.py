@@ -29,9 +29,9 @@ from ftscale.methods.extra import copy_extra
 from ftscale.run.evaluate import evaluate_run
 from ftscale.run.export import export_run
 from ftscale.run.predict import predict_file
-from ftscale.tasks import build_task, compared
+from ftscale.tasks import build_task, embedding_losses
 from ftscale.tasks.base import Task
-from ftscale.tasks.compared import Compared
+from ftscale.tasks.embedding_losses import Compared
 from ftscale.tasks.embedding_model import Form, form_of, form_problems
 from ftscale.tasks.embedding_scores import Record, found_of, scores_of
 
@@ -75,39 +75,39 @@ def scores() -> Tensor:
 
 LOSSES: dict[str, tuple[Any, Any, Compared]] = {
     "infonce": (
-        partial(compared.infonce, temperature=0.05, symmetric=False),
+        partial(embedding_losses.infonce, temperature=0.05, symmetric=False),
         losses.MultipleNegativesRankingLoss(Given(), scale=20.0),
         some([2] * 6),
     ),
     "infonce, hard negatives": (
-        partial(compared.infonce, temperature=0.1, symmetric=False),
+        partial(embedding_losses.infonce, temperature=0.1, symmetric=False),
         losses.MultipleNegativesRankingLoss(Given(), scale=10.0),
         some([4] * 5),
     ),
     "infonce, symmetric": (
-        partial(compared.infonce, temperature=0.05, symmetric=True),
+        partial(embedding_losses.infonce, temperature=0.05, symmetric=True),
         losses.MultipleNegativesSymmetricRankingLoss(Given(), scale=20.0),
         some([2] * 6),
     ),
     "triplet": (
-        partial(compared.triplet, margin=0.5),
+        partial(embedding_losses.triplet, margin=0.5),
         losses.TripletLoss(Given(), losses.TripletDistanceMetric.COSINE, triplet_margin=0.5),
         some([3] * 6),
     ),
-    "margin_mse": (compared.margin_mse, losses.MarginMSELoss(Given()), some([3] * 6, scores())),
+    "margin_mse": (embedding_losses.margin_mse, losses.MarginMSELoss(Given()), some([3] * 6, scores())),
     "contrastive": (
-        partial(compared.contrastive, margin=0.5),
+        partial(embedding_losses.contrastive, margin=0.5),
         losses.ContrastiveLoss(Given(), margin=0.5),
         some([2] * 6, torch.tensor([0.0, 1, 1, 0, 1, 0])),
     ),
-    "cosine_mse": (compared.cosine_mse, losses.CosineSimilarityLoss(Given()), some([2] * 6, scores())),
+    "cosine_mse": (embedding_losses.cosine_mse, losses.CosineSimilarityLoss(Given()), some([2] * 6, scores())),
     "cosent": (
-        partial(compared.cosent, temperature=0.05),
+        partial(embedding_losses.cosent, temperature=0.05),
         losses.CoSENTLoss(Given(), scale=20.0),
         some([2] * 6, scores()),
     ),
     "batch_hard_triplet": (
-        partial(compared.batch_hard_triplet, margin=0.5),
+        partial(embedding_losses.batch_hard_triplet, margin=0.5),
         losses.BatchHardTripletLoss(Given(), losses.BatchHardTripletLossDistanceFunction.cosine_distance, margin=0.5),
         some([1] * 6, torch.tensor([0, 1, 0, 2, 1, 2])),
     ),
@@ -129,7 +129,7 @@ def test_a_loss_and_its_gradient_are_those_of_sentence_transformers(name: str):
 def test_vectors_cut_to_several_sizes_add_up_as_in_matryoshka_loss(sizes: tuple[int, ...]):
     given, model = some([2] * 6), Given()
     theirs = losses.MatryoshkaLoss(model, losses.MultipleNegativesRankingLoss(model), list(sizes))
-    ours = compared.of_sizes(partial(compared.infonce, temperature=0.05, symmetric=False), sizes)
+    ours = embedding_losses.of_sizes(partial(embedding_losses.infonce, temperature=0.05, symmetric=False), sizes)
     torch.testing.assert_close(ours(given).mean(), theirs(columns_of(given), given.labels), rtol=1e-5, atol=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_a_text_that_is_right_for_another_row_is_no_negative():
         torch.stack([anchors[row] @ rights[other] for other in (row, *others)]).div(0.05).log_softmax(dim=0)[0].neg()
         for row, others in negatives.items()
     ]
-    found = compared.infonce(given, temperature=0.05, symmetric=False)
+    found = embedding_losses.infonce(given, temperature=0.05, symmetric=False)
     torch.testing.assert_close(found, torch.stack(expected))
 
 
@@ -159,9 +159,11 @@ def test_samples_without_a_negative_have_no_loss_of_triplets(numbers: list[int])
     anchor, near, far = functional.normalize(given.vectors[start : start + 3], dim=-1)
     expected = torch.zeros(len(numbers))
     expected[place] = (anchor @ far - anchor @ near + 0.5).relu()
-    torch.testing.assert_close(compared.triplet(given, margin=0.5), expected)
+    torch.testing.assert_close(embedding_losses.triplet(given, margin=0.5), expected)
     margins = given.vectors[start] @ (given.vectors[start + 1] - given.vectors[start + 2])
-    assert compared.margin_mse(given).detach()[place].item() == pytest.approx((margins - 1).square().item(), rel=1e-4)
+    assert embedding_losses.margin_mse(given).detach()[place].item() == pytest.approx(
+        (margins - 1).square().item(), rel=1e-4
+    )
 
 
 def test_a_text_that_is_judged_wrong_is_no_positive(shared: Path):
@@ -181,13 +183,13 @@ def test_which_of_equal_texts_counts_does_not_depend_on_the_order_of_samples():
     order = [2, 3, 1, 0]
     places = [place for sample in order for place in (2 * sample, 2 * sample + 1)]
     other = replace(given, vectors=given.vectors[places], ids=given.ids[places], keys=given.keys[order])
-    one, another = (compared.infonce(it, temperature=0.05, symmetric=True) for it in (given, other))
+    one, another = (embedding_losses.infonce(it, temperature=0.05, symmetric=True) for it in (given, other))
     torch.testing.assert_close(another, one[order])
 
 
 def test_a_text_without_an_anchor_is_a_negative_and_no_target():
     alone = some([2, 1, 2])
-    found = compared.infonce(alone, temperature=0.05, symmetric=False)
+    found = embedding_losses.infonce(alone, temperature=0.05, symmetric=False)
     unit = functional.normalize(alone.vectors, dim=-1)
     logits = unit[[0, 3]] @ unit[[1, 4, 2]].T / 0.05
     expected = functional.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")
@@ -292,7 +294,7 @@ def test_scores_of_retrieval_are_those_of_sentence_transformers(tmp_path: Path):
     ]
     others = set(range(200)).difference(*right.values())
     records += [Record(np.array([place]), documents[[place]].astype(np.float32), 1.0) for place in sorted(others)]
-    loss = partial(compared.infonce, temperature=0.05, symmetric=False)
+    loss = partial(embedding_losses.infonce, temperature=0.05, symmetric=False)
     found = scores_of(found_of(records, kind="documents", loss=loss))
     assert found["mrr@10"] == pytest.approx(expected["mrr@k"][10])
     assert found["ndcg@10"] == pytest.approx(expected["ndcg@k"][10])
@@ -311,7 +313,7 @@ def test_degrees_of_relevance_count_in_ndcg():
         Record(np.array([9, 1]), np.stack([query, unit[1]]), 3.0),
         Record(np.array([9, 2]), np.stack([query, unit[2]]), 0.0),
     ]
-    loss = partial(compared.infonce, temperature=0.05, symmetric=False)
+    loss = partial(embedding_losses.infonce, temperature=0.05, symmetric=False)
     [found] = found_of(records, kind="documents", loss=loss)
     assert found.ranks["ndcg@10"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
     assert (found.ranks["recall@1"], found.ranks["map@100"]) == (0.5, 1.0)

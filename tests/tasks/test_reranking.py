@@ -21,7 +21,7 @@ from ftscale.run.evaluate import evaluate_run
 from ftscale.run.predict import predict_file
 from ftscale.tasks import build_task
 from ftscale.tasks.base import Task
-from ftscale.tasks.ranked import Ranked, ranked, scores_of_lists
+from ftscale.tasks.ranking_scores import Ranked, ranked, scores_of_lists
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 ROWS: list[dict[str, Any]] = [
