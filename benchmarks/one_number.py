@@ -8,7 +8,7 @@ ZeRO-3, in flat and in padded rows, whole and stopped half way and resumed: as m
 values to meet. Each is compared with the run of one process and one micro-batch: the largest relative difference of a
 step's loss and of its gradient norm, and the distance of the final weights as a share of the distance that training
 moved them. HF Trainer does the same with the same prepared rows and the same model, in padded rows, alone and under
-DDP, where transformers has a collator for the task.
+DDP, where transformers has a collator for the task; sentence-transformers with its cached loss does so for embeddings.
 
 AdamW's epsilon is 1e-3: a smaller one divides gradients that are nothing but rounding by themselves, and hides that a
 gradient is too large by a factor. The models have no batch norm, whose statistics are by its definition those of a
@@ -50,6 +50,8 @@ WORLDS = (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2))
 STOPS = (False, True)
 FIGURES = ("loss", "grad_norm", "weights")
 UNTRAINED = "untrained"
+
+PEERS = {"hf_trainer": "HF Trainer", "sentence_transformers": "sentence-transformers"}
 
 Config = dict[str, Any]
 Figures = dict[str, float]
@@ -97,10 +99,16 @@ def their_layouts(task: str) -> Sequence[str]:
     return ("padded",) if task in MODELS else ()
 
 
+def layouts_of_embedding(task: str) -> Sequence[str]:
+    return ("padded",) if task == "embedding" else ()
+
+
 PROGRAMS = {
     "ftscale": Program("one_number.py", our_layouts, WORLDS),
     "hf_trainer": Program("one_number_hf_trainer.py", their_layouts, WORLDS[:2]),
+    "sentence_transformers": Program("one_number_sentence_transformers.py", layouts_of_embedding, WORLDS[:2]),
 }
+"""Ours, and its peers: each task has one at most."""
 
 
 def works() -> dict[str, Config]:
@@ -130,6 +138,7 @@ def works() -> dict[str, Config]:
         "question_answering": _work(
             {"max_length": 96, "max_question": 40, "stride": 16}, bert, qa, rows="data.paragraphs.qas"
         ),
+        "reranking": _work({"max_length": 64}, bert, WORK / "ranked.jsonl"),
         "seq2seq": _work(
             {"max_length": 64, "generate": None}, WORK / "models/t5", captions / "train.{de,en}.gz", format="parallel"
         ),
@@ -163,7 +172,7 @@ def main() -> None:
         run = configuration(task, known[task], dropout=arguments.dropout)
         described = json.dumps(run).replace(str(ROOT / "runs"), "runs").replace(str(SHARED), "../shared")
         record = {
-            **{name: measure(name, task, run) for name in PROGRAMS},
+            **{name: found for name in PROGRAMS if (found := measure(name, task, run))},
             "work": json.loads(described),
             "command": f"python benchmarks/one_number.py --only {task} --dropout {arguments.dropout:g}",
             "hardware": hardware(),
@@ -369,6 +378,10 @@ def write_inputs() -> None:
         for item in root
     ]
     (WORK / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (WORK / "ranked.jsonl").open("w") as file:
+        for row in rows:
+            right, wrong = row["choices"][row["label"]], row["choices"][1 - row["label"]]
+            file.write(json.dumps({"anchor": row["context"], "positive": right, "negative": [wrong]}) + "\n")
     shutil.unpack_archive(SHARED / "data/image_classification/cifar10_subset.tar.gz", WORK, filter="data")
     images = WORK / "cifar10/train"
     with (WORK / "images.csv").open("w", newline="") as file:
@@ -395,12 +408,13 @@ def add_result(name: str, record: dict[str, Any]) -> None:
 
 def show(records: dict[str, dict[str, Any]]) -> None:
     """The largest differences of each task, as docs/measured.md has them."""
-    print("\n| task | loss | gradient norm | weights | HF Trainer: loss | gradient norm | weights |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| task | loss | gradient norm | weights | peer | its loss | gradient norm | weights |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, record in records.items():
-        sides = (record["ftscale"], record["hf_trainer"])
-        cells = [f"{side['largest'][figure]:.0e}" if side else "-" for side in sides for figure in FIGURES]
-        print(f"| {name} | {' | '.join(cells)} |")
+        peer = next((peer for peer in PEERS if record.get(peer)), None)
+        sides = (record["ftscale"], record[peer] if peer else None)
+        ours, theirs = ([f"{side['largest'][figure]:.0e}" if side else "-" for figure in FIGURES] for side in sides)
+        print(f"| {' | '.join([name, *ours, PEERS.get(peer, '-'), *theirs])} |")
 
 
 if __name__ == "__main__":

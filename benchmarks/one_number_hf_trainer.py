@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +20,68 @@ from datasets import Dataset
 from speed_hf_trainer import build_collator, build_model, read_rows
 from transformers import Trainer, TrainingArguments, set_seed
 
+Config = dict[str, Any]
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def build(config: Config, folder: Path) -> Trainer:
+    """A trainer of a run that is to write into `folder`."""
+    rows = Dataset.from_list(read_rows(folder.with_name("train.json")))
+    settings = json.loads(folder.with_name("model_settings.json").read_text())
+    run = {**config, "model": config["model"]["name"]}
+    model = build_model(run, {**settings, **config["model"]["overrides"]}, attention=None)
+    samples = config["batch"]["global_size"] // int(os.environ["WORLD_SIZE"])
+    micro_size = min(config["batch"]["micro_size"], samples)
+    arguments = TrainingArguments(
+        per_device_train_batch_size=micro_size,
+        gradient_accumulation_steps=samples // micro_size,
+        remove_unused_columns=False,
+        **common(config, folder),
+    )
+    return Trainer(model, arguments, data_collator=build_collator(run, model), train_dataset=rows)
+
+
+def common(config: Config, folder: Path) -> dict[str, Any]:
+    """What the arguments of a run have in common, however its batches are made."""
+    return {
+        "output_dir": str(folder / "output"),
+        "max_steps": config["train"]["max_steps"],
+        "learning_rate": config["optimizer"]["lr"],
+        "adam_epsilon": config["optimizer"]["eps"],
+        "weight_decay": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "steps" if config["checkpoint"]["every"] else "no",
+        "save_steps": config["checkpoint"]["every"] or 1,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "ddp_backend": "gloo",
+        "seed": 0,
+    }
+
+
+def do_jobs(build: Callable[[Config, Path], Trainer], *, description: str | None) -> None:
+    """Do the jobs of the file that the command line names: each run, and once more from its checkpoint where asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worker", type=Path, required=True)
     file = parser.parse_args().worker
     torch.set_num_threads(1)
     for job in json.loads(file.read_text()):
         config = job["config"]
         whole = Path(config["run_folder"])
-        train(config, whole)
+        train(build, config, whole)
         if job["resumes"]:
             checkpoint = whole / f"output/checkpoint-{config['checkpoint']['every']}"
-            train(config, whole.with_name(whole.name + "-resumed"), checkpoint=checkpoint)
+            train(build, config, whole.with_name(whole.name + "-resumed"), checkpoint=str(checkpoint))
 
 
-def train(config: dict[str, Any], folder: Path, *, checkpoint: Path | None = None) -> None:
+def train(
+    build: Callable[[Config, Path], Trainer], config: Config, folder: Path, *, checkpoint: str | None = None
+) -> None:
     """Do a run, from its beginning or from a checkpoint."""
-    rows = Dataset.from_list(read_rows(folder.with_name("train.json")))
-    settings = json.loads(folder.with_name("model_settings.json").read_text())
     set_seed(0)
-    run = {**config, "model": config["model"]["name"]}
-    model = build_model(run, {**settings, **config["model"]["overrides"]}, attention=None)
-    samples = config["batch"]["global_size"] // int(os.environ["WORLD_SIZE"])
-    micro_size = min(config["batch"]["micro_size"], samples)
-    arguments = TrainingArguments(
-        output_dir=str(folder / "output"),
-        max_steps=config["train"]["max_steps"],
-        per_device_train_batch_size=micro_size,
-        gradient_accumulation_steps=samples // micro_size,
-        learning_rate=config["optimizer"]["lr"],
-        adam_epsilon=config["optimizer"]["eps"],
-        weight_decay=0.01,
-        logging_steps=1,
-        save_strategy="steps" if config["checkpoint"]["every"] else "no",
-        save_steps=config["checkpoint"]["every"] or 1,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        ddp_backend="gloo",
-        seed=0,
-    )
-    trainer = Trainer(model, arguments, data_collator=build_collator(run, model), train_dataset=rows)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer = build(config, folder)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "model"))
     if trainer.is_world_process_zero():
         steps = [
@@ -75,4 +93,4 @@ def train(config: dict[str, Any], folder: Path, *, checkpoint: Path | None = Non
 
 
 if __name__ == "__main__":
-    main()
+    do_jobs(build, description=__doc__)

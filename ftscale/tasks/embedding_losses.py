@@ -185,8 +185,11 @@ def compare_all(
     """The first pass: vectors of all micro-batches of all ranks, and the gradient of the loss by them. Collective.
 
     `vectors_of`: (sequences, dim) of a batch; `compared_of`: the batch and its vectors as what is compared. What comes
-    out is in each batch's `extra`, for `second_pass`.
+    out is in each batch's `extra`, for `second_pass`. A step that is one micro-batch of one process stays as it is: it
+    has all that is compared.
     """
+    if len(step.micro_batches) == context.distributed.world_size == 1:
+        return step
     batches = [batch.to(context.device) for batch, _ in step.micro_batches]
     own = [context.run(_on(vectors_of, batch), batch=batch) for batch in batches]
     parts = [compared_of(batch, vectors) for batch, vectors in zip(batches, own, strict=True)]

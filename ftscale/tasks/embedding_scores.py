@@ -18,8 +18,8 @@ from ftscale.tasks.ranking_scores import CUT, DEEPEST, scores_of_ranks
 Kind = Literal["documents", "pairs", "classes"]
 BLOCK = 4096
 """Rows that the loss of an evaluation is taken over together."""
-QUERIES = 1024
-"""That are ranked together."""
+AT_ONCE = 2**26
+"""Cosines that are in memory at a time, of some queries with all texts."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +141,14 @@ def _ranks(asked: _Texts, documents: _Texts, right: Sequence[dict[int, float]]) 
     """Scores of each text that is asked for, its own text left out of what is found."""
     queries, others, found = asked.unit_vectors(), documents.unit_vectors(), []
     itself = [documents.numbers.get(number) for number in asked.numbers]
-    for start in range(0, len(queries), QUERIES):
-        near = queries[start : start + QUERIES] @ others.T
-        for row, place in enumerate(itself[start : start + QUERIES]):
+    size = max(AT_ONCE // len(others), 1)
+    for start in range(0, len(queries), size):
+        near = queries[start : start + size] @ others.T
+        for row, place in enumerate(itself[start : start + size]):
             if place is not None and place not in right[start + row]:
                 near[row, place] = -torch.inf
         ranking = near.topk(min(DEEPEST, near.shape[1])).indices.tolist()
-        for places, of_text in zip(ranking, right[start : start + QUERIES], strict=True):
+        for places, of_text in zip(ranking, right[start : start + size], strict=True):
             gains = [of_text.get(place, 0.0) for place in places]
             found.append(scores_of_ranks(gains, sorted(of_text.values(), reverse=True)))
     return found
@@ -160,8 +161,9 @@ def _nearest_labels(records: Sequence[Record]) -> list[dict[str, float]]:
     """Whether the nearest other row, or one of the ten nearest, has the row's label."""
     vectors = functional.normalize(torch.from_numpy(np.stack([record.vectors[0] for record in records])), dim=-1)
     labels, found = torch.tensor([record.label for record in records]), []
-    for start in range(0, len(vectors), QUERIES):
-        near = vectors[start : start + QUERIES] @ vectors.T
+    size = max(AT_ONCE // len(vectors), 1)
+    for start in range(0, len(vectors), size):
+        near = vectors[start : start + size] @ vectors.T
         rows = torch.arange(len(near))
         near[rows, start + rows] = -torch.inf
         nearest = near.topk(min(CUT, max(len(vectors) - 1, 1))).indices

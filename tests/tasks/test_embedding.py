@@ -234,7 +234,7 @@ class Alone(nn.Module):
 def stepped(task: Task, model: nn.Module, parts: list[list[Sample]]) -> list[Any]:
     """The micro-batches of one process behind the first pass."""
     batches = [(task.collate(part, layout="padded", train=True), True) for part in parts]
-    process = SimpleNamespace(device=torch.device("cpu"), rank=0, gather_rows=lambda rows: [rows])
+    process = SimpleNamespace(device=torch.device("cpu"), rank=0, world_size=1, gather_rows=lambda rows: [rows])
     step = task.before_step(Step(batches, {"loss": 1}, tokens=0), Context(Alone(model), process, 1))
     return [batch for batch, _ in step.micro_batches]
 
