@@ -287,6 +287,23 @@ def export(
         print(shown(line))
 
 
+@app.command("report", epilog="Example: ftscale report runs/a runs/b --out compared.html")
+def report_runs(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; report.html in the run folder, or here for several runs.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write each picture into this folder.")
+    ] = None,
+) -> None:
+    """Write the page of a run, going on or ended; of several runs a page that compares them."""
+    from ftscale.report.write import write_report
+
+    for line in write_report(run_folders, out=out, png=png):
+        print(shown(line))
+
+
 @app.command(epilog="Example: ftscale check run.yaml --nodes 2 --gpus-per-node 4")
 def check(
     run: RunFile,

@@ -22,7 +22,7 @@ LAYERS = (  # a member imports from earlier rows only; a folder is one member
     ("tasks",),
     ("methods",),
     ("train",),
-    ("precheck",),
+    ("precheck", "report"),
     ("run",),
     ("checks",),
     ("plan",),

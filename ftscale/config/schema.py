@@ -295,8 +295,13 @@ def _as_names(value: Any) -> Any:
 
 
 class ReportConfig(Section):
-    """Trackers that a run is reported to, by rank 0 (docs/trackers.md); a list of their names is short for `to`."""
+    """The page of a run (docs/report.md), and trackers that it is reported to, by rank 0 (docs/trackers.md).
 
+    A list of names of trackers is short for `to`.
+    """
+
+    page: bool = True
+    """Write report.html into the run folder when the run ends."""
     to: Annotated[tuple[str, ...], BeforeValidator(_as_names, json_schema_input_type=str | list[str])] = ()
     """Names of Accelerate's trackers: tensorboard, wandb, mlflow, trackio, comet_ml, ...; empty = none."""
     project: OneLine | None = None

@@ -66,6 +66,12 @@ class AnswerScores(MemoryMetric):
         return {**found, **_best_f1(given, [float(not any(choices)) for choices in wanted], margins)}
 
 
+def answer_f1(given: str, wanted: Sequence[str], *, language: str) -> float:
+    """Of one question the F1 of the answer that matches best; "" is right where no answer counts."""
+    choices = [words for text in wanted if (words := words_of(text, language))] or [[]]
+    return _f1(words_of(given, language), choices, both_empty=1.0)
+
+
 def words_of(text: str, language: str) -> list[str]:
     """What is compared of a text: its words in lower case, without punctuation and articles."""
     ours = frozenset(string.punctuation) if language == "en" else punctuation()

@@ -20,9 +20,11 @@ from ftscale.modalities.collate import Layout
 from ftscale.run.end_lines import tell_end
 from ftscale.run.folder import Result, write_result
 from ftscale.run.prepared_data import Inputs, Preparer
+from ftscale.run.report_page import write_page
 from ftscale.train.evaluate import evaluation_of
 from ftscale.train.loop import Loop, best_checkpoint
 from ftscale.train.metrics_file import MetricsFile
+from ftscale.train.row_records import record_path, write_row_records
 from ftscale.train.state import Progress
 from ftscale.train.stop_request import Interrupted
 
@@ -59,6 +61,8 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model, spread)
     if distributed.is_main:
         write_result(folder, result)
+        if inputs.config.report.page and status != "preempted":
+            write_page(folder)
     distributed.barrier()
     if status != "preempted":
         loop.trackers.log(_told(result), step=result.steps)
@@ -88,6 +92,9 @@ def _test(
         stop_request=loop.stop_request,
     )
     evaluator = run()
+    if loop.distributed.is_main:
+        path = record_path(Path(inputs.config.run_folder), "test", progress.step)
+        write_row_records(path, task, evaluator, inputs.test)
     scores = {f"test/{name}": value for name, value in evaluator.compute().items()}
     loop.metrics.write("eval", progress.step, **scores)
     found = intervals(evaluator.score, evaluator.in_order()) if loop.distributed.is_main else {}

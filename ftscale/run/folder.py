@@ -34,8 +34,10 @@ from ftscale.config.resume import FREE_TO_CHANGE, LENGTH, SCHEDULED, is_of
 from ftscale.config.stages import STAGES
 from ftscale.data.sources import file_fingerprints
 from ftscale.models.files import model_fingerprints
+from ftscale.report.facts import DATA_REPORT, REPORT
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.metrics_file import cut_metrics
+from ftscale.train.row_records import ROWS
 from ftscale.version import __version__
 
 LOCK = "lock.json"
@@ -49,7 +51,10 @@ WRITTEN = (
     HISTORY,
     "run.json",
     "data.json",
+    DATA_REPORT,
     "metrics.jsonl",
+    ROWS,
+    REPORT,
     "result.json",
     "checkpoints",
     "model",
@@ -58,7 +63,7 @@ WRITTEN = (
     STAGES,
 )
 """What a run writes into its folder."""
-FOLDERS = ("checkpoints", "model", "trackers", "logs", STAGES)
+FOLDERS = ("checkpoints", ROWS, "model", "trackers", "logs", STAGES)
 """Those of them that are folders; some of them may be links to another disk."""
 
 _IN_STAGE = re.compile(rf"^{STAGES}\.\d+\.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from ftscale.base.errors import UserError, counted, told_if_full
 from ftscale.base.files import own_id
 from ftscale.base.launched import launched_rank
 from ftscale.base.logs import close_log, log, open_log, own_logging, setup_logging
+from ftscale.base.sealed import write_json
 from ftscale.base.seeding import derive_seed, seed_everything
 from ftscale.base.startup import begin_work
 from ftscale.config import Config
@@ -34,8 +35,10 @@ from ftscale.modalities.collate import Layout
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.masks import Masks
+from ftscale.report.facts import DATA_REPORT
 from ftscale.run.agreement import check_agreement, derived
 from ftscale.run.build_model import Built, build_model
+from ftscale.run.data_report import data_report
 from ftscale.run.disk import check_disk
 from ftscale.run.dropout import Mode
 from ftscale.run.final_model import finish, save_and_prove
@@ -58,9 +61,10 @@ from ftscale.run.folder import (
 )
 from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.prepared_data import Inputs, Preparer, num_steps_of, prepare_inputs
+from ftscale.run.report_page import write_page
 from ftscale.run.stages import Part, train_stages
 from ftscale.run.tracking import open_trackers
-from ftscale.tasks.base import collate_samples
+from ftscale.tasks.base import Evaluator, collate_samples
 from ftscale.tasks.batch import total_of
 from ftscale.train.checkpoint import Saver, load_checkpoint, load_more
 from ftscale.train.evaluate import evaluation_of
@@ -69,6 +73,7 @@ from ftscale.train.guard import Statistics
 from ftscale.train.loop import Loop, TaskModule, run_loop
 from ftscale.train.manifest import Checkpoint, latest_checkpoint
 from ftscale.train.metrics_file import MetricsFile
+from ftscale.train.row_records import record_path, write_row_records
 from ftscale.train.state import RunState
 from ftscale.train.stop_request import Interrupted, StopRequest, listening
 
@@ -233,6 +238,8 @@ def _train(
             with suppress(OSError):  # the disk may be full: the first error is the one to tell
                 loop.metrics.write("event", progress.step, event="failed", error=str(error))
                 write_result(folder, Result("failed", progress.step, {}, None, round(progress.elapsed_s, 3), ""))
+                if config.report.page:
+                    write_page(folder)
         raise
     finally:
         loop.saver.end()
@@ -265,6 +272,7 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> 
         name = distributed.strategy.name
         about = {"world_size": distributed.world_size, "strategy": name, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
+        write_json(folder / DATA_REPORT, data_report(inputs), seal=False)
     shared = distributed.gather_objects(opened)[0]
     assert shared is not None
     about_run, checkpoint = shared
@@ -426,10 +434,18 @@ def _build_evaluations(
     config, task, score = inputs.config, inputs.task, None
     if inputs.evaluation is not None:
         run = evaluation_of(config, task, inputs.evaluation, distributed, layout=layout, stop_request=stop_request)
-        score = lambda: run().compute()  # noqa: E731
+        score = partial(_scores, run, inputs, is_main=distributed.is_main)
     steps = evaluation_steps(config.evaluation.every, order, num_steps=num_steps)
     metric, higher = best_metric(config.evaluation, task)
     return Evaluations(config.evaluation, steps, score, metric, higher_is_better=higher)
+
+
+def _scores(run: Callable[[], Evaluator], inputs: Inputs, step: int, *, is_main: bool) -> dict[str, float]:
+    """Metrics of the evaluation rows with the model as it stands; what came out for each row is noted. Collective."""
+    evaluator, rows = run(), inputs.evaluation
+    if is_main and rows is not None:
+        write_row_records(record_path(Path(inputs.config.run_folder), "eval", step), inputs.task, evaluator, rows)
+    return evaluator.compute()
 
 
 def _build_saver(config: Config, distributed: Distributed, state: RunState, *, masks: Masks | None) -> Saver:

@@ -17,7 +17,7 @@ from ftscale.data.sample import Sample
 from ftscale.modalities.base import Modality
 from ftscale.modalities.collate import Layout
 from ftscale.models.companion import Companion
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.computed import ComputedColumn
 from ftscale.tasks.context import Context
 
@@ -241,19 +241,33 @@ class Evaluator:
     """The metrics of which the lower value is the better one."""
     join: Callable[[Sequence[Any]], list[Any]] = list
     """Makes records of rows, which `score` takes, of those of all samples in order; equal where a row is a sample."""
+    firsts: Callable[[Sequence[Any]], Sequence[int]] = lambda records: range(len(records))
+    """The place of each row's first sample, of the records of all samples in order; rows are those of `join`."""
+    columns: Callable[[Sequence[Any]], Columns] = lambda records: {}
+    """What is noted of rows, by their records."""
     records: dict[int, Any] = field(default_factory=dict)
+    _joined: list[Any] | None = None
+    """The records of rows, until another one comes."""
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         """Take in a micro-batch."""
         self.records.update(zip(batch.rows.tolist(), self.read(outputs, batch), strict=True))
+        self._joined = None
 
     def merge(self, records: dict[int, Any]) -> None:
         """Take in the records of another rank."""
         self.records.update(records)
+        self._joined = None
+
+    def of_samples(self) -> list[Any]:
+        """One record a sample of what was taken in, in their order."""
+        return [self.records[row] for row in sorted(self.records)]
 
     def in_order(self) -> list[Any]:
         """One record a row of what was taken in, in the order of the rows."""
-        return self.join([self.records[row] for row in sorted(self.records)])
+        if self._joined is None:
+            self._joined = self.join(self.of_samples())
+        return self._joined
 
     def compute(self) -> dict[str, float]:
         """Metrics of what was taken in."""

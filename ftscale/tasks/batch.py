@@ -18,6 +18,10 @@ Counts = dict[str, float]
 Outputs = dict[str, Any]
 """What the evaluator and `predictions` read: task-specific tensors and lists with one entry a sample."""
 
+Columns = dict[str, list[Any]]
+"""What is noted of scored rows, a value each: `loss`, the mean over the row's targets, and what the task has of
+`prediction`, `label` and `score`, as the answers to rows have them; other names are scores of the row."""
+
 
 @dataclass
 class Batch:

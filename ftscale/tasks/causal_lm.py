@@ -25,7 +25,7 @@ from ftscale.models.attention import padded_attention
 from ftscale.models.generate import check_options, generate, mean_until_end
 from ftscale.models.lm_head import lm_log_probs, lm_loss, lm_states, lm_target_logits, lm_target_losses
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.causal_rows import (
     EncodedRow,
     encode_row_prompt,
@@ -39,7 +39,14 @@ from ftscale.tasks.rows import text_of, where
 from ftscale.tasks.states import mean_of_tokens
 from ftscale.tasks.text_fit import encoder_problems, text_problems
 from ftscale.tasks.token_pieces import marked
-from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores
+from ftscale.tasks.token_sums import (
+    TokenRecord,
+    sums_of_samples,
+    sums_of_targets,
+    token_columns,
+    token_records,
+    token_scores,
+)
 
 
 class CausalLM(Task):
@@ -147,7 +154,7 @@ class CausalLM(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
-        return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern))
+        return Evaluator(_records, partial(_score, pattern=self.settings.answer_pattern), columns=_columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""
@@ -331,6 +338,11 @@ def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
         replace(record, prediction=text, reference=note["reference"]) if len(note["prompt_ids"]) else record
         for record, note, text in zip(records, batch.notes, outputs["predictions"], strict=True)
     ]
+
+
+def _columns(records: Sequence[_Record]) -> Columns:
+    texts = ("prediction", [record.prediction for record in records]), ("label", [one.reference for one in records])
+    return {**token_columns(records), **{name: of_rows for name, of_rows in texts if any(of_rows)}}
 
 
 def _score(records: Sequence[_Record], *, pattern: str | None) -> dict[str, float]:

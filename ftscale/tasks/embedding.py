@@ -28,7 +28,16 @@ from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.context import Context
 from ftscale.tasks.embedding_losses import Compared, Loss, compare_all, of_sizes, second_pass
 from ftscale.tasks.embedding_model import EXTRAS, Form, form_of, form_problems, write_form
-from ftscale.tasks.embedding_scores import Found, Kind, Record, found_of, records_of, scores_of
+from ftscale.tasks.embedding_scores import (
+    Found,
+    Kind,
+    Record,
+    columns_of,
+    firsts_of,
+    found_of,
+    records_of,
+    scores_of,
+)
 from ftscale.tasks.labels import class_name
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import number_of, text_of, where
@@ -192,7 +201,13 @@ class Embedding(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of the loss, over blocks of rows in order, and of how well texts are found."""
-        return Evaluator(_records, scores_of, join=partial(found_of, kind=self._kind, loss=self._loss()))
+        return Evaluator(
+            _records,
+            scores_of,
+            join=partial(found_of, kind=self._kind, loss=self._loss()),
+            firsts=partial(firsts_of, kind=self._kind),
+            columns=columns_of,
+        )
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""

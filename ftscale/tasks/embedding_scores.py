@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ftscale.metrics.regression import RegressionScores
+from ftscale.tasks.batch import Columns
 from ftscale.tasks.embedding_losses import Compared, Loss
 from ftscale.tasks.ranking_scores import CUT, DEEPEST, scores_of_ranks
 
@@ -75,6 +76,25 @@ def found_of(records: Sequence[Record], *, kind: Kind, loss: Loss) -> list[Found
     if kind == "classes":
         return [Found(*both) for both in zip(losses, _nearest_labels(records), strict=True)]
     return _retrieved(records, losses)
+
+
+def firsts_of(records: Sequence[Record], *, kind: Kind) -> Sequence[int]:
+    """The place of the record that each entry of `found_of` begins with."""
+    if kind != "documents":
+        return range(len(records))
+    firsts: dict[int, int] = {}
+    for place, record in enumerate(records):
+        if len(record.ids) > 1:
+            firsts.setdefault(int(record.ids[0]), place)
+    return list(firsts.values())
+
+
+def columns_of(found: Sequence[Found]) -> Columns:
+    """The loss, and the scores of a text that others are looked for, or the cosine of a pair beside its score."""
+    columns: Columns = {"loss": [one.loss for one in found]}
+    if found[0].cosine is None:
+        return columns | {name: [one.ranks[name] for one in found] for name in found[0].ranks}
+    return {**columns, "prediction": [one.cosine for one in found], "label": [one.score for one in found]}
 
 
 def scores_of(found: Sequence[Found]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ftscale.modalities.image_depth import NEARLY_ONE, largest_value, to_rgb, va
 from ftscale.modalities.image_files import UnreadableImage, opened_image
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.image_fit import image_problems
 from ftscale.tasks.labels import best_classes, class_id, class_name, class_numbers, label_settings, sorted_names
 from ftscale.tasks.rows import mend, where
@@ -37,6 +37,10 @@ LOOKED_AT_IMAGES = 200
 
 Sizes = dict[str, dict[str, int]]
 """Arguments of the image processor's call: `size`, and `crop_size` where it crops."""
+
+
+Record = tuple[float, list[int], int, float]
+"""What evaluation keeps of an image: its loss, the likeliest classes, its class, and how likely the first one is."""
 
 
 class ImageClassification(Task):
@@ -128,12 +132,13 @@ class ImageClassification(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss, class scores and, with more than `TOP` classes, top-5 accuracy."""
-        return Evaluator(_records, self._score)
+        return Evaluator(_records, self._score, columns=self._columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one made-up record of each class."""
         number, few = len(self.labels), min(TOP, len(self.labels))
-        return list(self._score([(0.0, [(first + i) % number for i in range(few)], first) for first in range(number)]))
+        best = [[(first + place) % number for place in range(few)] for first in range(number)]
+        return list(self._score([(0.0, ids, ids[0], 1.0) for ids in best]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The class and its probability."""
@@ -181,12 +186,17 @@ class ImageClassification(Task):
             label = class_id(row, "label", class_name(row, "label"), labels=self.labels, ids=self.ids)
         return Sample({"image_path": path, "image_bytes": data}, label, counts={"loss": int(labelled)})
 
-    def _score(self, records: Sequence[tuple[float, list[int], int]]) -> dict[str, float]:
-        losses, best, truth = (list(column) for column in zip(*records, strict=True))
+    def _score(self, records: Sequence[Record]) -> dict[str, float]:
+        losses, best, truth, _ = (list(column) for column in zip(*records, strict=True))
         scores = ClassificationScores(self.labels).compute(predictions=[ids[0] for ids in best], references=truth)
         if len(self.labels) > TOP:  # else it is 1 for any model
             scores |= TopKAccuracy(TOP).compute(predictions=best, references=truth)
         return {"loss": sum(losses) / len(losses), **scores}
+
+    def _columns(self, records: Sequence[Record]) -> Columns:
+        losses, best, truth, scores = (list(column) for column in zip(*records, strict=True))
+        prediction, label = [self.labels[ids[0]] for ids in best], [self.labels[number] for number in truth]
+        return {"loss": losses, "prediction": prediction, "label": label, "score": scores}
 
 
 def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
@@ -195,10 +205,11 @@ def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.inputs.items()}
 
 
-def _records(outputs: Outputs, batch: Batch) -> list[tuple[float, list[int], int]]:
+def _records(outputs: Outputs, batch: Batch) -> list[Record]:
     logits = outputs["logits"]
     best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices
-    return list(zip(outputs["losses"].tolist(), best.tolist(), batch.labels.tolist(), strict=True))
+    kept = (outputs["losses"], best, batch.labels, logits.softmax(dim=-1).amax(dim=-1))
+    return list(zip(*(column.tolist() for column in kept), strict=True))
 
 
 def _location(row: Row) -> tuple[str, bytes]:

@@ -27,7 +27,7 @@ from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, where
 from ftscale.tasks.text_fit import text_problems
 from ftscale.tasks.token_pieces import marked
-from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, token_records, token_scores
+from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, token_columns, token_records, token_scores
 
 MASKS = ("[MASK]", "<mask>")
 """How a mask is written for most models."""
@@ -133,7 +133,7 @@ class MaskedLM(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss, perplexity and accuracy at the masks."""
-        return Evaluator(token_records, token_scores)
+        return Evaluator(token_records, token_scores, columns=token_columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""

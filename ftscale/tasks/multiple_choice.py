@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,7 @@ from ftscale.data.sample import Sample
 from ftscale.modalities.collate import Layout
 from ftscale.modalities.encode import Encoded, length_limit
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.choice_rows import FIRST, Choices, choices_of, label_form_of, no_choice, place_of
 from ftscale.tasks.choice_scoring import SCORINGS, Pair
 from ftscale.tasks.overlong import is_cut
@@ -120,11 +121,11 @@ class MultipleChoice(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss and accuracy."""
-        return Evaluator(self._records, _score)
+        return Evaluator(self._records, _score, columns=_columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""
-        return list(_score([(0.0, True)]))
+        return list(_score([_Record(0.0, True, "", "", 1.0)]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The likeliest choice's text, its probability among the choices, and as `choice` how labels would write it.
@@ -193,10 +194,14 @@ class MultipleChoice(Task):
 
     # ------------------------------------------------------------ answers
 
-    def _records(self, outputs: Outputs, batch: Batch) -> list[tuple[float, bool]]:
-        """For each sample its loss, and whether its likeliest choice is the right one."""
-        right = outputs["logits"].argmax(dim=-1) == self._right(batch)
-        return list(zip(outputs["losses"].tolist(), right.tolist(), strict=True))
+    def _records(self, outputs: Outputs, batch: Batch) -> list[_Record]:
+        logits, labels = outputs["logits"], self._right(batch)
+        guesses, chances = logits.argmax(dim=-1), logits.softmax(dim=-1).amax(dim=-1)
+        columns = (column.tolist() for column in (outputs["losses"], guesses, labels, chances))
+        return [
+            _Record(loss, guess == label, note["texts"][guess], note["texts"][label], chance)
+            for loss, guess, label, chance, note in zip(*columns, batch.notes, strict=True)
+        ]
 
     def _answer(self, probabilities: list[float], note: dict[str, list[str]], *, every: bool) -> Answer:
         scores = dict(enumerate(probabilities[: len(note["texts"])]))
@@ -210,10 +215,34 @@ class MultipleChoice(Task):
         return {**answer, "scores": dict(zip(note["names"], scores.values(), strict=True))} if every else answer
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What evaluation keeps of a sample."""
+
+    loss: float
+    is_right: bool
+    """Whether its likeliest choice is the right one."""
+    prediction: str
+    """The text of the likeliest choice."""
+    label: str
+    """That of the right one."""
+    score: float
+    """How likely the likeliest is among the choices."""
+
+
 def _losses(logits: Tensor, right: Tensor) -> Tensor:
     return functional.cross_entropy(logits, right, reduction="none")
 
 
-def _score(records: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    losses, right = zip(*records, strict=True)
+def _score(records: Sequence[_Record]) -> dict[str, float]:
+    losses, right = [record.loss for record in records], [record.is_right for record in records]
     return {"loss": sum(losses) / len(losses), "accuracy": sum(right) / len(right)}
+
+
+def _columns(records: Sequence[_Record]) -> Columns:
+    return {
+        "loss": [record.loss for record in records],
+        "prediction": [record.prediction for record in records],
+        "label": [record.label for record in records],
+        "score": [record.score for record in records],
+    }

@@ -14,7 +14,7 @@ from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.config.tasks.question_answering import QuestionAnsweringSettings
 from ftscale.data.sample import Sample
-from ftscale.metrics.answers import AnswerScores
+from ftscale.metrics.answers import AnswerScores, answer_f1
 from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import length_limit
 from ftscale.modalities.text import Text
@@ -22,7 +22,7 @@ from ftscale.models.probing import logits_of
 from ftscale.tasks.answer_rows import GivenAnswer, answers_of
 from ftscale.tasks.answer_spans import Window, best_answer, nearest_place, windows
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of
 from ftscale.tasks.text_fit import text_problems
@@ -117,7 +117,7 @@ class QuestionAnswering(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of whole rows: the answer of a row is the best one of its windows."""
-        return Evaluator(self._records, self._score, join=_rows)
+        return Evaluator(self._records, self._score, join=_rows, firsts=_firsts, columns=self._columns)
 
     def metric_names(self) -> list[str]:
         record = (0.0, 2, {**NOTHING, "score": 0.0, "no_answer": 0.0})
@@ -230,6 +230,20 @@ class QuestionAnswering(Task):
         scores = AnswerScores().compute(predictions=given, references=list(wanted), **extra)
         return {"loss": sum(losses) / max(1, sum(targets)), **scores}
 
+    def _columns(self, records: Sequence[tuple[float, int, Answer, list[str]]]) -> Columns:
+        losses, targets, answers, wanted = zip(*records, strict=True)
+        given = [self._decided(answer) for answer in answers]
+        return {
+            "loss": [loss / max(1, count) for loss, count in zip(losses, targets, strict=True)],
+            "prediction": [answer["prediction"] for answer in given],
+            "label": [texts[0] if texts else "" for texts in wanted],
+            "score": [answer["score"] for answer in given],
+            "f1": [
+                answer_f1(answer["prediction"], texts, language=self.settings.language)
+                for answer, texts in zip(given, wanted, strict=True)
+            ],
+        }
+
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
     """(samples, 2, longest) float32: of start and end, the least number at padding."""
@@ -271,6 +285,11 @@ def _rows(records: Sequence[tuple[Any, ...]]) -> list[tuple[float, int, Answer, 
         _, losses, targets, answers, wanted = zip(*of_row, strict=True)
         joined.append((sum(losses), sum(targets), _merged(answers), wanted[0]))
     return joined
+
+
+def _firsts(records: Sequence[tuple[Any, ...]]) -> list[int]:
+    """The places of rows' first windows."""
+    return [place for place, record in enumerate(records) if record[0] == 0]
 
 
 def _note(window: Window, context: str, number: int, answers: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftscale.tasks.batch import Columns
+
 CUT = 10
 DEEPEST = 100
 
@@ -61,6 +63,20 @@ def ranked(records: Sequence[Ranked]) -> list[RankedList]:
     for record in records:
         queries.setdefault(record.query, []).append(record)
     return [_of_query(rows) for rows in queries.values()]
+
+
+def firsts_of_queries(records: Sequence[Ranked]) -> list[int]:
+    """The place of the first row of each query, in the order of `ranked`."""
+    firsts: dict[int, int] = {}
+    for place, record in enumerate(records):
+        firsts.setdefault(record.query, place)
+    return list(firsts.values())
+
+
+def columns_of_lists(found: Sequence[RankedList]) -> Columns:
+    """The mean loss of each query's targets, None where it has none, and its scores."""
+    losses = [one.loss / one.targets if one.targets else None for one in found]
+    return {"loss": losses} | {name: [one.ranks[name] for one in found] for name in found[0].ranks}
 
 
 def scores_of_lists(found: Sequence[RankedList]) -> dict[str, float]:

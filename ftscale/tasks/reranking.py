@@ -20,7 +20,7 @@ from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers, weighted
 from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
-from ftscale.tasks.ranking_scores import Ranked, ranked, scores_of_lists
+from ftscale.tasks.ranking_scores import Ranked, columns_of_lists, firsts_of_queries, ranked, scores_of_lists
 from ftscale.tasks.rows import LEAVE_OUT, number_of, text_of, where
 from ftscale.tasks.sequences import LENGTHS, joined, sequences_of
 from ftscale.tasks.text_fit import text_problems
@@ -101,7 +101,9 @@ class Reranking(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of the loss, and of the order of each query's texts."""
-        return Evaluator(self._records, scores_of_lists, join=ranked)
+        return Evaluator(
+            self._records, scores_of_lists, join=ranked, firsts=firsts_of_queries, columns=columns_of_lists
+        )
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring records made up for it."""

@@ -23,11 +23,18 @@ from ftscale.models.languages import set_languages
 from ftscale.models.lm_head import lm_log_probs, lm_loss, lm_target_logits, lm_target_losses
 from ftscale.models.probing import transformers_model
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import text_of, texts_of
 from ftscale.tasks.text_fit import text_problems
-from ftscale.tasks.token_sums import TokenRecord, sums_of_samples, sums_of_targets, token_records, token_scores
+from ftscale.tasks.token_sums import (
+    TokenRecord,
+    sums_of_samples,
+    sums_of_targets,
+    token_columns,
+    token_records,
+    token_scores,
+)
 
 
 class Seq2Seq(Task):
@@ -118,7 +125,7 @@ class Seq2Seq(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of loss, perplexity and token accuracy, and of the texts that `generate` writes."""
-        return Evaluator(_records, _score)
+        return Evaluator(_records, _score, columns=_columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one record made up for it."""
@@ -201,6 +208,13 @@ def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
         _Record(**vars(record), prediction=text, references=of)
         for record, text, of in zip(records, *texts, strict=True)
     ]
+
+
+def _columns(records: Sequence[_Record]) -> Columns:
+    if records[0].prediction is None:
+        return token_columns(records)
+    label = [record.references[0] if record.references else None for record in records]
+    return {**token_columns(records), "prediction": [record.prediction for record in records], "label": label}
 
 
 def _score(records: Sequence[_Record]) -> dict[str, float]:

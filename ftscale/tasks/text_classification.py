@@ -19,7 +19,7 @@ from ftscale.modalities.collate import Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Row, Task, row_numbers, weighted
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.labels import (
     best_classes,
     bit_of,
@@ -38,6 +38,10 @@ from ftscale.tasks.states import mean_of_tokens, states_below_head
 from ftscale.tasks.text_fit import text_problems
 
 BEST = {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "pearson"}
+
+
+Record = tuple[float, Any, Any, float | None]
+"""What evaluation keeps of a sample: its loss, the guess, the truth, and how likely the guess is."""
 
 
 class TextClassification(Task):
@@ -119,16 +123,17 @@ class TextClassification(Task):
         return {"logits": logits} | ({} if batch.labels is None else {"losses": self._losses(logits, batch.labels)})
 
     def evaluator(self) -> Evaluator:
-        return Evaluator(self._records, self._score, lower_is_better=frozenset({"loss", "mse", "mae"}))
+        lower = frozenset({"loss", "mse", "mae"})
+        return Evaluator(self._records, self._score, lower_is_better=lower, columns=self._columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring records made up for all classes."""
         if self.settings.problem == "regression":
-            return list(self._score([(0.0, 0.0, 0.0), (0.0, 1.0, 1.0)]))
+            return list(self._score([(0.0, 0.0, 0.0, None), (0.0, 1.0, 1.0, None)]))
         numbers = range(len(self.labels))
         if self.settings.problem == "multi_label":
-            return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers])]))
-        return list(self._score([(0.0, number, number) for number in numbers]))
+            return list(self._score([(0.0, [1 for _ in numbers], [1 for _ in numbers], None)]))
+        return list(self._score([(0.0, number, number, 1.0) for number in numbers]))
 
     def predictions(self, outputs: Outputs, batch: Batch, *, every: bool = False) -> list[Answer]:
         """The class and its probability; the list of classes and of their probabilities; or the number, no score."""
@@ -207,20 +212,34 @@ class TextClassification(Task):
             return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    def _records(self, outputs: Outputs, batch: Batch) -> list[tuple[float, Any, Any]]:
+    def _records(self, outputs: Outputs, batch: Batch) -> list[Record]:
         logits, labels = outputs["logits"], batch.labels
+        scores: list[float | None] = [None] * len(batch)
         if self.settings.problem == "regression":
             guesses = logits[:, 0]
         elif self.settings.problem == "multi_label":
             guesses, labels = (logits > 0).int(), labels.int()
         else:
-            guesses = logits.argmax(dim=-1)
-        return list(zip(outputs["losses"].tolist(), guesses.tolist(), labels.tolist(), strict=True))
+            guesses, scores = logits.argmax(dim=-1), logits.softmax(dim=-1).amax(dim=-1).tolist()
+        return list(zip(outputs["losses"].tolist(), guesses.tolist(), labels.tolist(), scores, strict=True))
 
-    def _score(self, records: Sequence[tuple[float, Any, Any]]) -> dict[str, float]:
-        losses, guesses, truth = zip(*records, strict=True)
+    def _score(self, records: Sequence[Record]) -> dict[str, float]:
+        losses, guesses, truth, _ = zip(*records, strict=True)
         scores = self._metric().compute(predictions=list(guesses), references=list(truth))
         return {"loss": sum(losses) / len(losses), **scores}
+
+    def _columns(self, records: Sequence[Record]) -> Columns:
+        losses, guesses, truth, scores = (list(column) for column in zip(*records, strict=True))
+        prediction, label = ([self._named(value) for value in values] for values in (guesses, truth))
+        return {"loss": losses, "prediction": prediction, "label": label, "score": scores}
+
+    def _named(self, value: Any) -> float | str | list[str]:
+        """A number, a class, or the classes of which a vector has a 1."""
+        if self.settings.problem == "regression":
+            return float(value)
+        if self.settings.problem == "single_label":
+            return self.labels[value]
+        return [label for label, bit in zip(self.labels, value, strict=True) if bit]
 
     def _metric(self) -> ClassificationScores | MultiLabelScores | RegressionScores:
         if self.settings.problem == "regression":

@@ -20,7 +20,7 @@ from ftscale.modalities.collate import IGNORED, Layout, collate_tokens, pad_id
 from ftscale.modalities.encode import Encoded, encode, length_limit
 from ftscale.modalities.text import Text
 from ftscale.tasks.base import Answer, Evaluator, Pieces, Row, Task, row_numbers
-from ftscale.tasks.batch import Batch, Counts, Outputs, Terms
+from ftscale.tasks.batch import Batch, Columns, Counts, Outputs, Terms
 from ftscale.tasks.labels import class_id, label_settings
 from ftscale.tasks.overlong import is_cut
 from ftscale.tasks.rows import where, words_of
@@ -133,7 +133,7 @@ class TokenClassification(Task):
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator of the loss and of whole entities; a word without a piece counts as O."""
-        return Evaluator(_records, self._score)
+        return Evaluator(_records, self._score, columns=self._columns)
 
     def metric_names(self) -> list[str]:
         """Name the metrics that the evaluator gives, by scoring one made-up word of each tag."""
@@ -243,6 +243,11 @@ class TokenClassification(Task):
         losses, targets, guesses, truth = zip(*records, strict=True)
         scores = EntityScores().compute(predictions=self._named(guesses), references=self._named(truth))
         return {"loss": sum(losses) / max(1, sum(targets)), **scores}
+
+    def _columns(self, records: Sequence[tuple[float, int, Sequence[int], Sequence[int]]]) -> Columns:
+        losses, targets, guesses, truth = zip(*records, strict=True)
+        means = [loss / max(1, count) for loss, count in zip(losses, targets, strict=True)]
+        return {"loss": means, "prediction": self._named(guesses), "label": self._named(truth)}
 
     def _named(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         return [[self.labels[number] for number in row] for row in rows]

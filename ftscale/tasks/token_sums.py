@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ftscale.modalities.collate import IGNORED
-from ftscale.tasks.batch import Batch, Outputs
+from ftscale.tasks.batch import Batch, Columns, Outputs
 
 
 def sums_of_samples(batch: Batch, losses: Tensor, correct: Tensor) -> Outputs:
@@ -49,6 +49,17 @@ def token_records(outputs: Outputs, batch: Batch) -> list[TokenRecord]:
     """One record a sample of what `sums_of_samples` gave."""
     sums = (outputs["losses"].tolist(), outputs["counts"].tolist(), outputs["correct"].tolist())
     return [TokenRecord(*of_sample) for of_sample in zip(*sums, strict=True)]
+
+
+def token_columns(records: Sequence[TokenRecord]) -> Columns:
+    """Of each sample the mean loss of its targets and the share of them that was right; None where it has none."""
+
+    def means(values: Iterable[float]) -> list[float | None]:
+        return [value / count if count else None for value, count in zip(values, counts, strict=True)]
+
+    counts = [record.num_targets for record in records]
+    losses, correct = (record.loss for record in records), (record.num_correct for record in records)
+    return {"loss": means(losses), "targets": counts, "accuracy": means(correct)}
 
 
 def token_scores(records: Sequence[TokenRecord]) -> dict[str, float]:

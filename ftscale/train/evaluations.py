@@ -21,8 +21,8 @@ class Evaluations:
     config: EvaluationConfig
     steps: frozenset[int]
     """Steps after which to evaluate (and, where the config does not say, to save)."""
-    score: Callable[[], dict[str, float]] | None
-    """Scores the rows with the model as it stands; None = there are no rows. Collective.
+    score: Callable[[int], dict[str, float]] | None
+    """Scores the rows with the model as it stands, after so many steps; None = there are no rows. Collective.
 
     Raises Interrupted on all ranks when one is asked to stop meanwhile."""
     metric: str

@@ -430,7 +430,8 @@ def _best_so_far(loop: Loop) -> str:
 def _evaluate(loop: Loop) -> bool:
     """Score the evaluation rows; returns whether this is the best so far."""
     assert loop.evaluations.score is not None
-    progress, metrics = loop.state.progress, loop.evaluations.score()
+    progress = loop.state.progress
+    metrics = loop.evaluations.score(progress.step)
     improved = loop.evaluations.judge(metrics, progress)
     loop.metrics.write("eval", progress.step, **metrics)
     loop.trackers.log({f"eval/{name}": value for name, value in metrics.items()}, step=progress.step)

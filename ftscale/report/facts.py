@@ -1,0 +1,149 @@
+"""What a run folder says of its run, read for a report. What is not there, or damaged, is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ftscale.base.errors import UserError
+from ftscale.base.sealed import DamagedError, read_json, read_lines
+from ftscale.config import Config, load_config
+from ftscale.config.load import public
+from ftscale.config.own_task import reading_of_strangers
+from ftscale.train.metrics_file import metric_lines
+from ftscale.train.row_records import ROWS
+
+DATA_REPORT, REPORT = "data_report.json", "report.html"
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells of it."""
+
+    folder: Path
+    name: str
+    """What it is called beside others."""
+    config: Config | None
+    """None where it cannot be read."""
+    about: dict[str, Any]
+    """run.json: versions, machine, command."""
+    result: dict[str, Any]
+    """result.json; empty while the run is going on."""
+    data: dict[str, Any]
+    """data_report.json."""
+    lines: list[Line] = field(default_factory=list)
+    """metrics.jsonl."""
+    history: list[Line] = field(default_factory=list)
+    """history.jsonl: settings that a resume changed."""
+
+    @cached_property
+    def steps(self) -> list[Line]:
+        """The optimizer steps."""
+        return [line for line in self.lines if line["kind"] == "train"]
+
+    @cached_property
+    def evaluations(self) -> list[Line]:
+        """Scores of the evaluation rows, by step."""
+        scored = (line for line in self.lines if line["kind"] == "eval")
+        return [line for line in scored if not any(name.startswith("test/") for name in line)]
+
+    @cached_property
+    def events(self) -> list[Line]:
+        """What happened besides."""
+        return [line for line in self.lines if line["kind"] == "event"]
+
+    @property
+    def metric(self) -> str:
+        """The metric that chose the best checkpoint; "loss" where none was."""
+        best = self.result.get("best") or {}
+        return str(best.get("metric", "loss"))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights were kept as the best."""
+        best = self.result.get("best") or {}
+        return best.get("step")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting by its whole name, e.g. `optimizer.lr`."""
+        return {} if self.config is None else flat(self.config.model_dump(mode="json"))
+
+    @cached_property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not the default."""
+        return {} if self.config is None else flat(self.config.model_dump(mode="json", exclude_defaults=True))
+
+    def records(self, part: str = "eval") -> Any:
+        """What was noted of the rows of a part, as an Arrow table: of the best evaluation, else the last; None = none.
+
+        `part`: eval or test.
+        """
+        import pyarrow.parquet as pq
+        from pyarrow.lib import ArrowException
+
+        path = self.folder / ROWS / "test.parquet" if part == "test" else self._evaluated()
+        try:
+            return None if path is None else pq.read_table(path)
+        except (OSError, ArrowException):
+            return None
+
+    def _evaluated(self) -> Path | None:
+        paths = sorted((self.folder / ROWS).glob("eval-*.parquet"))
+        best = f"eval-{self.best_step:08d}.parquet" if self.best_step is not None else ""
+        return next((path for path in paths if path.name == best), paths[-1] if paths else None)
+
+
+def read_run(folder: Path, *, name: str = "") -> Run:
+    """What the folder tells. Raises UserError where no run has begun there."""
+    lines, _ = metric_lines(folder / "metrics.jsonl")
+    about = _json(folder / "run.json")
+    if not lines and not about:
+        raise UserError(f"{folder} holds no run; name the run_folder of one.")
+    return Run(
+        folder=folder,
+        name=name or folder.name,
+        config=_config(folder),
+        about=about,
+        result=_json(folder / "result.json"),
+        data=_json(folder / DATA_REPORT),
+        lines=lines,
+        history=read_lines(folder / "history.jsonl")[0],
+    )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their whole names; lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def number(value: Any) -> float | None:
+    """A finite figure; None for what is none, as metrics.jsonl writes it."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0
+    return float(value) if good else None
+
+
+def _config(folder: Path) -> Config | None:
+    try:
+        with reading_of_strangers():
+            return public(load_config(folder / "config.yaml"))
+    except UserError:
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, DamagedError):
+        return {}
+    return found if isinstance(found, dict) else {}
