@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -61,7 +62,7 @@ class Case:
 
     def as_a_step(self, batches: list[Batch]) -> list[Batch]:
         """Micro-batches of one optimizer step of one process, as the loop has them before the loss."""
-        process = SimpleNamespace(device=torch.device("cpu"), rank=0, gather_rows=lambda rows: [rows])
+        process = SimpleNamespace(device=torch.device("cpu"), rank=0, world_size=1, gather_rows=lambda rows: [rows])
         step = Step([(batch, True) for batch in batches], None, tokens=0)
         step = self.task.before_step(step, Context(_Runs(self.model), process, 1))
         return [batch for batch, _ in step.micro_batches]
@@ -258,6 +259,31 @@ def check_scores_do_not_depend_on_batches(case: Case) -> None:
     assert set(scores) <= set(case.task.metric_names())
     json.dumps(scores)
     assert all(type(value) is float for value in scores.values())
+
+
+def check_what_is_noted_of_rows_gives_the_scores(case: Case) -> None:
+    """A value a row in each column, which Arrow holds; the loss over all targets, and how many were right."""
+    evaluator = case.task.evaluator()
+    batch = case.collate(case.samples(), train=False)
+    evaluator.update(case.task.outputs(case.model, batch), batch)
+    rows, firsts = evaluator.in_order(), list(evaluator.firsts(evaluator.of_samples()))
+    assert len(firsts) == len(rows)
+    assert firsts == sorted(set(firsts))
+    assert 0 <= firsts[0] <= firsts[-1] < len(batch)
+    columns, scores = evaluator.columns(rows), evaluator.compute()
+    table = pa.table(columns)
+    assert len(table) == len(rows)
+    targets = columns.get("targets", [1] * len(rows))
+    losses = [loss * number for loss, number in zip(columns["loss"], targets, strict=True) if number]
+    assert sum(losses) / sum(targets) == pytest.approx(scores["loss"], rel=1e-5)
+    for name, value in scores.items():
+        if name in columns and columns[name][0] is not None and "targets" not in columns:
+            assert sum(columns[name]) / len(rows) == pytest.approx(value, rel=1e-6), name
+    if "accuracy" in scores:
+        right = [guess == truth for guess, truth in zip(columns["prediction"], columns["label"], strict=True)]
+        assert sum(right) / len(right) == pytest.approx(scores["accuracy"])
+    if case.task.has_classes:
+        assert all(score is None or 0 <= score <= 1 for score in columns.get("score", ()))
 
 
 def check_predictions_are_one_a_row(case: Case) -> None:

@@ -20,6 +20,9 @@ COLORS = ("#2f6fb2", "#d9822b", "#3a8f5c", "#9b59b6", "#c0392b", "#7f8c8d", "#b7
 """Of series: each has a contrast of 3 and more with white and with the dark page."""
 
 
+LEGEND = {"orient": "top", "columns": 3, "symbolOpacity": 1, "symbolType": "square"}
+
+
 @dataclass(frozen=True)
 class Chart:
     """A picture with its words."""
@@ -46,13 +49,13 @@ def curves(
     series: points by the name of the curve. `mark`: where a step is that is to be pointed out.
     """
     values = [{**point, "series": label} for label, points in series.items() for point in points]
-    x = {"field": "step", "type": "quantitative", "title": "step"}
+    x = {"field": "step", "type": "quantitative", "title": "step", "axis": {"format": "~s"}}
     color = {
         "field": "series",
         "type": "nominal",
         "title": None,
         "scale": {"domain": list(series), "range": [COLORS[place % len(COLORS)] for place in range(len(series))]},
-        "legend": {"orient": "top"} if len(series) > 1 else None,
+        "legend": LEGEND if len(series) > 1 else None,
     }
     y = {"field": "value", "type": "quantitative", "title": unit, "scale": {"zero": False}}
     tooltip = [
@@ -115,9 +118,10 @@ def histogram(name: str, title: str, bins: Rows, *, unit: str, says: str = "") -
 
 def matrix(name: str, title: str, cells: Rows, *, order: Sequence[str], says: str = "") -> Chart:
     """Squares of `rows` for each `label` and `prediction`, coloured by `share`, the part of the label's rows."""
+    upright = {"axis": {"labelAngle": 0}} if len(order) <= 12 and all(len(name) <= 10 for name in order) else {}
     axes = {
         "y": {"field": "label", "type": "nominal", "sort": list(order), "title": "label"},
-        "x": {"field": "prediction", "type": "nominal", "sort": list(order), "title": "prediction"},
+        "x": {"field": "prediction", "type": "nominal", "sort": list(order), "title": "prediction", **upright},
     }
     shares = {"field": "share", "type": "quantitative", "title": "share of the label", "scale": {"scheme": "blues"}}
     tooltip = [{"field": column, "type": "nominal"} for column in ("label", "prediction", "rows", "share")]
@@ -187,7 +191,7 @@ def _by_part(values: Rows, *, offset: str | None = None) -> Spec:
     if len(parts) < 2:
         return {"color": {"value": COLORS[0]}}
     scale = {"domain": parts, "range": list(COLORS[: len(parts)])}
-    color = {"field": "part", "type": "nominal", "title": None, "scale": scale, "legend": {"orient": "top"}}
+    color = {"field": "part", "type": "nominal", "title": None, "scale": scale, "legend": LEGEND}
     return {"color": color, **({offset: {"field": "part", "sort": parts}} if offset else {})}
 
 

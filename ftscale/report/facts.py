@@ -12,7 +12,6 @@ from ftscale.base.sealed import DamagedError, read_json, read_lines
 from ftscale.config import Config, load_config
 from ftscale.config.load import public
 from ftscale.config.own_task import reading_of_strangers
-from ftscale.train.metrics_file import metric_lines
 from ftscale.train.row_records import ROWS
 
 DATA_REPORT, REPORT = "data_report.json", "report.html"
@@ -100,7 +99,7 @@ class Run:
 
 def read_run(folder: Path, *, name: str = "") -> Run:
     """What the folder tells. Raises UserError where no run has begun there."""
-    lines, _ = metric_lines(folder / "metrics.jsonl")
+    lines = [line for line in read_lines(folder / "metrics.jsonl")[0] if _is_line(line)]
     about = _json(folder / "run.json")
     if not lines and not about:
         raise UserError(f"{folder} holds no run; name the run_folder of one.")
@@ -131,6 +130,10 @@ def number(value: Any) -> float | None:
     """A finite figure; None for what is none, as metrics.jsonl writes it."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and value - value == 0
     return float(value) if good else None
+
+
+def _is_line(line: Line) -> bool:
+    return isinstance(line.get("kind"), str) and type(line.get("step")) is int
 
 
 def _config(folder: Path) -> Config | None:

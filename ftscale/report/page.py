@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ftscale.metrics.main_metrics import main_metrics
 from ftscale.report.charts import HELD_OUT, TRAINING, Chart, bars, curves
 from ftscale.report.facts import Run, number
 from ftscale.report.rows import Scored, Table, length_histogram, scored_rows
@@ -28,6 +29,8 @@ UNITS = {"memory_bytes": 2.0**30}
 """What figures are divided by."""
 PARTS = {"eval": "Held-out rows", "test": "Test rows"}
 MOST_METRICS = 6
+PLACES = ("kind", "step", "time_s")
+"""What each line of metrics.jsonl has besides figures."""
 HOW = "Drag to move, turn the wheel to look closer."
 
 
@@ -164,16 +167,11 @@ def _place_of(run: Run, step: int | None) -> Point | None:
 
 def _main_metrics(run: Run) -> list[str]:
     """Scores that a curve may show: from 0 to 1, or the one that chooses; none of single classes."""
-    last = run.evaluations[-1] if run.evaluations else {}
+    last = {name: value for name, value in (run.evaluations or [{}])[-1].items() if name not in PLACES}
     found = [run.metric] if run.metric in last else []
+    last = {name: last[name] for name in main_metrics(last)}
     for name, value in last.items():
-        figure = number(value)
-        if (
-            name not in ("kind", "step", "time_s", "loss")
-            and "/" not in name
-            and figure is not None
-            and 0 <= figure <= 1
-        ):
+        if name != "loss" and (figure := number(value)) is not None and 0 <= figure <= 1:
             found.append(name)
     return list(dict.fromkeys(found))[:MOST_METRICS]
 

@@ -220,7 +220,7 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
     losses, inputs = _numbers(records, "loss"), _values(records, "input")
     names = [name for name in ("loss", "score") if name in records.column_names]
     figures = {name: _numbers(records, name) for name in names}
-    others = [name for name in records.column_names if name not in (*SEEN, *OF_ANSWERS)]
+    others = [name for name in records.column_names if name not in (*SEEN, *OF_ANSWERS, "targets")]
 
     def table(title: str, places: Sequence[int], says: str) -> Table:
         rows = []
@@ -228,10 +228,10 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
             cells: list[Any] = [figures[name][place] for name in names]
             if kind:
                 cells += [*_told(labels[place], guesses[place])]
-            elif others:
+            if others:
                 cells.append(", ".join(f"{name} {_cell(records.column(name)[place].as_py())}" for name in others))
-            rows.append([*cells, inputs[place] or "", records.column("where")[place].as_py()])
-        middle = ["label", "prediction"] if kind else ["scores"] if others else []
+            rows.append([*cells, inputs[place] or "", short_place(records.column("where")[place].as_py())])
+        middle = [*(["label", "prediction"] if kind else []), *(["scores"] if others else [])]
         return Table(title, [*names, *middle, "what the model read", "row"], rows, says)
 
     order = [int(place) for place in np.argsort(-np.nan_to_num(losses, nan=-np.inf), kind="stable")[:WORST]]
@@ -240,9 +240,14 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
         scores = figures["score"]
         wrong = [place for place in range(len(labels)) if labels[place] != guesses[place]]
         wrong = sorted((place for place in wrong if not np.isnan(scores[place])), key=lambda place: -scores[place])
-        if kind == "class" and wrong:
+        if kind == "class" and set(wrong[:WORST]) != set(order):  # else it is the same table again
             says = "Such rows are often labelled wrongly: look at them first."
             yield table("Wrong, and surest of it", wrong[:WORST], says)
+
+
+def short_place(where: str) -> str:
+    """File and line, without the folders before."""
+    return where.replace("\\", "/").rpartition("/")[2]
 
 
 def _told(label: Any, guess: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ Point = dict[str, Any]
 
 
 def training_curve(run: Run, name: str) -> list[Point]:
-    """A figure of the optimizer steps: where each stretch ends (`step`, `tokens`, `minutes`), mean, `low` and `high`."""
+    """A figure of the steps: where each stretch ends (`step`, `tokens`, `minutes`), its mean, `low` and `high`."""
     steps = [line for line in run.steps if number(line.get(name)) is not None]
     values = np.array([line[name] for line in steps], dtype=np.float64)
     ends = _ends(steps)

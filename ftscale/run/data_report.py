@@ -81,7 +81,9 @@ def _shown(config: Config, task: Task) -> Iterator[list[tuple[str, bool]]]:
         samples = Preparer(task)(rows)
     except UserError:  # of a row that is dropped as training reads it, or of a file that is not there any more
         return
+    seen = set()
     for place, sample in enumerate(samples):
-        if not sample.drop:
-            row = rows[place if task.by_row or sample.rows is None else sample.rows[0]]
-            yield [(text[:MOST_CHARACTERS], is_target) for text, is_target in task.show(row, sample)]
+        row = place if task.by_row or sample.rows is None else sample.rows[0]
+        if not sample.drop and row not in seen:
+            seen.add(row)
+            yield [(text[:MOST_CHARACTERS], is_target) for text, is_target in task.show(rows[row], sample)]

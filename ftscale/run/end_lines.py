@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ftscale.base.errors import counted
 from ftscale.base.logs import in_file_alone, log
 from ftscale.base.shown import visible
+from ftscale.metrics.main_metrics import main_metrics
 from ftscale.run.folder import Result
-from ftscale.train.loop import duration, main_metrics
+from ftscale.train.loop import duration
 from ftscale.train.metrics_file import peak_memory_bytes
 
 if TYPE_CHECKING:

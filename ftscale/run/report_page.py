@@ -11,9 +11,9 @@ from ftscale.report.facts import REPORT, read_run
 
 def write_page(folder: Path) -> None:
     """Write report.html. Whatever goes wrong with it is told and ends no run."""
-    from ftscale.report.page import page_of_run
+    from ftscale.report.page import html_of, page_of_run
 
     try:
-        write_text(folder / REPORT, page_of_run(read_run(folder)))
+        write_text(folder / REPORT, html_of(page_of_run(read_run(folder))))
     except Exception as error:  # noqa: BLE001
         log.warning("no %s was written: %s: %s", REPORT, type(error).__name__, error)

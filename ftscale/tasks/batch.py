@@ -19,8 +19,8 @@ Outputs = dict[str, Any]
 """What the evaluator and `predictions` read: task-specific tensors and lists with one entry a sample."""
 
 Columns = dict[str, list[Any]]
-"""What is noted of scored rows, a value each: `loss`, the mean over the row's targets, and what the task has of
-`prediction`, `label` and `score`, as the answers to rows have them; other names are scores of the row."""
+"""What is noted of scored rows, a value each: `loss`, the mean over the row's `targets` (1 where that is left out);
+`prediction`, `label` and `score`, where the task has them, as in answers; and further scores of the row."""
 
 
 @dataclass

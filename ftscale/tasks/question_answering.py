@@ -234,7 +234,8 @@ class QuestionAnswering(Task):
         losses, targets, answers, wanted = zip(*records, strict=True)
         given = [self._decided(answer) for answer in answers]
         return {
-            "loss": [loss / max(1, count) for loss, count in zip(losses, targets, strict=True)],
+            "loss": [loss / count if count else None for loss, count in zip(losses, targets, strict=True)],
+            "targets": list(targets),
             "prediction": [answer["prediction"] for answer in given],
             "label": [texts[0] if texts else "" for texts in wanted],
             "score": [answer["score"] for answer in given],

@@ -76,7 +76,8 @@ def firsts_of_queries(records: Sequence[Ranked]) -> list[int]:
 def columns_of_lists(found: Sequence[RankedList]) -> Columns:
     """The mean loss of each query's targets, None where it has none, and its scores."""
     losses = [one.loss / one.targets if one.targets else None for one in found]
-    return {"loss": losses} | {name: [one.ranks[name] for one in found] for name in found[0].ranks}
+    targets = [one.targets for one in found]
+    return {"loss": losses, "targets": targets} | {name: [one.ranks[name] for one in found] for name in found[0].ranks}
 
 
 def scores_of_lists(found: Sequence[RankedList]) -> dict[str, float]:

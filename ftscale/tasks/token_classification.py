@@ -246,8 +246,9 @@ class TokenClassification(Task):
 
     def _columns(self, records: Sequence[tuple[float, int, Sequence[int], Sequence[int]]]) -> Columns:
         losses, targets, guesses, truth = zip(*records, strict=True)
-        means = [loss / max(1, count) for loss, count in zip(losses, targets, strict=True)]
-        return {"loss": means, "prediction": self._named(guesses), "label": self._named(truth)}
+        means = [loss / count if count else None for loss, count in zip(losses, targets, strict=True)]
+        tags = {"prediction": self._named(guesses), "label": self._named(truth)}
+        return {"loss": means, "targets": list(targets), **tags}
 
     def _named(self, rows: Sequence[Sequence[int]]) -> list[list[str]]:
         return [[self.labels[number] for number in row] for row in rows]

@@ -19,6 +19,7 @@ from ftscale.config.schema import CheckpointConfig, GuardConfig, TrainConfig
 from ftscale.data.loader import Step
 from ftscale.distributed.runtime import Distributed
 from ftscale.methods.base import Context, Method, undisturbed
+from ftscale.metrics.main_metrics import main_metrics
 from ftscale.modalities.collate import Layout
 from ftscale.models.attention import padded_attention
 from ftscale.models.freeze import set_training_mode
@@ -438,13 +439,6 @@ def _evaluate(loop: Loop) -> bool:
     shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in main_metrics(metrics))
     log.info("evaluation at step %d: %s%s", progress.step, shown, "  (best)" if improved else "")
     return improved
-
-
-def main_metrics(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that a line shows: none of single classes, nor micro averages that are the accuracy once more."""
-    accuracy = metrics.get("accuracy")
-    again = [name for name, value in metrics.items() if name.endswith("_micro") and value == accuracy]
-    return [name for name in metrics if "/" not in name and name not in again]
 
 
 def best_checkpoint(loop: Loop, progress: Progress) -> Checkpoint | None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ftscale.base.files import open_new_bytes, partial_path
-from ftscale.data.prepare import Prepared
 from ftscale.data.sample import WHERE
-from ftscale.tasks.base import Evaluator, Task
+
+if TYPE_CHECKING:
+    from ftscale.data.prepare import Prepared
+    from ftscale.tasks.base import Evaluator, Task
 
 ROWS = "rows"
 """The folder of a run that they lie in."""
