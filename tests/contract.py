@@ -61,7 +61,7 @@ class Case:
 
     def as_a_step(self, batches: list[Batch]) -> list[Batch]:
         """Micro-batches of one optimizer step of one process, as the loop has them before the loss."""
-        process = SimpleNamespace(device=torch.device("cpu"), rank=0, gather_rows=lambda rows: [rows])
+        process = SimpleNamespace(device=torch.device("cpu"), rank=0, world_size=1, gather_rows=lambda rows: [rows])
         step = Step([(batch, True) for batch in batches], None, tokens=0)
         step = self.task.before_step(step, Context(_Runs(self.model), process, 1))
         return [batch for batch, _ in step.micro_batches]
