@@ -142,7 +142,8 @@ def train(
 @app.command(epilog="Example: ftscale checkpoints runs/demo")
 def checkpoints(run_folder: RunFolder) -> None:
     """List the checkpoints of a run: step, complete or why not, size, number of processes, metric."""
-    from ftscale.run.folder import run_id, stage_folders
+    from ftscale.config.stages import stage_folders
+    from ftscale.run.folder import run_id
 
     identity = run_id(run_folder)
     if identity is None and not (run_folder / "checkpoints").is_dir():

@@ -50,6 +50,7 @@ def settings(shared: Path, work: Path, **changes: Any) -> dict[str, Any]:
         "optimizer": {"lr": 1e-3},
         "train": {"max_steps": 3},
         "checkpoint": {"prove": "never"},
+        "report": {"page": False},
         **changes,
     }
 

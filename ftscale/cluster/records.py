@@ -14,7 +14,7 @@ from ftscale.base import sealed
 from ftscale.base.files import open_to_append
 from ftscale.base.logs import log
 from ftscale.base.sealed import DamagedError, line_of, read_lines
-from ftscale.run.folder import stage_folders
+from ftscale.config.stages import stage_folders
 
 Event = dict[str, Any]
 

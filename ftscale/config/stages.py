@@ -54,6 +54,12 @@ class Stage:
         return self.config.model_copy(update={"model": self.config.model.model_copy(update=first)})
 
 
+def stage_folders(folder: Path) -> list[Path]:
+    """The run folders of the stages that have begun, in their order; none where a run has no stages."""
+    found = ((path.name.partition("-")[0], path) for path in (folder / STAGES).glob("*"))
+    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdecimal())]
+
+
 def stages_of(config: Config) -> list[Stage]:
     """The stages of a run in their order; none of a run that has no `stages`.
 

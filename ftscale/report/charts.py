@@ -65,16 +65,14 @@ def curves(
     ]
     layers: list[Spec] = [
         {
-            "transform": [{"filter": {"field": "low", "valid": True}}],
-            "mark": {"type": "area", "opacity": 0.2},
-            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": color},
-        },
-        {
             "mark": {"type": "line", "point": {"size": 12} if len(values) < 200 else False, "strokeWidth": 1.6},
             "params": [{"name": "zoom", "select": {"type": "interval", "encodings": ["x"]}, "bind": "scales"}],
             "encoding": {"x": x, "y": y, "color": color, "tooltip": tooltip},
         },
     ]
+    if bands := [point for point in values if "low" in point and point["low"] < point["high"]]:
+        area = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": color}
+        layers.insert(0, {"data": {"values": bands}, "mark": {"type": "area", "opacity": 0.2}, "encoding": area})
     if mark is not None:
         layers.append(
             {
@@ -96,9 +94,8 @@ def bars(
         "tooltip": [{"field": x, "type": "nominal"}, {"field": y, "type": "quantitative"}],
     }
     encoding |= _by_part(values, offset="yOffset")
-    return Chart(
-        name, title, _spec({"data": {"values": list(values)}, "mark": "bar", "encoding": encoding}, step=18), says
-    )
+    parts = {"data": {"values": list(values)}, "mark": "bar", "encoding": encoding}
+    return Chart(name, title, _spec(parts, height=80 + 18 * len(values)), says)
 
 
 def histogram(name: str, title: str, bins: Rows, *, unit: str, says: str = "") -> Chart:
@@ -110,10 +107,8 @@ def histogram(name: str, title: str, bins: Rows, *, unit: str, says: str = "") -
         "tooltip": [{"field": name, "type": "quantitative"} for name in ("low", "high", "share", "rows")],
         **_by_part(bins),
     }
-    mark = {"type": "rect", "opacity": 0.6}
-    return Chart(
-        name, title, _spec({"data": {"values": list(bins)}, "mark": mark, "encoding": encoding}, height=180), says
-    )
+    parts = {"data": {"values": list(bins)}, "mark": {"type": "rect", "opacity": 0.6}, "encoding": encoding}
+    return Chart(name, title, _spec(parts, height=180), says)
 
 
 def matrix(name: str, title: str, cells: Rows, *, order: Sequence[str], says: str = "") -> Chart:
@@ -123,20 +118,15 @@ def matrix(name: str, title: str, cells: Rows, *, order: Sequence[str], says: st
         "y": {"field": "label", "type": "nominal", "sort": list(order), "title": "label"},
         "x": {"field": "prediction", "type": "nominal", "sort": list(order), "title": "prediction", **upright},
     }
-    shares = {"field": "share", "type": "quantitative", "title": "share of the label", "scale": {"scheme": "blues"}}
+    scale = {"scheme": "blues", "domain": [0, 1]}
+    shares = {"field": "share", "type": "quantitative", "title": "share of the label", "scale": scale}
     tooltip = [{"field": column, "type": "nominal"} for column in ("label", "prediction", "rows", "share")]
-    layers: list[Spec] = [
-        {
-            "mark": "rect",
-            "encoding": {"color": {**shares, "scale": {"scheme": "blues", "domain": [0, 1]}}, "tooltip": tooltip},
-        }
-    ]
+    layers: list[Spec] = [{"mark": "rect", "encoding": {"color": shares, "tooltip": tooltip}}]
     if len(order) <= 12:
         ink = {"condition": {"test": "datum.share > 0.5", "value": "white"}, "value": "#222222"}
         layers.append({"mark": "text", "encoding": {"text": {"field": "rows", "type": "quantitative"}, "color": ink}})
-    return Chart(
-        name, title, _spec({"data": {"values": list(cells)}, "encoding": axes, "layer": layers}, step=34), says
-    )
+    parts = {"data": {"values": list(cells)}, "encoding": axes, "layer": layers}
+    return Chart(name, title, _spec(parts, height=90 + 34 * len(order)), says)
 
 
 def dots(name: str, title: str, values: Rows, *, x: str, y: str, line: bool = False, says: str = "") -> Chart:
@@ -169,7 +159,7 @@ def groups(name: str, title: str, values: Rows, *, x: str, y: str, says: str = "
             "encoding": {"x": axis, "y": {"field": "low", "type": "quantitative", "title": y}, "y2": {"field": "high"}},
         },
         {
-            "mark": {"type": "point", "filled": True, "size": 50, "color": COLORS[0]},
+            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 1, "color": COLORS[0]},
             "encoding": {
                 "x": axis,
                 "y": {"field": y, "type": "quantitative", "scale": {"zero": False}, "title": y},
@@ -199,7 +189,7 @@ def _extreme(choose: Any, values: Rows, *columns: str) -> float:
     return choose(row[column] for row in values for column in columns)
 
 
-def _spec(parts: Spec, *, height: int | None = None, step: int | None = None) -> Spec:
-    """A whole picture, as wide as the page; as high as asked, or with so many pixels for each value."""
-    sizes: Spec = {"width": "container", "height": height if step is None else {"step": step}}
-    return {"$schema": SCHEMA, **sizes, "autosize": {"type": "fit", "contains": "padding"}, **parts}
+def _spec(parts: Spec, *, height: int) -> Spec:
+    """A whole picture, as wide as the page and so many pixels high, with its axes."""
+    sizes = {"width": "container", "height": height, "autosize": {"type": "fit", "contains": "padding"}}
+    return {"$schema": SCHEMA, **sizes, **parts}

@@ -1,4 +1,7 @@
-"""What a run folder says of its run, read for a report. What is not there, or damaged, is left out."""
+"""What a run folder says of its run, read for a report. What is not there, or damaged, is left out.
+
+Of a run of several stages the curves are one behind the other, and rows and data those of the last stage.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ftscale.base.sealed import DamagedError, read_json, read_lines
 from ftscale.config import Config, load_config
 from ftscale.config.load import public
 from ftscale.config.own_task import reading_of_strangers
+from ftscale.config.stages import stage_folders
 from ftscale.train.row_records import ROWS
 
 DATA_REPORT, REPORT = "data_report.json", "report.html"
@@ -24,6 +28,7 @@ class Run:
     """A run as its folder tells of it."""
 
     folder: Path
+    """Of the last stage, where it is a run of several."""
     name: str
     """What it is called beside others."""
     config: Config | None
@@ -99,17 +104,18 @@ class Run:
 
 def read_run(folder: Path, *, name: str = "") -> Run:
     """What the folder tells. Raises UserError where no run has begun there."""
-    lines = [line for line in read_lines(folder / "metrics.jsonl")[0] if _is_line(line)]
+    stages = [read_run(stage) for stage in stage_folders(folder)]
+    lines = _one_after_another(stages) or _lines(folder)
     about = _json(folder / "run.json")
     if not lines and not about:
         raise UserError(f"{folder} holds no run; name the run_folder of one.")
     return Run(
-        folder=folder,
-        name=name or folder.name,
+        folder=stages[-1].folder if stages else folder,
+        name=name or folder.resolve().name,
         config=_config(folder),
         about=about,
         result=_json(folder / "result.json"),
-        data=_json(folder / DATA_REPORT),
+        data=stages[-1].data if stages else _json(folder / DATA_REPORT),
         lines=lines,
         history=read_lines(folder / "history.jsonl")[0],
     )
@@ -132,8 +138,20 @@ def number(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def _is_line(line: Line) -> bool:
-    return isinstance(line.get("kind"), str) and type(line.get("step")) is int
+def _lines(folder: Path) -> list[Line]:
+    lines, _ = read_lines(folder / "metrics.jsonl")
+    return [line for line in lines if isinstance(line.get("kind"), str) and type(line.get("step")) is int]
+
+
+def _one_after_another(stages: list[Run]) -> list[Line]:
+    """The lines of all stages, each stage's steps behind those of the one before; each begins with an event."""
+    lines: list[Line] = []
+    before = 0
+    for stage in stages:
+        lines.append({"kind": "event", "event": f"stage {stage.name}", "step": before})
+        lines += [{**line, "step": line["step"] + before} for line in stage.lines]
+        before += max((line["step"] for line in stage.steps), default=0)
+    return lines
 
 
 def _config(folder: Path) -> Config | None:

@@ -146,7 +146,7 @@ def _compared(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Chart]:
     for place, name in enumerate(dict.fromkeys(["loss", *names])):
         series = {run.name: evaluation_curve(run, name) for run in runs}
         if any(series.values()):
-            yield curves(f"metric-{place}", f"{name} of the held-out rows", series, unit=name)
+            yield curves(f"metric-{place}", f"Held-out rows: {name}", series, unit=name)
     for name, (title, unit, says) in FIGURES.items():
         series = {run.name: _scaled(training_curve(run, name), name) for run in runs}
         if any(series.values()):
@@ -302,7 +302,7 @@ def _differing(runs: Sequence[Run]) -> Table:
     names = list(dict.fromkeys(name for run in runs for name in run.settings if name != "run_folder"))
     rows = []
     for name in names:
-        values = [_setting(run.settings.get(name)) for run in runs]
+        values = [_setting(run.changed.get(name, run.settings.get(name))) for run in runs]
         if len(set(values)) > 1:
             rows.append([name, *values])
     return Table("", ["setting", *(run.name for run in runs)], rows)

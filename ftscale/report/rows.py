@@ -72,7 +72,8 @@ def scored_rows(records: Any, *, part: str, unit: str) -> Scored:
 
 
 def _add_classes(found: Scored, labels: list[str], guesses: list[str], *, part: str) -> None:
-    support, named, right = Counter(labels), Counter(guesses), Counter()
+    support, named = Counter(labels), Counter(guesses)
+    right: Counter[str] = Counter()
     confused: Counter[tuple[str, str]] = Counter(zip(labels, guesses, strict=True))
     for (label, guess), number in confused.items():
         right[label] += number * (label == guess)

@@ -29,7 +29,7 @@ def libraries() -> str:
         pass
     import vl_convert
 
-    text = vl_convert.javascript_bundle()
+    text = vl_convert.javascript_bundle(snippet=None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, text)

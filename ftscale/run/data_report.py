@@ -13,6 +13,7 @@ from ftscale.base.errors import UserError
 from ftscale.config import Config
 from ftscale.data.prepare import Prepared
 from ftscale.data.sources import read_rows
+from ftscale.methods.base import Method
 from ftscale.run.prepared_data import Inputs, Preparer
 from ftscale.tasks.base import Task
 
@@ -39,12 +40,12 @@ def data_report(inputs: Inputs) -> dict[str, Any]:
 
 
 def _part(part: Prepared, task: Task) -> dict[str, Any]:
-    counts, edges = np.histogram(part.costs, bins=min(BINS, int(np.ptp(part.costs)) + 1)) if len(part) else ([], [])
+    counts, edges = np.histogram(part.costs, bins=min(BINS, int(np.ptp(part.costs)) + 1))
     return {
         "sources": [asdict(report) for report in part.reports],
         "samples": len(part),
         "in_tokens": task.modality.in_tokens,
-        "lengths": {"edges": [float(edge) for edge in edges], "counts": [int(count) for count in counts]},
+        "lengths": {"edges": edges.tolist(), "counts": counts.tolist()},
         "classes": _classes(part, task),
         "equal_inputs": len(part.inputs) - len(np.unique(part.inputs)),
         "contradicting": part.contradicting,
@@ -73,7 +74,7 @@ def _unknown_tokens(part: Prepared, task: Task) -> float | None:
     return (pc.sum(pc.equal(ids, unknown)).as_py() or 0) / max(len(ids), 1)
 
 
-def _shown(config: Config, task: Task) -> Iterator[list[tuple[str, bool]]]:
+def _shown(config: Config, task: Method) -> Iterator[list[tuple[str, bool]]]:
     """The first training rows that are kept, as the model reads them, in pieces that are targets or not."""
     source = config.data.train[0]
     try:

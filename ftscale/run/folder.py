@@ -31,7 +31,7 @@ from ftscale.config import Config, load_config, parse_config, write_config
 from ftscale.config.load import differences, public
 from ftscale.config.own_task import file_hash, reading_of_strangers
 from ftscale.config.resume import FREE_TO_CHANGE, LENGTH, SCHEDULED, is_of
-from ftscale.config.stages import STAGES
+from ftscale.config.stages import STAGES, stage_folders
 from ftscale.data.sources import file_fingerprints
 from ftscale.models.files import model_fingerprints
 from ftscale.report.facts import DATA_REPORT, REPORT
@@ -154,12 +154,6 @@ def holds_run(folder: Path) -> bool:
     """Whether a run has begun in the folder; an empty folder in it, as a link to another disk may lead to, is none."""
     paths = [folder / name for name in WRITTEN]
     return any(path.exists() and not (path.is_dir() and not any(path.iterdir())) for path in paths)
-
-
-def stage_folders(folder: Path) -> list[Path]:
-    """The run folders of the stages that have begun, in their order; none where a run has no stages."""
-    found = ((path.name.partition("-")[0], path) for path in (folder / STAGES).glob("*"))
-    return [path for _, path in sorted((int(number), path) for number, path in found if number.isdecimal())]
 
 
 def current_folder(folder: Path) -> Path:

@@ -33,6 +33,7 @@ from ftscale.run.folder import (
     write_result,
 )
 from ftscale.run.prepared_data import prepare_inputs
+from ftscale.run.report_page import write_page
 from ftscale.tasks import build_task
 from ftscale.train.stop_request import Interrupted, StopRequest
 
@@ -186,6 +187,8 @@ class Part:
                 log.info("asked to stop (%s) after stage %s: resume to go on with the next", reason, self.stage.name)
         if distributed.is_main and (last or whole.stopped or not ended):
             write_result(whole.folder, whole.result(result.status if last else "preempted"))
+            if last and ended and whole.config.report.page:
+                write_page(whole.folder)
         distributed.barrier()
 
     def _hand_on(self, distributed: Distributed, *, last: bool) -> None:

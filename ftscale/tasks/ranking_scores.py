@@ -75,9 +75,9 @@ def firsts_of_queries(records: Sequence[Ranked]) -> list[int]:
 
 def columns_of_lists(found: Sequence[RankedList]) -> Columns:
     """The mean loss of each query's targets, None where it has none, and its scores."""
+    ranks: Columns = {name: [one.ranks[name] for one in found] for name in found[0].ranks}
     losses = [one.loss / one.targets if one.targets else None for one in found]
-    targets = [one.targets for one in found]
-    return {"loss": losses, "targets": targets} | {name: [one.ranks[name] for one in found] for name in found[0].ranks}
+    return {"loss": losses, "targets": [one.targets for one in found], **ranks}
 
 
 def scores_of_lists(found: Sequence[RankedList]) -> dict[str, float]:
