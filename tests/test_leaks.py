@@ -190,9 +190,16 @@ ALLOWED = {
         "a list of columns is of several texts there, and of 0 and 1 elsewhere",
     ),
     "plan/report.py": ({"choices"}, "a key of the report"),
+    "report/charts.py": ({"label", "text"}, "a column of the records of rows; a kind of mark"),
+    "report/page.py": ({"score", "source"}, "the unit of a picture; a column of a table"),
+    "report/rows.py": (
+        {"input", "label", "score", "source", "tags", "text"},
+        "columns of the records of rows; what labels may be",
+    ),
     "run/predict.py": ({"words", "text", "input"}, "an answer in CoNLL needs the words; a format; a setting"),
     "run/new_source.py": ({"input", "text"}, "the setting of what is predicted on; a format"),
     "run/tracking.py": ({"tags"}, "what trackers call the words that a run is found by"),
+    "train/row_records.py": ({"input", "label", "score"}, "columns of the records of rows"),
     "train/tracker_kinds.py": ({"tags"}, "what trackers call the words that a run is found by"),
     "models/save.py": ({"AutoTokenizer", "AutoImageProcessor"}, "a saved folder tells by its files what it holds"),
 }

@@ -29,7 +29,7 @@ def libraries() -> str:
         pass
     import vl_convert
 
-    text = vl_convert.javascript_bundle(snippet=None)
+    text = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, text)

@@ -37,7 +37,7 @@ from ftscale.models.files import model_fingerprints
 from ftscale.report.facts import DATA_REPORT, REPORT
 from ftscale.train.manifest import newest_manifest
 from ftscale.train.metrics_file import cut_metrics
-from ftscale.train.row_records import ROWS
+from ftscale.train.row_records import ROWS, cut_row_records
 from ftscale.version import __version__
 
 LOCK = "lock.json"
@@ -276,6 +276,7 @@ def open_run_folder(config: Config, *, run: dict[str, Any], step: int) -> dict[s
     fingerprints = _fingerprints(config)
     write_json(folder / "data.json", fingerprints, seal=False)
     cut_metrics(folder / "metrics.jsonl", after_step=step)
+    cut_row_records(folder, after_step=step)
     write_json(folder / "run.json", _about(identity, run, hashes={"data.json": content_hash(fingerprints)}))
     return {"run_id": identity, "data_digest": _digest(fingerprints)}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftscale.base.files import open_new_bytes, partial_path
+from ftscale.base.files import open_new_bytes, partial_path, remove
 from ftscale.data.sample import WHERE
 
 if TYPE_CHECKING:
@@ -66,6 +66,14 @@ def write_row_records(path: Path, task: Task, evaluator: Evaluator, rows: Prepar
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def cut_row_records(run_folder: Path, *, after_step: int) -> None:
+    """Delete the records of evaluations beyond the checkpoint that a run goes on from, and what was never finished."""
+    for path in (run_folder / ROWS).glob("*"):
+        _, _, step = path.stem.rpartition("-")
+        if path.suffix == ".partial" or (step.isdecimal() and int(step) > after_step):
+            remove(path)
 
 
 def _columns(evaluator: Evaluator) -> dict[str, Any]:

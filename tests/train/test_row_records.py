@@ -10,7 +10,7 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ftscale.train.row_records import record_path
+from ftscale.train.row_records import cut_row_records, record_path
 
 
 def test_each_evaluation_notes_its_rows_as_transformers_sees_them(shared: Path, tmp_path: Path):
@@ -42,3 +42,27 @@ def test_each_evaluation_notes_its_rows_as_transformers_sees_them(shared: Path, 
         line for line in tiny.metrics(folder) if line["kind"] == "eval" and line["step"] == 3 and "accuracy" in line
     ]
     assert scores["accuracy"] == pytest.approx(sum(record["prediction"] == record["label"] for record in records) / 32)
+
+
+def test_a_resumed_run_keeps_the_records_up_to_its_checkpoint(tmp_path: Path):
+    (tmp_path / "rows").mkdir()
+    kept = ["eval-00000002.parquet", "eval-00000004.parquet", "test.parquet"]
+    for name in (*kept, "eval-00000006.parquet", ".eval-00000004.parquet.0123.partial"):
+        (tmp_path / "rows" / name).touch()
+    cut_row_records(tmp_path, after_step=4)
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == kept
+    cut_row_records(tmp_path / "no run", after_step=-1)
+
+
+def test_several_processes_note_what_one_does(shared: Path, tmp_path: Path):
+    tables = []
+    for processes in (1, 2):
+        work = tmp_path / str(processes)
+        changes = {"batch": {"global_size": 8, "micro_size": 2}, "train": {"max_steps": 2}}
+        file = tiny.write_run(work, tiny.settings(shared, work, **changes))
+        assert tiny.forked("train", file, processes=processes).code == 0
+        tables.append(pq.read_table(record_path(work / "run", "eval", 2)).to_pylist())
+    for one, two in zip(*tables, strict=True):
+        assert one.keys() == two.keys()
+        assert (one["where"], one["label"], one["prediction"]) == (two["where"], two["label"], two["prediction"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
