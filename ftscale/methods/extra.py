@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,12 +36,13 @@ def save_extra(state: Mapping[str, Tensor], folder: Path, method: Method) -> Non
         sync([folder / FILE])
 
 
-def copy_extra(source: Path, target: Path, task: Task) -> None:
+def copy_extra(source: Path, target: Path, task: Task, *, also: Sequence[str] = ()) -> None:
     """Take the weights, and what the task saves besides, along where a folder's model is written anew to another.
 
-    Links are left out: a run folder may be anybody's, and they may lead to what only its reader may see.
+    `also`: further files. Links are left out: a run folder may be anybody's, and they may lead to what only its reader
+    may see.
     """
-    own = [source / name for name in (FILE, *task.extras) if not (source / name).is_symlink()]
+    own = [source / name for name in (FILE, *task.extras, *also) if not (source / name).is_symlink()]
     for path in sorted(path for place in own for path in (place, *place.rglob("*"))):
         if path.is_file() and not path.is_symlink():
             copy = target / path.relative_to(source)

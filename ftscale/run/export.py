@@ -10,6 +10,7 @@ from ftscale.methods.extra import copy_extra
 from ftscale.models.save import export_model
 from ftscale.models.trust import NO_TRUST, Trust
 from ftscale.run.finished import read_run, say_what_is_left_out
+from ftscale.run.model_card import CARD
 
 
 def export_run(
@@ -34,7 +35,7 @@ def export_run(
         dtype=dtype,
         trust=trust,
     )
-    copy_extra(run_folder / "model", out, task)
+    copy_extra(run_folder / "model", out, task, also=() if merge else (CARD,))
     lines = [f"model in {out}"]
     if merge or dtype is not None:
         lines.append(f"largest change of a logit: {report['largest_logit_change']:.3g}")

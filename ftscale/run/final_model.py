@@ -19,6 +19,7 @@ from ftscale.metrics.bootstrap import Interval, intervals
 from ftscale.modalities.collate import Layout
 from ftscale.run.end_lines import tell_end
 from ftscale.run.folder import Result, write_result
+from ftscale.run.model_card import write_card
 from ftscale.run.prepared_data import Inputs, Preparer
 from ftscale.run.report_page import write_page
 from ftscale.train.evaluate import evaluation_of
@@ -61,6 +62,8 @@ def finish(inputs: Inputs, loop: Loop, progress: Progress, status: str, *, layou
     result = Result(status, progress.step, metrics, found, round(progress.elapsed_s, 3), model, spread)
     if distributed.is_main:
         write_result(folder, result)
+        if model:
+            write_card(Path(model), inputs, result)
         if inputs.config.report.page and status != "preempted":
             write_page(folder)
     distributed.barrier()

@@ -39,6 +39,8 @@ class Task:
 
     auto_class: str
     """Name of the transformers Auto class, e.g. "AutoModelForSequenceClassification"."""
+    pipeline_tag: str = ""
+    """What the hub calls the task, e.g. "text-classification"; "" = it has no name for it."""
     peft_type: str | None = None
     """What peft calls the task, e.g. "SEQ_CLS"; None = it has no name for it."""
     modality: Modality

@@ -58,6 +58,7 @@ class CausalLM(Task):
     """
 
     auto_class = "AutoModelForCausalLM"
+    pipeline_tag = "text-generation"
     peft_type = "CAUSAL_LM"
     modality = Text()
     settings: CausalLMSettings

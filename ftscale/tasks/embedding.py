@@ -76,6 +76,7 @@ class Embedding(Task):
     """
 
     auto_class = "AutoModel"
+    pipeline_tag = "sentence-similarity"
     peft_type = "FEATURE_EXTRACTION"
     modality = Text()
     extras = EXTRAS

@@ -50,6 +50,7 @@ class ImageClassification(Task):
     """
 
     auto_class = "AutoModelForImageClassification"
+    pipeline_tag = "image-classification"
     modality = Images()
     settings: ImageClassificationSettings
 

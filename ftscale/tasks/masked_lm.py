@@ -43,6 +43,7 @@ class MaskedLM(Task):
     """
 
     auto_class = "AutoModelForMaskedLM"
+    pipeline_tag = "fill-mask"
     modality = Text()
     settings: MaskedLMSettings
 

@@ -41,6 +41,7 @@ class MultipleChoice(Task):
     its choices.
     """
 
+    pipeline_tag = "multiple-choice"
     settings: MultipleChoiceSettings
 
     def __init__(self, settings: MultipleChoiceSettings, processor: Any = None) -> None:

@@ -39,6 +39,7 @@ class QuestionAnswering(Task):
     """
 
     auto_class = "AutoModelForQuestionAnswering"
+    pipeline_tag = "question-answering"
     peft_type = None  # peft 0.21's PeftModelForQuestionAnswering loses token_type_ids and position_ids
     modality = Text()
     by_row = False

@@ -40,6 +40,7 @@ class Reranking(Task):
     """
 
     auto_class = "AutoModelForSequenceClassification"
+    pipeline_tag = "text-ranking"
     peft_type = "SEQ_CLS"
     modality = Text()
     pools = True

@@ -45,6 +45,7 @@ class Seq2Seq(Task):
     """
 
     auto_class = "AutoModelForSeq2SeqLM"
+    pipeline_tag = "text2text-generation"
     peft_type = "SEQ_2_SEQ_LM"
     modality = Text()
     settings: Seq2SeqSettings

@@ -52,6 +52,7 @@ class TextClassification(Task):
     """
 
     auto_class = "AutoModelForSequenceClassification"
+    pipeline_tag = "text-classification"
     peft_type = "SEQ_CLS"
     modality = Text()
     pools = True

@@ -42,6 +42,7 @@ class TokenClassification(Task):
     """
 
     auto_class = "AutoModelForTokenClassification"
+    pipeline_tag = "token-classification"
     peft_type = "TOKEN_CLS"
     modality = Text()
     settings: TokenClassificationSettings
