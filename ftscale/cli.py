@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftscale.base.errors import EXIT_FAULT, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, told_if_full, unknown_name
+from ftscale.base.errors import (
+    EXIT_FAULT,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    UserError,
+    told_if_full,
+    told_if_too_long,
+    unknown_name,
+)
 from ftscale.base.launched import launched_processes, launched_rank
 from ftscale.base.logs import (
     escape_output,
@@ -62,7 +70,7 @@ def main() -> None:
     quiet_libraries()
     escape_output()
     try:
-        with told_if_full(lambda: "free space, then give the command again."):
+        with told_if_too_long(), told_if_full(lambda: "free space, then give the command again."):
             app()
     except UserError as error:
         note_failure(error, exit_code=EXIT_USER_ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -555,3 +556,28 @@ def check_refusal(outcome: tiny.Outcome, says: tuple[str, ...], *, problems: int
     assert [piece for piece in says if piece not in told] == [], told
     if problems is not None:
         assert len(errors) == problems, told
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "RUN", f"model={LONG}"),
+        ("train", "RUN", f"data.train.0.path={LONG}.csv"),
+        ("train", "RUN", f"run_folder={LONG}"),
+        ("check", "RUN", f"task.file={LONG}.py"),
+        ("plan", f"{LONG}.yaml"),
+        ("status", LONG),
+    ],
+    ids=lambda arguments: " ".join(word[:16] for word in arguments),
+)
+def test_a_name_that_no_file_can_have_is_told(shared: Path, tmp_path: Path, arguments: tuple[str, ...]):
+    file = tiny.write_run(tmp_path, tiny.settings(shared, tmp_path))
+    done = tiny.command(*(file if word == "RUN" else word for word in arguments))
+    assert done.code == 2
+    assert re.search(
+        r"^error: a{40}\.\.\. \(30\d characters\) is longer than the name of a file", done.stderr, re.MULTILINE
+    )
+    assert "Traceback" not in done.stderr

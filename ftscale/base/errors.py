@@ -49,6 +49,21 @@ def told_if_full(fix: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"a disk is full ({said}); {fix()}") from error
 
 
+@contextmanager
+def told_if_too_long() -> Iterator[None]:
+    """Turns the system's error for a name that no file can have into a UserError, whoever met it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = max(str(error.filename).split(os.sep), key=len)
+        raise UserError(
+            f"{name[:40]}... ({counted(len(name), 'character')}) is longer than the name of a file or folder may be; "
+            "give a shorter one."
+        ) from error
+
+
 def _said_of_full(error: BaseException | None) -> str | None:
     """What an error, or one that it was raised for, says of a full disk; None = nothing."""
     while error is not None:

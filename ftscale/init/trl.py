@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _data(draft: Draft) -> None:
         path = draft.text(given)
         source: dict[str, Any] = {"path": path}
         local = (
-            Path(path).exists() or path.startswith((".", "/", "~")) or Path(path).suffix in (".json", ".jsonl", ".csv")
+            os.path.exists(path) or path.startswith((".", "/", "~")) or Path(path).suffix in (".json", ".jsonl", ".csv")
         )
         if not local:
             source["format"] = "hub"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _contents(value: Any, folder: Path) -> tuple[dict[str, Any] | None, str]:
     if isinstance(value, dict):
         return value, "deepspeed"
     for path in (Path(str(value)), folder / str(value)):
-        if path.is_file():
+        if os.path.isfile(path):  # of a name that no file can have, pathlib raises the system's error
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ftscale.base.errors import UserError, counted, told_if_full
+from ftscale.base.errors import UserError, counted, told_if_full, told_if_too_long
 from ftscale.base.files import own_id
 from ftscale.base.launched import launched_rank
 from ftscale.base.logs import close_log, log, open_log, own_logging, setup_logging
@@ -93,9 +93,9 @@ def train(
     Raises UserError for mistakes in the configuration, the data or the run folder, before anything is written.
     """
     if config.stages:
-        with _listening(stop_request) as stop_request, told_if_full(partial(_space_for, config)):
+        with _listening(stop_request) as stop_request, _told(config):
             return train_stages(config, train, resume=resume, overwrite=overwrite, stop_request=stop_request)
-    with leaving_no_trace(), _listening(stop_request) as stop_request, told_if_full(partial(_space_for, config)):
+    with leaving_no_trace(), _listening(stop_request) as stop_request, _told(config):
         config = _begin(config, stop_request)
         try:
             with _prepared(config, resume=resume, overwrite=overwrite, locks=part is None) as inputs:
@@ -127,6 +127,13 @@ def _listening(stop_request: StopRequest | None) -> Iterator[StopRequest]:
     else:
         with own_logging(), listening() as own:
             yield own
+
+
+@contextmanager
+def _told(config: Config) -> Iterator[None]:
+    """What the system says of a full disk and of names that no file can have, is told inside as a user's mistake."""
+    with told_if_too_long(), told_if_full(partial(_space_for, config)):
+        yield
 
 
 def _space_for(config: Config) -> str:
