@@ -60,7 +60,7 @@ def make_run(folder: Path, *, steps: int, rows: int) -> dict[str, float]:
     folder.mkdir(parents=True)
     settings = {"task": "text_classification", "model": "a", "data": {"train": "a.csv"}, "run_folder": str(folder)}
     write_config(parse_config(settings, source="benchmarks/report.py"), folder / "config.yaml")
-    write_json(folder / "run.json", {"steps": steps, "processes": 1, "versions": {}})
+    write_json(folder / "run.json", {"num_steps": steps, "world_size": 1, "versions": {}})
     best = {"step": steps, "metric": "accuracy", "value": 0.8}
     write_json(folder / "result.json", {"status": "completed", "steps": steps, "best": best}, seal=False)
     noise = np.random.default_rng(0).normal(size=steps)

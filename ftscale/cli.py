@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -311,6 +312,28 @@ def report_runs(
 
     for line in write_report(run_folders, out=out, png=png):
         print(shown(line))
+
+
+@app.command(epilog="Example: ftscale watch runs")
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_OR_FOLDER", help="A run folder, or a folder of runs.")],
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print how they stand, and end.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="Show them in a browser of this machine instead.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --web; any that is free without it.")] = 0,
+) -> None:
+    """Show how runs go on: steps, losses, evaluations, what is left, and the state of their jobs."""
+    if web:
+        from ftscale.cluster.live_web import Server
+
+        with Server(folder, port=port) as server:
+            print(f"open {server.address}  (Ctrl-C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+        return
+    from ftscale.cluster.live import watch_in_terminal
+
+    watch_in_terminal(folder, every_s=every, once=once)
 
 
 @app.command(epilog="Example: ftscale check run.yaml --nodes 2 --gpus-per-node 4")

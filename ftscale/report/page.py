@@ -277,7 +277,7 @@ def _about(run: Run) -> list[tuple[str, str]]:
     """What it was: names and values."""
     settings, about = run.settings, run.about
     minutes = (number(run.result.get("duration_s")) or 0) / 60
-    processes = about.get("processes") or 1
+    processes = about.get("world_size") or 1
     found = {
         "task": settings.get("task.name"),
         "model": settings.get("model.name"),

@@ -40,7 +40,7 @@ def sentences(run: Run, scored: dict[str, Scored]) -> list[str]:
 def _end(run: Run) -> Iterator[str]:
     steps, result = len(run.steps), run.result
     if not result:
-        wanted = run.about.get("steps")
+        wanted = run.about.get("num_steps")
         of = f" of {wanted:,}" if isinstance(wanted, int) else ""
         yield f"It has no end yet: {steps:,}{of} optimizer steps are done."
         return

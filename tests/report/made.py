@@ -34,8 +34,8 @@ def write_folder(
     write_config(
         parse_config({**SETTINGS, "run_folder": str(folder), **settings}, source="a test"), folder / "config.yaml"
     )
-    about = {"versions": {"ftscale": "1"}, "device": "a device", "processes": 2, "command": ["ftscale", "train"]}
-    write_json(folder / "run.json", {**about, "steps": len(losses)})
+    about = {"versions": {"ftscale": "1"}, "device": "a device", "world_size": 2, "command": ["ftscale", "train"]}
+    write_json(folder / "run.json", {**about, "num_steps": len(losses)})
     lines: list[Mapping[str, Any]] = [
         {"kind": "train", "step": step, "time_s": step, "loss": loss, "lr": 0.1, "tokens": 100, "step_s": 0.5}
         for step, loss in enumerate(losses, 1)
