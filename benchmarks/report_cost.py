@@ -1,10 +1,10 @@
 """What the page of a long run costs: 100,000 optimizer steps, and a million records of rows.
 
-    python benchmarks/report.py [--steps 100000] [--rows 1000000]
+    python benchmarks/report_cost.py [--steps 100000] [--rows 1000000]
 
 A run folder of that size is made up. Measured: seconds and memory at the peak of `ftscale report` beside those for a
 short run, bytes of the page, and the seconds until a Chromium has drawn all of it. Besides, what `write_row_records`
-takes for so many rows. Results go into benchmarks/results/report.json.
+takes for so many rows. Results go into benchmarks/results/report_cost.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from speed import hardware, rounded, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results/report.json"
+RESULTS = ROOT / "benchmarks/results/report_cost.json"
 WORK = ROOT / "runs/report"
 CLASSES = 20
 SHORT = (100, 1000)
@@ -43,7 +43,7 @@ def main() -> None:
         runs[f"{steps} steps, {rows} rows"] = rounded({**records, **measure(folder)})
     record = {
         "runs": runs,
-        "command": f"python benchmarks/report.py --steps {arguments.steps} --rows {arguments.rows}",
+        "command": f"python benchmarks/report_cost.py --steps {arguments.steps} --rows {arguments.rows}",
         "hardware": hardware(),
         "versions": versions(),
     }
@@ -59,7 +59,7 @@ def make_run(folder: Path, *, steps: int, rows: int) -> dict[str, float]:
 
     folder.mkdir(parents=True)
     settings = {"task": "text_classification", "model": "a", "data": {"train": "a.csv"}, "run_folder": str(folder)}
-    write_config(parse_config(settings, source="benchmarks/report.py"), folder / "config.yaml")
+    write_config(parse_config(settings, source="benchmarks/report_cost.py"), folder / "config.yaml")
     write_json(folder / "run.json", {"num_steps": steps, "world_size": 1, "versions": {}})
     best = {"step": steps, "metric": "accuracy", "value": 0.8}
     write_json(folder / "result.json", {"status": "completed", "steps": steps, "best": best}, seal=False)
