@@ -635,7 +635,7 @@ MUTANTS = (
         "ftscale/tasks/embedding_losses.py",
         "return replace(step, micro_batches=micro_batches)",
         "return step",
-        ("tests/tasks/test_embedding.py::test_however_a_step_is_cut_its_gradient_is_that_of_one_batch",),
+        ("tests/tasks/test_embedding.py::test_however_a_step_is_cut_its_gradient_is_that_of_one_batch[2-infonce]",),
     ),
     Mutant(
         "an empty cell moves the choices behind it",

@@ -24,10 +24,12 @@ def test_what_a_mutant_replaces_stands_once_in_its_file_and_leaves_it_python(mut
 @pytest.mark.parametrize("test", sorted({test for mutant in MUTANTS for test in mutant.tests}))
 def test_every_test_of_a_mutant_is_there(test: str):
     file, _, name = test.partition("::")
-    assert name.partition("[")[0] in functions(ROOT / file)
+    name, bracket, _ = name.partition("[")
+    assert functions(ROOT / file)[name] is bool(bracket), "with the parameters that it is run with, if any"
 
 
 @cache
-def functions(path: Path) -> frozenset[str]:
-    """Names of a test file's functions."""
-    return frozenset(item.name for item in ast.parse(path.read_text()).body if isinstance(item, ast.FunctionDef))
+def functions(path: Path) -> dict[str, bool]:
+    """A test file's functions, and whether each has parameters, by decorators that are written above it."""
+    found = (item for item in ast.parse(path.read_text()).body if isinstance(item, ast.FunctionDef))
+    return {item.name: any("parametrize" in ast.unparse(above) for above in item.decorator_list) for item in found}
