@@ -20,7 +20,7 @@ from ftscale.config.problems import problems_of
 
 FILE_NAMES = ("train.csv", "train.de", "train.en", "train.sbatch", "data.json", "model.safetensors", "task.description")
 FILE_NAMES += tuple(f"train.csv.{end}" for end in ("gz", "bz2", "xz", "zst"))
-FILE_NAMES += ("report.json", "data.paragraphs.qas")
+FILE_NAMES += ("report.json", "report.html", "data.paragraphs.qas")
 """What looks like a setting in the texts of the package and is none."""
 NAMED = re.compile(rf"(?<![\w./])(?:{'|'.join(Config.model_fields)})(?:\.\w+|\[\d+\])+")
 

@@ -74,7 +74,8 @@ def spans() -> Answered:
 
 def choices() -> Answered:
     """Of two questions with two choices the first is right."""
-    batch, right = Batch({}, torch.arange(2), torch.tensor([0, 0])), torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    notes, right = [{"texts": ["yes", "no"]}] * 2, torch.tensor([[2.0, 0.0], [2.0, 0.0]])
+    batch = Batch({}, torch.arange(2), torch.tensor([0, 0]), notes=notes)
     return batch, {"logits": right, "losses": LOSSES[:2]}, {"logits": -right, "losses": OTHER_LOSSES[:2]}
 
 

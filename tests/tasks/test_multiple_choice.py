@@ -411,8 +411,11 @@ def test_scores_are_those_by_hand(shared: Path):
     evaluator, least = task.evaluator(), torch.finfo(torch.float32).min
     logits = torch.tensor([[0.0, 1.0, least], [2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [1.0, 0.0, least]])
     outputs = {"logits": logits, "losses": torch.tensor([0.5, 1.0, 1.5, 2.0])}
-    evaluator.update(outputs, Batch({}, torch.arange(4), torch.tensor([1, 2, 2, 1])))
+    notes = [{"texts": ["a", "b", "c"]}] * 4
+    evaluator.update(outputs, Batch({}, torch.arange(4), torch.tensor([1, 2, 2, 1]), notes=notes))
     assert evaluator.compute() == {"loss": 1.25, "accuracy": 0.5}
+    columns = evaluator.columns(evaluator.in_order())
+    assert (columns["prediction"], columns["label"]) == (["b", "a", "c", "a"], ["b", "c", "c", "b"])
 
 
 @pytest.mark.parametrize(("form", "chosen"), [("number_from_0", 3), ("number_from_1", 4), ("name", "D"), ("text", "D")])
