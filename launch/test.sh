@@ -30,11 +30,13 @@ export PYTHONDONTWRITEBYTECODE= # tests start some hundred processes, each of wh
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$PWD/.venv/torch_extensions}"
 export PATH="$PWD/.venv/bin:$PATH" # tests start `accelerate launch` and ftscale
 
-# tests/slurm starts a real Slurm cluster of network namespaces, which takes root; zero3_nvme needs libaio
+# tests/slurm starts a real Slurm cluster of network namespaces, which takes root; pages are opened in a Chromium;
+# zero3_nvme needs libaio
 missing=()
 for program in slurmctld slurmd sbatch munged ip nsenter ps; do
     command -v "$program" >/dev/null || missing=(slurmctld slurmd slurm-client munge iproute2 util-linux procps)
 done
+command -v chromium >/dev/null || missing+=(chromium)
 ((!all)) || [[ -e /usr/include/libaio.h ]] || missing+=(libaio-dev)
 if ((${#missing[@]})); then
     if ((EUID == 0)) && command -v apt-get >/dev/null; then
