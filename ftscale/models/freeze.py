@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,9 +13,11 @@ from ftscale.config.schema import TrainableConfig
 from ftscale.models.head import head_module_names
 
 
-def freeze(model: PreTrainedModel, config: TrainableConfig) -> None:
+def freeze(model: PreTrainedModel, config: TrainableConfig, *, unused: Sequence[str] = ()) -> None:
     """Set `requires_grad` of every weight: by scope, then embeddings, `patterns` and last `freeze_patterns`.
 
+    `unused`: parts of the model that no loss comes from. Their weights have no gradient, which is 0 under ZeRO: there
+    alone weight decay would change them.
     Raises UserError where a pattern matches no weight, there are fewer blocks than asked, or nothing would train.
     """
     weights = dict(model.named_parameters())
@@ -26,6 +28,7 @@ def freeze(model: PreTrainedModel, config: TrainableConfig) -> None:
     if config.freeze_embeddings:
         embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}
         trained -= {name for name, weight in weights.items() if id(weight) in embeddings}
+    trained -= {name for name in weights if name.startswith(tuple(f"{part}." for part in unused))}
     trained |= _matching(config.patterns, weights)
     trained -= _matching(config.freeze_patterns, weights)
     if not trained:

@@ -148,7 +148,7 @@ def _choose_trained(model: Any, config: Config, task: Task, head_names: list[str
     from ftscale.models.adapt import apply_adapter
 
     if config.adapter.method == "none":
-        freeze(model, config.trainable)
+        freeze(model, config.trainable, unused=task.unused)
         return model
     return apply_adapter(
         model,

@@ -49,6 +49,8 @@ class Task:
     """The coefficient of each term of the loss; the first is the one that global batches in targets are counted by."""
     pools: bool = False
     """Whether the model makes one position of a sample's many, by its mask."""
+    unused: tuple[str, ...] = ()
+    """Parts of the model from which no loss comes, e.g. a pooler."""
     by_row: bool = True
     """Whether each row makes one sample."""
     extras: tuple[str, ...] = ()

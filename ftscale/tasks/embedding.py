@@ -79,6 +79,7 @@ class Embedding(Task):
     pipeline_tag = "sentence-similarity"
     peft_type = "FEATURE_EXTRACTION"
     modality = Text()
+    unused = ("pooler",)
     extras = EXTRAS
     settings: EmbeddingSettings
 

@@ -48,6 +48,15 @@ def test_scope_last_blocks_trains_the_head_and_those_blocks():
     assert parts == {"classifier.weight", "classifier.bias", "bert.encoder.layer.1", "bert.encoder.layer.2"}
 
 
+def test_what_no_loss_comes_from_is_frozen_unless_it_is_named():
+    model = bert().bert
+    freeze(model, TrainableConfig(), unused=("pooler",))
+    every = {name for name, _ in model.named_parameters()}
+    assert trained(model) == {name for name in every if not name.startswith("pooler.")}
+    freeze(model, TrainableConfig(patterns=["pooler"]), unused=("pooler",))
+    assert trained(model) == every
+
+
 def test_last_blocks_of_a_seq2seq_model_are_the_decoders():
     config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     model = T5ForConditionalGeneration(config)  # its output is tied to the embedding, called shared
