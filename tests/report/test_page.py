@@ -15,6 +15,7 @@ from report.made import write_folder
 from ftscale.report.facts import read_run
 from ftscale.report.page import html_of, page_of_run, page_of_runs
 
+PATIENCE_MS = 1000.0 * tiny.PATIENCE_S
 PLANTED = "</script><script>window.struck = 1</script><img src=x onerror='window.struck = 1'></table>{{ 7 * 7 }}"
 
 CONTRAST = """() => {
@@ -56,7 +57,8 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]  # a container may have little shared memory
+        found = playwright.chromium.launch(executable_path=program, args=options, timeout=PATIENCE_MS)
         yield found
         found.close()
 
@@ -106,6 +108,7 @@ class Opened:
 
     def __init__(self, browser: Any, path: Path, *, width: int = 1400, scheme: str = "light") -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.errors: list[str] = []
         self.asked: list[str] = []
         self.page.on(
