@@ -14,7 +14,8 @@ from ftscale.base.errors import UserError
 from ftscale.base.sealed import DamagedError, unsealed
 from ftscale.base.shown import shown
 from ftscale.cluster import slurm
-from ftscale.cluster.records import Records, read_json, read_result
+from ftscale.cluster.records import Records, read_result
+from ftscale.cluster.watch import duration, num_steps
 from ftscale.config.stages import STAGES, stage_folders
 from ftscale.metrics.main_metrics import main_metrics
 from ftscale.train.display import sparkline
@@ -74,8 +75,7 @@ class Watched:
     @property
     def total(self) -> int:
         """Optimizer steps of the run, or of its stage; 0 = not known yet."""
-        steps = read_json(self.stage / "run.json").get("num_steps")
-        return steps if isinstance(steps, int) else 0
+        return num_steps(self.stage)
 
     def read(self) -> None:
         """Take in the lines that came since."""
@@ -119,7 +119,7 @@ class Watched:
             silent = time.time() - (self.stage / "metrics.jsonl").stat().st_mtime
         except OSError:
             return "starting"
-        return f"silent for {_duration(silent)}" if silent > SILENT_S else "going on"
+        return f"silent for {duration(silent)}" if silent > SILENT_S else "going on"
 
     def _job_state(self) -> str:
         """Of the newest job; "" where there is none, or Slurm does not answer."""
@@ -139,7 +139,7 @@ class Watched:
         if len(self.paces) < 2 or not self.total or self.step >= self.total:
             return ""
         (first, began), (last, ended) = self.paces[0], self.paces[-1]
-        return _duration((self.total - last) * (ended - began) / (last - first)) if last > first else ""
+        return duration((self.total - last) * (ended - began) / (last - first)) if last > first else ""
 
     @property
     def score(self) -> str:
@@ -156,9 +156,10 @@ class Watched:
         return bool(read_result(self.folder)) and self.state != "preempted"
 
 
-def watch(folder: Path) -> list[Watched]:
-    """The runs of a folder, to be read."""
-    return [Watched(path, _name_in(folder, path)) for path in runs_in(folder)]
+def watch(folder: Path, known: Sequence[Watched] = ()) -> list[Watched]:
+    """The runs of a folder, to be read; those that are known already go on from where they were read to."""
+    there = {run.folder: run for run in known}
+    return [there.get(path) or Watched(path, _name_in(folder, path)) for path in runs_in(folder)]
 
 
 def _name_in(folder: Path, run: Path) -> str:
@@ -201,11 +202,5 @@ def watch_in_terminal(folder: Path, *, every_s: float, once: bool) -> None:
     with suppress(KeyboardInterrupt), drawn:
         while not all(run.ended for run in runs):
             time.sleep(every_s)
-            known = {run.folder: run for run in runs}
-            runs = [known.get(run.folder, run) for run in watch(folder)]
+            runs = watch(folder, runs)
             drawn.update(table_of(runs, width=console.width), refresh=True)
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}h{rest // 60:02d}m" if hours else f"{rest // 60}m{rest % 60:02d}s"

@@ -10,6 +10,7 @@ from functools import cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -32,7 +33,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path, *, port: int) -> None:
         """`port`: 0 = any that is free. Raises UserError where it is taken."""
         self.folder, self.token = folder, secrets.token_urlsafe(24)
-        watch(folder)  # a folder without a run is told at once
+        self.runs = watch(folder)  # a folder without a run is told at once
+        self._reads = Lock()
         try:
             super().__init__((HOST, port), Handler)
         except OSError as error:
@@ -46,13 +48,14 @@ class Server(ThreadingHTTPServer):
 
     def answer(self, query: dict[str, list[str]]) -> str:
         """The page of a run, by its place in the table, or the table."""
-        runs = watch(self.folder)
+        with self._reads:  # each request has a thread
+            self.runs = runs = watch(self.folder, self.runs)
+            for run in runs:
+                run.read()
         place = query.get("run", [""])[0]
         if place.isdecimal() and int(place) < len(runs):
             text = html_of(page_of_run(read_run(runs[int(place)].folder, name=runs[int(place)].name)))
         else:
-            for run in runs:
-                run.read()
             text = _template().render(
                 runs=[_row(run) for run in runs], token=quote(self.token), folder=str(self.folder)
             )

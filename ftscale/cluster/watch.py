@@ -123,11 +123,11 @@ def _run_line(records: Records) -> str:
     rows = train_lines(trained)
     if not rows:
         return f"{stage}no step yet"
-    total = _num_steps(trained)
+    total = num_steps(trained)
     text = f"{stage}step {rows[-1]['step']}{f'/{total}' if total else ''}  loss {float(rows[-1]['loss']):.4g}"
     text += f"  checkpoint of step {checkpoint_step(trained)}"
     if total and (left := _seconds_left(rows, total)) is not None:
-        text += f"  {_duration(left)} of training left"
+        text += f"  {duration(left)} of training left"
     return text
 
 
@@ -151,12 +151,12 @@ def _job_line(job: str, run_folder: Path) -> str:
         return text + (f"  without {excluded}" if excluded != "(null)" else "")
     if state == "RUNNING":
         used, limit = slurm.seconds(fields["RunTime"]), slurm.seconds(fields["TimeLimit"])
-        text += f" on {fields['NodeList']} for {_duration(used or 0)}"
+        text += f" on {fields['NodeList']} for {duration(used or 0)}"
         if limit is not None:
             left = limit - (used or 0)
-            text += f", {_duration(left)} to its time limit"
+            text += f", {duration(left)} to its time limit"
             trained = current_folder(run_folder)
-            rows, total = train_lines(trained), _num_steps(trained)
+            rows, total = train_lines(trained), num_steps(trained)
             needed = _seconds_left(rows, total) if rows and total else None
             if needed is not None and needed > left:
                 text += ": not enough, it will save and go on in another start"
@@ -177,7 +177,7 @@ def _end_line(end: Event) -> str:
     return f"{end['reason']} (step {end['step']}, {end['progress']:+d})"
 
 
-def _num_steps(folder: Path) -> int:
+def num_steps(folder: Path) -> int:
     """Return the optimizer steps of a run, or of a stage; 0 = not known."""
     total = read_json(folder / "run.json").get("num_steps")
     return total if isinstance(total, int) else 0
@@ -187,6 +187,7 @@ def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}h{rest // 60:02d}m" if hours else f"{rest // 60}m{rest % 60:02d}s"

@@ -209,7 +209,7 @@ def _data_section(run: Run) -> Section:
         names = ["part", "source", "rows read", "samples kept", "cut", "dropped", "mean length"]
         section.tables.append(Table("What became of the rows", names, rows))
         section.tables.append(Table("To look at", ["part", *ODD.values()], [_odd(*item) for item in parts.items()]))
-    if chart := length_histogram(parts, unit="tokens" if _unit(run, "train") == "tokens" else "units"):
+    if chart := length_histogram(parts, unit=_unit(run, "train")):
         section.charts.append(chart)
     values = [
         {"class": label, "rows": count, "part": part}

@@ -15,7 +15,6 @@ from ftscale.base.errors import UserError, counted, told_if_full, told_if_too_lo
 from ftscale.base.files import own_id
 from ftscale.base.launched import launched_rank
 from ftscale.base.logs import close_log, log, open_log, own_logging, setup_logging
-from ftscale.base.sealed import write_json
 from ftscale.base.seeding import derive_seed, seed_everything
 from ftscale.base.startup import begin_work
 from ftscale.config import Config
@@ -35,10 +34,8 @@ from ftscale.modalities.collate import Layout
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.masks import Masks
-from ftscale.report.facts import DATA_REPORT
 from ftscale.run.agreement import check_agreement, derived
 from ftscale.run.build_model import Built, build_model
-from ftscale.run.data_report import data_report
 from ftscale.run.disk import check_disk
 from ftscale.run.dropout import Mode
 from ftscale.run.final_model import finish, save_and_prove
@@ -61,7 +58,7 @@ from ftscale.run.folder import (
 )
 from ftscale.run.frozen import compute_columns, place_companions
 from ftscale.run.prepared_data import Inputs, Preparer, num_steps_of, prepare_inputs
-from ftscale.run.report_page import write_page
+from ftscale.run.report_page import write_data_report, write_page
 from ftscale.run.stages import Part, train_stages
 from ftscale.run.tracking import open_trackers
 from ftscale.tasks.base import Evaluator, collate_samples
@@ -279,7 +276,7 @@ def _open(loop: Loop, inputs: Inputs, *, overwrite: bool, part: Part | None) -> 
         name = distributed.strategy.name
         about = {"world_size": distributed.world_size, "strategy": name, "num_steps": loop.num_steps}
         opened = open_run_folder(config, run=about, step=checkpoint.step if checkpoint else -1), checkpoint
-        write_json(folder / DATA_REPORT, data_report(inputs), seal=False)
+        write_data_report(folder, inputs)
     shared = distributed.gather_objects(opened)[0]
     assert shared is not None
     about_run, checkpoint = shared
