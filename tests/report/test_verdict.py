@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ftscale.report.facts import read_run
 from ftscale.report.rows import scored_rows
 from ftscale.report.series import MOST_POINTS, evaluation_curve, training_curve
 from ftscale.report.verdict import sentences
+from ftscale.run import report_page
 
 FALLING = [3.0 - 0.02 * step for step in range(100)]
 
@@ -108,3 +110,19 @@ def test_what_is_damaged_is_left_out(tmp_path: Path):
         (folder / name).write_bytes(b"\x00damaged")
     run = read_run(folder)
     assert (run.config, run.about, run.result, run.data, run.records()) == (None, {}, {}, {}, None)
+
+
+def test_what_goes_wrong_with_a_page_is_told_and_ends_no_run(tmp_path: Path, monkeypatch: Any):
+    def fail(*arguments: Any) -> Any:
+        raise ValueError("a value of another kind")
+
+    monkeypatch.setattr(report_page, "data_report", fail)
+    monkeypatch.setattr(report_page, "read_run", fail)
+    said: list[str] = []
+    monkeypatch.setattr(report_page.log, "warning", lambda text, *values: said.append(text % values))
+    report_page.write_data_report(tmp_path, SimpleNamespace())
+    report_page.write_page(tmp_path)
+    assert said == [
+        f"no {name} was written: ValueError: a value of another kind" for name in ("data_report.json", "report.html")
+    ]
+    assert list(tmp_path.iterdir()) == []
