@@ -297,6 +297,20 @@ def export(
         print(shown(line))
 
 
+@app.command(epilog="Example: ftscale push runs/demo me/help-desk --dry-run")
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder, or one that export wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private else.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded, and send nothing.")] = False,
+) -> None:
+    """Upload a model and its card to the Hugging Face hub."""
+    from ftscale.run.push import push as push_model
+
+    for line in push_model(folder, repository, public=public, dry_run=dry_run):
+        print(shown(line))
+
+
 @app.command("report", epilog="Example: ftscale report runs/a runs/b --out compared.html")
 def report_runs(
     run_folders: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run folders.")],

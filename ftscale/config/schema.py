@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -334,6 +334,13 @@ class EvaluationConfig(Section):
     """End with the weights of the best evaluation instead of the last step."""
     patience: NonNegativeInt = 0
     """Stop after this many evaluations without a better value; 0 = never."""
+    groups: tuple[OneLine, ...] = ()
+    """Columns of the held-out and test rows, e.g. `[language, domain]`, by which the page of the run tells scores
+    apart; a source has such a column, or names it under `columns` or `set`."""
+
+    def with_groups(self, roles: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+        """The columns of scored rows: a task's alternatives, each with `groups` besides."""
+        return tuple(tuple(dict.fromkeys((*alternative, *self.groups))) for alternative in roles)
 
 
 class CheckpointConfig(Section):

@@ -170,8 +170,8 @@ def _after(before: Stage, stage: Stage) -> Stage:
 
 
 def _roles(config: Config) -> set[str]:
-    """The columns that a task reads, and the one that its held-out rows are chosen by."""
-    roles = {role for alternative in config.task.roles for role in alternative}
+    """The columns that a task reads, those that its scores are told apart by, and the one of a stratified split."""
+    roles = {role for alternative in config.evaluation.with_groups(config.task.roles) for role in alternative}
     return roles | ({config.data.stratify} if config.data.stratify else set())
 
 

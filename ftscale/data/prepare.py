@@ -25,7 +25,7 @@ from ftscale.config.schema import DataConfig, SourceConfig
 from ftscale.data.cache import cached, place_of
 from ftscale.data.heard import heard, say_once
 from ftscale.data.order import SourceRows
-from ftscale.data.sample import LABEL, WHERE, Sample
+from ftscale.data.sample import GROUP, LABEL, WHERE, Sample
 from ftscale.data.sources import read_rows, source_fingerprint
 from ftscale.data.store import Store, read_inputs, read_numbers, read_samples
 
@@ -134,6 +134,15 @@ class Prepared:
     def labels(self) -> list[Any]:
         """Each sample's label; none where they have none."""
         return self.dataset[LABEL] if LABEL in self.dataset.column_names else []
+
+    @property
+    def groups(self) -> list[str]:
+        """The columns of the user's that stand beside the samples (`evaluation.groups`)."""
+        return [name.removeprefix(GROUP) for name in self.dataset.column_names if name.startswith(GROUP)]
+
+    def group(self, name: str) -> Any:
+        """What each sample's row has in a column of `groups`, an Arrow array of texts."""
+        return self.dataset.data.column(f"{GROUP}{name}")
 
     def label_counts(self) -> dict[Any, int]:
         """How many samples have each label, first come first; each item of labels that are lists counts."""

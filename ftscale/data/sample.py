@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LABEL, NOTE, COST, WHERE, ROWS, HASHES = "_label", "_note", "_cost", "_where", "_rows", "_hashes"
-COUNT = "_count_"
+COUNT, GROUP = "_count_", "_group_"
 """Names of stored columns; all others are inputs, whose names do not begin with an underscore. Behind COUNT comes the
-name of a term of the loss."""
+name of a term of the loss, behind GROUP that of a column of the user's."""
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Sample:
     """Whether a part of it was cut off."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the data report adds up (`data.prepare.SourceReport`); `hashes`, two int64 of its content, are stored."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """What `evaluation.groups` names of its row; of several rows that differ, "several"."""
     where: str = ""
     """File and line of its row, or of its first and last."""
     number: int = -1
@@ -59,6 +61,7 @@ class Sample:
         """Its columns in a prepared data set."""
         columns = {**self.inputs, COST: self.cost, WHERE: self.where}
         columns |= {f"{COUNT}{name}": count for name, count in (self.counts or {}).items()}
+        columns |= {f"{GROUP}{name}": value for name, value in self.groups.items()}
         optional = {LABEL: self.label, NOTE: self.note, ROWS: self.rows, HASHES: self.facts.get("hashes")}
         return columns | {name: value for name, value in optional.items() if value is not None}
 

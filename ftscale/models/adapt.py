@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ftscale.base.errors import UserError, nearest, unknown_name
 from ftscale.base.startup import unchanged_environment
 from ftscale.config.schema import AdapterConfig
+from ftscale.models.freeze import is_in
 from ftscale.models.gradient_rule import GradientRule
 from ftscale.models.initialize import seeded_weights
 from ftscale.models.masks import Masks
@@ -44,14 +45,15 @@ def apply_adapter(
     num_steps: int | None = None,
     seed: int = 0,
     revision: str | None = None,
+    unused: Sequence[str] = (),
 ) -> PreTrainedModel | PeftModel:
     """Wrap the model in the adapter that `config` names; `method: none` gives the model back.
 
     `task_type`: peft's (SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM), None for images. `new_modules`: names of new
     heads, which train whole and are saved with the adapter. `dtype`: of the trained weights; None = peft's choice,
     float32 for a base in 16 bits. `num_steps`: optimizer steps of the run, for methods that plan over them
-    (adalora). `revision`: of the base on the hub, as the saved adapter must name it. Where peft knows no target
-    modules for the model, all linear layers are adapted.
+    (adalora). `revision`: of the base on the hub, as the saved adapter must name it. `unused`: parts of the model that
+    no loss comes from, see `freeze`. Where peft knows no target modules for the model, all linear layers are adapted.
     """
     if config.method == "none":
         return model
@@ -77,6 +79,9 @@ def apply_adapter(
         raise UserError(
             f"adapter.method = {config.method} does not go with {type(model).__name__}: {error}{names_it_has}"
         ) from error
+    for name, weight in wrapped.get_base_model().named_parameters():
+        if is_in(name, unused):
+            weight.requires_grad_(False)
     _check_new_modules_train(wrapped, config, new_modules)
     if dtype is not None:
         _cast_trained(wrapped, dtype)

@@ -28,7 +28,7 @@ def freeze(model: PreTrainedModel, config: TrainableConfig, *, unused: Sequence[
     if config.freeze_embeddings:
         embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}
         trained -= {name for name, weight in weights.items() if id(weight) in embeddings}
-    trained -= {name for name in weights if name.startswith(tuple(f"{part}." for part in unused))}
+    trained -= {name for name in weights if is_in(name, unused)}
     trained |= _matching(config.patterns, weights)
     trained -= _matching(config.freeze_patterns, weights)
     if not trained:
@@ -38,6 +38,11 @@ def freeze(model: PreTrainedModel, config: TrainableConfig, *, unused: Sequence[
         )
     for name, weight in weights.items():
         weight.requires_grad_(name in trained)
+
+
+def is_in(weight: str, parts: Iterable[str]) -> bool:
+    """Whether a weight, by its name, is in one of these parts of the model, or of its body."""
+    return any(f".{part}." in f".{weight}" for part in parts)
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from ftscale.config.schema import (
     AdapterConfig,
     DataConfig,
     DistributedConfig,
+    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     ReportConfig,
@@ -93,7 +94,7 @@ def check_config(config: Config, *, runs_code: bool = True) -> Any:
             problems += error.problems
     if model_config is not None and processor is not None:
         problems += fit_problems(config, model_config, processor)
-    problems += source_problems(config.data, roles=config.task.roles)
+    problems += source_problems(config.data, roles=config.task.roles, evaluation=config.evaluation)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return processor if model_config is not None else None
@@ -156,7 +157,8 @@ def quick_problems(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Con
 
 
 def _problems_without_torch(config: Config) -> list[str]:
-    return [*check_combination(config), *source_problems(config.data, roles=config.task.roles)]
+    data = source_problems(config.data, roles=config.task.roles, evaluation=config.evaluation)
+    return [*check_combination(config), *data]
 
 
 def _problems_of_valid_sources(settings: dict[str, Any]) -> list[str]:
@@ -357,14 +359,21 @@ def _report_problems(report: ReportConfig) -> list[str]:
     ]
 
 
-def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list[str]:
-    """Files that are not there, lack columns of the task, or have no row; imports nothing heavy."""
+def source_problems(
+    data: DataConfig, *, roles: Sequence[Sequence[str]], evaluation: EvaluationConfig | None = None
+) -> list[str]:
+    """Files that are not there, lack columns of the task, or have no row; imports nothing heavy.
+
+    `evaluation`: which columns held-out and test rows have besides; None = the configuration does not say yet.
+    """
     from ftscale.data.formats.select import role_problems
     from ftscale.data.sources import read_rows
 
+    groups = () if evaluation is None else evaluation.groups
+
     def first_row(part: str, index: int) -> None:
         source, setting = getattr(data, part)[index], f"data.{part}[{index}]"
-        also = [data.stratify] if data.stratify else []
+        also = [*groups, *([data.stratify] if data.stratify else [])]
         problems = role_problems(source, roles=roles, setting=setting, also=also)
         if part != "train" and source.weight != 1:
             problems.append(
@@ -373,7 +382,9 @@ def source_problems(data: DataConfig, *, roles: Sequence[Sequence[str]]) -> list
             )
         if problems:
             raise UserError(*problems)
-        next(read_rows(source, roles=roles, setting=setting))
+        is_scored = evaluation is not None and (part != "train" or (data.eval_ratio > 0 and not data.eval))
+        read = evaluation.with_groups(roles) if evaluation is not None and is_scored else roles
+        next(read_rows(source, roles=read, setting=setting))
 
     return [
         problem

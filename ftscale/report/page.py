@@ -12,7 +12,7 @@ from typing import Any
 from ftscale.metrics.main_metrics import main_metrics
 from ftscale.report.charts import HELD_OUT, TRAINING, Chart, bars, curves
 from ftscale.report.facts import Run, number
-from ftscale.report.rows import Scored, Table, length_histogram, scored_rows
+from ftscale.report.rows import Marked, Scored, Table, length_histogram, scored_rows
 from ftscale.report.series import Point, evaluation_curve, training_curve
 from ftscale.report.vega import libraries
 from ftscale.report.verdict import sentences
@@ -114,6 +114,7 @@ def _template() -> Any:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["cell"] = _cell
+    environment.tests["marked"] = lambda value: isinstance(value, Marked)
     return environment.get_template("page.html")
 
 

@@ -9,21 +9,31 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ftscale.report.charts import Chart, dots, groups, histogram, matrix
+from ftscale.tasks.positions import BY_POSITION, FIRST_POSITIONS, TARGETS_BY_POSITION
+from ftscale.train.row_records import OF_GROUP
 
 MOST_CLASSES = 24
 """In a matrix: of more, those that are confused most."""
 MOST_DOTS = 3000
 BINS = 10
 WORST = 25
-SEEN = ("where", "sample", "length", "input")
+SEEN = ("where", "sample", "length", "input", "words", "targets", BY_POSITION, TARGETS_BY_POSITION)
 OF_ANSWERS = ("loss", "prediction", "label", "score")
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A cell of a table: pieces of text, and whether each is marked."""
+
+    pieces: Sequence[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,15 @@ def scored_rows(records: Any, *, part: str, unit: str) -> Scored:
     right = _rightness(records, kind, labels, guesses)
     name, values = right if right else ("loss", _numbers(records, "loss"))
     _add_by_length(found, _numbers(records, "length"), values, name=name, part=part, unit=unit)
-    _add_by_source(found, _values(records, "where"), values, name=name)
+    mean = partial(_interval, values, name)
+    if BY_POSITION in columns:
+        _add_by_position(found, records, part=part)
+        name, mean = "perplexity", partial(_perplexity, _numbers(records, "loss"), _numbers(records, "targets"))
+    files = [place.rpartition(":")[0] or place for place in _values(records, "where")]
+    _add_by_group(found, "file", files, mean, name=name)
+    for column in records.column_names:
+        if column.startswith(OF_GROUP):
+            _add_by_group(found, column.removeprefix(OF_GROUP), _values(records, column), mean, name=name)
     found.tables += _worst(records, kind, labels, guesses)
     return found
 
@@ -187,23 +205,51 @@ def _add_by_length(found: Scored, lengths: np.ndarray, values: np.ndarray, *, na
     found.charts.append(groups(f"length-{part}", title, points, x="length", y=name, says=says))
 
 
-def _add_by_source(found: Scored, places: list[str], values: np.ndarray, *, name: str) -> None:
-    sources = np.array([place.rpartition(":")[0] or place for place in places])
-    distinct = list(dict.fromkeys(sources))
-    if not 1 < len(distinct) <= WORST:
+def _add_by_position(found: Scored, records: Any, *, part: str) -> None:
+    """Perplexity by the number of tokens before a target (`token_sums.sums_of_positions`)."""
+    losses, targets = (_values(records, name) for name in (BY_POSITION, TARGETS_BY_POSITION))
+    points, first = [], 1
+    for place in range(max(map(len, losses))):
+        there = [row for row, of_row in enumerate(losses) if place < len(of_row) and of_row[place] is not None]
+        last = FIRST_POSITIONS * 2**place - 1
+        if there:
+            of_place = (np.array([values[row][place] for row in there]) for values in (losses, targets))
+            points.append({"tokens before": f"{first} to {last}", **_perplexity(*of_place)})
+        first = last + 1
+    says = (
+        "How well tokens are foretold, by how many are before them, with the interval of 95 %. It falls as far as the "
+        "model makes use of more of them; where it rises, texts are longer than the model can use."
+    )
+    title = "Perplexity by position"
+    found.charts.append(groups(f"position-{part}", title, points, x="tokens before", y="perplexity", says=says))
+
+
+def _add_by_group(
+    found: Scored, of: str, names: list[str], mean: Callable[[np.ndarray], dict[str, Any]], *, name: str
+) -> None:
+    """A table of what each group of rows comes to, the worst first. `of`: what makes the groups."""
+    groups = np.array(names)
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) < 2:
         return
     rows = []
-    for source in distinct:
-        of_source = values[(sources == source) & ~np.isnan(values)]
-        if len(of_source):
-            about = _interval(of_source, name)
-            rows.append([source, about["rows"], about[name], f"{about['low']:.4g} to {about['high']:.4g}"])
-    found.tables.append(Table("Sources", ["source", "rows", name, "interval of 95 %"], rows))
+    for group in distinct:
+        about = mean(groups == group)
+        if about["rows"]:
+            rows.append([group, about["rows"], about[name], f"{about['low']:.4g} to {about['high']:.4g}"])
+    rows.sort(key=lambda row: row[2], reverse=name in ("loss", "perplexity"))
+    says = f"The worst {WORST} of {len(rows)}." if len(rows) > WORST else "The worst first."
+    title = f"{name.capitalize()} by {of}"
+    found.tables.append(Table(title, [of, "rows", name, "interval of 95 %"], rows[:WORST], says))
 
 
-def _interval(values: np.ndarray, name: str) -> dict[str, Any]:
+def _interval(values: np.ndarray, name: str, chosen: np.ndarray | bool = True) -> dict[str, Any]:
     """The mean, and its interval of 95 %: Wilson's for shares (1927), else the normal one."""
-    mean, number = float(values.mean()), len(values)
+    values = values[chosen & ~np.isnan(values)]
+    number = len(values)
+    if not number:
+        return {"rows": 0}
+    mean = float(values.mean())
     if set(np.unique(values)) <= {0.0, 1.0}:
         z2 = 1.96**2
         middle = (mean + z2 / (2 * number)) / (1 + z2 / number)
@@ -211,6 +257,20 @@ def _interval(values: np.ndarray, name: str) -> dict[str, Any]:
     else:
         middle, half = mean, 1.96 * float(values.std(ddof=1)) / math.sqrt(number) if number > 1 else 0.0
     return {name: _short(mean), "low": _short(middle - half), "high": _short(middle + half), "rows": number}
+
+
+def _perplexity(losses: np.ndarray, targets: np.ndarray, chosen: np.ndarray | bool = True) -> dict[str, Any]:
+    """Of all targets together, with the interval of 95 % over rows: that of a ratio of sums (Cochran 1977, ch. 6)."""
+    chosen = chosen & ~np.isnan(losses)
+    losses, targets = losses[chosen], targets[chosen]
+    number, all_targets = len(losses), targets.sum()
+    if not number:
+        return {"rows": 0}
+    mean = float((losses * targets).sum() / all_targets)
+    off = targets * (losses - mean)
+    half = 1.96 * math.sqrt(number / (number - 1) * float((off**2).sum())) / all_targets if number > 1 else 0.0
+    low, middle, high = (_short(math.exp(min(value, 700.0))) for value in (mean - half, mean, mean + half))
+    return {"perplexity": middle, "low": low, "high": high, "rows": number}
 
 
 # ---------------------------------------------------------------- single rows
@@ -221,7 +281,8 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
     losses, inputs = _numbers(records, "loss"), _values(records, "input")
     names = [name for name in ("loss", "score") if name in records.column_names]
     figures = {name: _numbers(records, name) for name in names}
-    others = [name for name in records.column_names if name not in (*SEEN, *OF_ANSWERS, "targets")]
+    others = [name for name in records.column_names if name not in (*SEEN, *OF_ANSWERS)]
+    words = _values(records, "words")
 
     def table(title: str, places: Sequence[int], says: str) -> Table:
         rows = []
@@ -230,9 +291,11 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
             if kind:
                 cells += [*_told(labels[place], guesses[place])]
             if others:
-                cells.append(", ".join(f"{name} {_cell(records.column(name)[place].as_py())}" for name in others))
-            rows.append([*cells, inputs[place] or "", short_place(records.column("where")[place].as_py())])
-        middle = [*(["label", "prediction"] if kind else []), *(["scores"] if others else [])]
+                told = ((name.removeprefix(OF_GROUP), records.column(name)[place].as_py()) for name in others)
+                cells.append(", ".join(f"{name} {_cell(value)}" for name, value in told))
+            read = _with_tags(words[place], labels[place], guesses[place]) if words[place] else inputs[place] or ""
+            rows.append([*cells, read, short_place(records.column("where")[place].as_py())])
+        middle = [*(["label", "prediction"] if kind else []), *(["more"] if others else [])]
         return Table(title, [*names, *middle, "what the model read", "row"], rows, says)
 
     order = [int(place) for place in np.argsort(-np.nan_to_num(losses, nan=-np.inf), kind="stable")[:WORST]]
@@ -261,6 +324,15 @@ def _told(label: Any, guess: Any) -> tuple[Any, Any]:
     return tuple(  # type: ignore[return-value]
         ", ".join(f"word {place + 1}: {tags[place]}" for place in unlike) for tags in (label, guess)
     )
+
+
+def _with_tags(words: list[str], labels: list[str], guesses: list[str]) -> Marked:
+    """Words, each that is tagged wrongly marked with its tag and the one that it was given."""
+    pieces: list[tuple[str, bool]] = []
+    for word, label, guess in zip(words, labels, guesses, strict=True):
+        pieces += [(word, False)] if label == guess else [(f"{word} [{label}, not {guess}]", True)]
+        pieces.append((" ", False))
+    return Marked(pieces[:-1])
 
 
 # ---------------------------------------------------------------- columns

@@ -159,6 +159,7 @@ def _choose_trained(model: Any, config: Config, task: Task, head_names: list[str
         num_steps=num_steps,
         seed=config.seed,
         revision=config.model.revision,
+        unused=task.unused,
     )
 
 

@@ -73,7 +73,7 @@ def _for_the_others(overrides: Sequence[str], number: int) -> list[str]:
 
 def _check_columns(config: Config) -> None:
     """Raise UserError for names under `columns` of the evaluation rows that the task never reads."""
-    also = [config.data.stratify] if config.data.stratify else []
+    also = [*config.evaluation.groups, *([config.data.stratify] if config.data.stratify else [])]
     problems = [
         problem
         for number, source in enumerate(config.data.eval)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -131,14 +131,18 @@ def _prepare(
 
     `key`: that of `prepare`.
     """
-    data = config.data
+    data, roles = config.data, prepare.task.settings.roles
+    if name != "train":
+        prepare = replace(prepare, groups=config.evaluation.groups)
+        roles = config.evaluation.with_groups(roles)
+        key += f"/{list(prepare.groups)}" if prepare.groups else ""
     split = f"{data.eval_ratio}/{data.stratify}/{config.seed}" if keep else "whole"
     return prepare_sources(
         data.train if keep else getattr(data, name),
         prepare,
         name=name,
         key=f"{key}/{split}",
-        roles=prepare.task.settings.roles,
+        roles=roles,
         data=data,
         in_tokens=prepare.task.modality.in_tokens,
         keep=keep,
@@ -152,10 +156,11 @@ class Preparer:
 
     task: Method
     labelled: bool = True
+    groups: Sequence[str] = ()
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """Samples of rows of one source."""
-        return prepare_rows(self.task, rows, labelled=self.labelled)
+        return prepare_rows(self.task, rows, labelled=self.labelled, groups=self.groups)
 
     def key(self) -> str:
         """Everything that prepared samples depend on besides the rows."""
@@ -168,12 +173,14 @@ class Preparer:
     def __reduce__(self) -> tuple[Any, ...]:
         """By the settings, since a worker process finds no class of a file that it has not run."""
         own, settings = self.task.own.model_dump(), self.task.settings.model_dump()
-        return _preparer, (own, settings, self.task.processor, self.labelled)
+        return _preparer, (own, settings, self.task.processor, self.labelled, self.groups)
 
 
-def _preparer(own: dict[str, Any], settings: dict[str, Any], processor: Any, labelled: bool) -> Preparer:
+def _preparer(
+    own: dict[str, Any], settings: dict[str, Any], processor: Any, labelled: bool, groups: Sequence[str]
+) -> Preparer:
     method, task = TypeAdapter(MethodField).validate_python(own), TypeAdapter(TaskField).validate_python(settings)
-    return Preparer(build_method(method, task, processor), labelled)
+    return Preparer(build_method(method, task, processor), labelled, groups)
 
 
 def held_out(config: Config, task: Task) -> list[set[int]]:

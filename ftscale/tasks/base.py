@@ -198,6 +198,10 @@ class Task:
         """A kept row as the model sees it, its targets marked."""
         return [(self.modality.show_input(sample, self.processor), False), (str(row.get("label", "")), True)]
 
+    def words(self, sample: Sample) -> list[str] | None:
+        """The words that its tags are of, as many as there are tags; None where there are no tags."""
+        return None
+
     def sample_warnings(self, samples: Sequence[Sample]) -> list[str]:
         """What kept samples show that is likely a mistake in the data, as ends of sentences."""
         return []

@@ -35,12 +35,14 @@ from ftscale.tasks.causal_rows import (
     row_column,
 )
 from ftscale.tasks.overlong import is_cut
+from ftscale.tasks.positions import BY_POSITION, TARGETS_BY_POSITION
 from ftscale.tasks.rows import text_of, where
 from ftscale.tasks.states import mean_of_tokens
 from ftscale.tasks.text_fit import encoder_problems, text_problems
 from ftscale.tasks.token_pieces import marked
 from ftscale.tasks.token_sums import (
     TokenRecord,
+    sums_of_positions,
     sums_of_samples,
     sums_of_targets,
     token_columns,
@@ -131,12 +133,16 @@ class CausalLM(Task):
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """With labels, `losses`, `counts`, `correct`: (samples,), sums over each sample's targets.
 
+        And `losses_by_position`, `counts_by_position`: (samples, stretches), see `sums_of_positions`.
+
         With prompts, `predictions`: a text each; without labels also `scores`: the mean log-probability of a generated
         token, or None where there is none.
         """
         outputs: Outputs = {}
         if batch.labels is not None:
-            outputs = sums_of_samples(batch, *lm_target_losses(model, batch.inputs, batch.labels))
+            losses, correct = lm_target_losses(model, batch.inputs, batch.labels)
+            outputs = sums_of_samples(batch, losses, correct)
+            outputs["losses_by_position"], outputs["counts_by_position"] = sums_of_positions(batch, losses)
         if not batch.notes:
             return outputs
         stops, prompts = stop_ids(self.processor, template=self.template), [note["prompt_ids"] for note in batch.notes]
@@ -237,6 +243,8 @@ class _Record(TokenRecord):
     prediction: str | None = None
     """The generated text; None where there was nothing to generate."""
     reference: str | None = None
+    by_position: tuple[tuple[float, int], ...] = ()
+    """Of each stretch of positions, the sum over its targets and their number, to the last that has one."""
 
 
 def _check_pattern(settings: CausalLMSettings) -> None:
@@ -332,7 +340,12 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
-    records = [_Record(**vars(record)) for record in token_records(outputs, batch)]
+    sums, counts = outputs["losses_by_position"].tolist(), outputs["counts_by_position"].tolist()
+    stretches = [tuple(zip(*of_sample, strict=True)) for of_sample in zip(sums, counts, strict=True)]
+    records = [
+        _Record(**vars(record), by_position=_until_last(by_position))
+        for record, by_position in zip(token_records(outputs, batch), stretches, strict=True)
+    ]
     if not batch.notes:
         return records
     return [
@@ -341,9 +354,18 @@ def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
     ]
 
 
+def _until_last(stretches: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+    """Without those at the end that have no target."""
+    used = [place for place, (_, number) in enumerate(stretches) if number]
+    return stretches[: used[-1] + 1] if used else ()
+
+
 def _columns(records: Sequence[_Record]) -> Columns:
     texts = ("prediction", [record.prediction for record in records]), ("label", [one.reference for one in records])
-    return {**token_columns(records), **{name: of_rows for name, of_rows in texts if any(of_rows)}}
+    columns = {**token_columns(records), **{name: of_rows for name, of_rows in texts if any(of_rows)}}
+    columns[BY_POSITION] = [[loss / number if number else None for loss, number in one.by_position] for one in records]
+    columns[TARGETS_BY_POSITION] = [[number for _, number in one.by_position] for one in records]
+    return columns
 
 
 def _score(records: Sequence[_Record], *, pattern: str | None) -> dict[str, float]:

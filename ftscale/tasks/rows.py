@@ -91,11 +91,14 @@ def mend(value: Any) -> str:
     return f"mend the row{left_out} or name another column"
 
 
-def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> list[Sample]:
+def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True, groups: Sequence[str] = ()) -> list[Sample]:
     """`task.prepare`, with a sample that says why alone for each row that its source leaves out.
 
-    Every sample says where its rows were read and, where it is of one, what is counted of it.
+    Every sample says where its rows were read, what they have in the columns `groups` and, where it is of one, what is
+    counted of it.
     """
+    noted = [_groups(row, groups) for row in rows]
+    rows = [_without(row, groups, task.settings) for row in rows] if groups else rows
     reasons = [left_out(task.settings, row, labelled=labelled) for row in rows]
     numbers = [number for number, reason in enumerate(reasons) if not reason]
     kept = [rows[number] for number in numbers]
@@ -104,19 +107,37 @@ def prepare_rows(task: Task, rows: Sequence[Row], *, labelled: bool = True) -> l
         if samples and all(sample.rows is None for sample in samples):  # as of rows to predict on: one of each
             for number, (sample, _) in enumerate(zip(samples, kept, strict=True)):
                 sample.rows = (number, number + 1)
-        noted = [Sample(cost=0, drop=reason, rows=(at, at + 1)) for at, reason in enumerate(reasons) if reason]
+        aside = [Sample(cost=0, drop=reason, rows=(at, at + 1)) for at, reason in enumerate(reasons) if reason]
         for sample in samples:
             assert sample.rows is not None, "samples that are not one a row say of which rows they are"
             first, stop = numbers[sample.rows[0]], numbers[sample.rows[1] - 1] + 1
             sample.rows, sample.where = (first, stop), _span(rows[first:stop])
-        return [*noted, *samples]
+            sample.groups = _common(noted[first:stop])
+        return [*aside, *samples]
     inputs = task.settings.input_columns
-    for sample, row in zip(samples, kept, strict=True):
-        sample.where = where(row)
+    for sample, row, number in zip(samples, kept, numbers, strict=True):
+        sample.where, sample.groups = where(row), noted[number]
         if not sample.drop:
             sample.facts |= {"blank": is_blank(row), "hashes": content_of(row, inputs=inputs)}
-    ready, aside = iter(samples), iter(Sample(cost=0, drop=reason) for reason in reasons if reason)
-    return [next(aside if reason else ready) for reason in reasons]
+    ready, others = iter(samples), iter(Sample(cost=0, drop=reason) for reason in reasons if reason)
+    return [next(others if reason else ready) for reason in reasons]
+
+
+def _groups(row: Row, names: Sequence[str]) -> dict[str, str]:
+    """What a row has in these columns, "" where that is nothing."""
+    return {name: "" if is_missing(row.get(name)) else str(row[name]) for name in names}
+
+
+def _common(groups: Sequence[dict[str, str]]) -> dict[str, str]:
+    """What all rows have."""
+    found = {name: {of_row[name] for of_row in groups} for name in groups[0]}
+    return {name: values.pop() if len(values) == 1 else "several" for name, values in found.items()}
+
+
+def _without(row: Row, names: Sequence[str], settings: TaskSettings) -> Row:
+    """The row as it is without the columns that the task does not read."""
+    own = {role for alternative in settings.roles for role in alternative}
+    return {name: value for name, value in row.items() if name in own or name not in names}
 
 
 def _span(rows: Sequence[Row]) -> str:

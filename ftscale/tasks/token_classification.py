@@ -171,6 +171,18 @@ class TokenClassification(Task):
     def classes(self, sample: Sample) -> list[int]:
         return sample.note["tags"]
 
+    def words(self, sample: Sample) -> list[str]:
+        """As the model read them; "" for those that it did not."""
+        ids, special = sample.inputs["input_ids"], set(self.processor.all_special_ids)
+        starts = sorted(place for place in sample.note["places"] if place != LOST)
+        ends = dict(zip(starts, [*starts[1:], len(ids)], strict=True))
+        return [
+            self.processor.decode([token for token in ids[place : ends[place]] if token not in special]).strip()
+            if place != LOST
+            else ""
+            for place in sample.note["places"]
+        ]
+
     def show(self, row: Row, sample: Sample) -> Pieces:
         """Each word, and behind it its tag."""
         row = _in_lists(row)

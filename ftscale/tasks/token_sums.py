@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ftscale.modalities.collate import IGNORED
 from ftscale.tasks.batch import Batch, Columns, Outputs
+from ftscale.tasks.positions import FIRST_POSITIONS
 
 
 def sums_of_samples(batch: Batch, losses: Tensor, correct: Tensor) -> Outputs:
@@ -33,6 +34,25 @@ def sums_of_targets(batch: Batch, values: Tensor) -> tuple[Tensor, Tensor]:
     owners = batch.owners(batch.labels != IGNORED)
     nothing = values.new_zeros(len(batch))
     return nothing.index_add(0, owners, values), nothing.index_add(0, owners, torch.ones_like(values))
+
+
+def sums_of_positions(batch: Batch, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of each sample by how many tokens are before their targets, and the numbers of targets.
+
+    (samples, stretches) each; stretches are of fewer than FIRST_POSITIONS tokens, fewer than twice, four times as many,
+    ... losses: as of `sums_of_samples`, where a label stands at the token before its own.
+    """
+    chosen = batch.labels != IGNORED
+    owners, places = batch.owners(chosen), chosen.nonzero(as_tuple=True)[1] + 1
+    if "cu_seq_lens_q" in batch.inputs:
+        places = places - batch.inputs["cu_seq_lens_q"].long()[owners]
+    bounds = FIRST_POSITIONS * 2 ** torch.arange(32, device=places.device)
+    stretches = torch.searchsorted(bounds, places, right=True)
+    number = int(stretches.max()) + 1 if len(places) else 0
+    sums = torch.zeros(2, len(batch) * number, device=losses.device)
+    sums.index_add_(1, owners * number + stretches, torch.stack([losses.float(), torch.ones_like(losses.float())]))
+    found = sums.view(2, len(batch), number)
+    return found[0], found[1].long()
 
 
 @dataclass(frozen=True)

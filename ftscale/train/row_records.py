@@ -1,8 +1,9 @@
 """What an evaluation notes of each row that it scored: rows/eval-00000200.parquet, rows/test.parquet.
 
 Columns: `where` (file and line), `sample` (its number among the prepared ones), `length` (what micro-batches are cut
-by, e.g. tokens), those of the task (`Columns`), and `input`, what the model read, of the rows with the largest losses
-and of the wrong ones that the model was surest of.
+by, e.g. tokens), `group.NAME` for each of `evaluation.groups`, those of the task (`Columns`), and `input`, what the
+model read, of the rows with the largest losses and of the wrong ones that the model was surest of; where tags are of
+words, also `words` of these.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 ROWS = "rows"
 """The folder of a run that they lie in."""
+OF_GROUP = "group."
+"""Begins the name of a column of the user's."""
 CHUNK = 2**16
 """Rows that are made into columns at a time."""
 MOST_SHOWN = 60
@@ -50,14 +53,19 @@ def write_row_records(path: Path, task: Task, evaluator: Evaluator, rows: Prepar
             "where": rows.dataset.data.column(WHERE).take(pa.array(firsts)).combine_chunks(),
             "sample": firsts,
             "length": rows.costs[firsts],
+            **{f"{OF_GROUP}{name}": rows.group(name).take(pa.array(firsts)).combine_chunks() for name in rows.groups},
             **columns,
         }
     )
     inputs: list[str | None] = [None] * len(table)
+    words: list[list[str] | None] = [None] * len(table)
     for place in _shown(table):
         sample = rows.sample(int(firsts[place]))
         inputs[place] = _short(task.modality.show_input(sample, task.processor))
+        words[place] = task.words(sample)
     table = table.append_column("input", pa.array(inputs, pa.string()))
+    if any(of_row is not None for of_row in words):
+        table = table.append_column("words", pa.array(words, pa.list_(pa.string())))
     path.parent.mkdir(exist_ok=True)
     partial = partial_path(path)
     try:

@@ -215,3 +215,17 @@ def test_checkpointing_recomputes_blocks_and_gives_the_same_gradients():
     assert calls == [1, 2]
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+
+
+def test_parts_that_no_loss_comes_from_have_no_weight_that_trains():
+    """Under ZeRO alone weight decay would change them."""
+    bert = BertForSequenceClassification(
+        BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    )
+    lora = AdapterConfig(method="lora", r=4, target_modules="all-linear")
+    for model in (bert, bert.bert):
+        adapted = apply_adapter(model, lora, task_type=None, unused=("pooler",))
+        trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+        assert not [name for name in trained if "pooler" in name]
+        assert any("attention" in name for name in trained)
+        adapted.unload()

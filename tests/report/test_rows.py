@@ -11,7 +11,7 @@ from report.made import table
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from ftscale.report.rows import Scored, Table, _interval, scored_rows
+from ftscale.report.rows import Marked, Scored, Table, _interval, _perplexity, scored_rows
 
 CLASSES = ["bad", "good", "</table>", "so so"]
 
@@ -141,4 +141,55 @@ def test_of_many_classes_the_most_confused_are_shown():
 def test_sources_are_compared_where_there_are_several():
     places = [f"{name}.csv:{line}" for name in ("one", "two") for line in range(5)]
     found = shown(label=["a"] * 10, prediction=["a"] * 5 + ["b"] * 5, loss=[0.0] * 10, where=places)
-    assert [row[:3] for row in table_of(found, "Sources").rows] == [["one.csv", 5, 1.0], ["two.csv", 5, 0.0]]
+    assert [row[:3] for row in table_of(found, "Right by file").rows] == [["two.csv", 5, 0.0], ["one.csv", 5, 1.0]]
+
+
+def test_groups_are_a_table_each_the_worst_first():
+    found = shown(
+        label=["a"] * 6, prediction=["a", "b", "a", "a", "b", "b"], loss=[1.0] * 6, **{"group.language": list("xxyyzz")}
+    )
+    of_groups = table_of(found, "Right by language")
+    assert [row[:3] for row in of_groups.rows] == [["z", 2, 0.0], ["x", 2, 0.5], ["y", 2, 1.0]]
+    assert of_groups.names[0] == "language"
+
+
+def test_perplexity_of_groups_and_positions_is_that_of_all_their_targets():
+    losses, targets = [1.0, 3.0, 2.0, None], [10, 30, 5, 0]
+    found = shown(
+        loss=losses,
+        targets=targets,
+        accuracy=[0.5, 0.5, 0.5, None],
+        losses_by_position=[[1.0], [2.0, 3.5], [None, 2.0], []],
+        targets_by_position=[[10], [10, 20], [0, 5], []],
+        **{"group.source": ["a", "a", "b", "b"]},
+    )
+    rows = {row[0]: row for row in table_of(found, "Perplexity by source").rows}
+    assert rows["a"][2] == pytest.approx(np.exp((10 * 1 + 30 * 3) / 40), rel=1e-4)
+    assert rows["b"][1:3] == [1, pytest.approx(np.exp(2), rel=1e-4)]
+    points = chart(found, "position-eval")
+    assert [point["tokens before"] for point in points] == ["1 to 15", "16 to 31"]
+    assert [point["perplexity"] for point in points] == pytest.approx([np.exp(1.5), np.exp(80 / 25)], rel=1e-4)
+    assert [point["rows"] for point in points] == [2, 2]
+
+
+def test_the_interval_of_a_perplexity_holds_the_truth_as_often_as_it_says():
+    """Rows of unlike numbers of targets and of losses that go along with them."""
+    draw = np.random.default_rng(0)
+    held = 0
+    all_targets = draw.integers(1, 100, 100_000)
+    all_losses = 1 + 0.01 * all_targets + draw.normal(0, 0.5, 100_000)
+    truth = np.exp((all_losses * all_targets).sum() / all_targets.sum())
+    for _ in range(400):
+        chosen = draw.integers(0, 100_000, 80)
+        about = _perplexity(all_losses[chosen], all_targets[chosen].astype(float))
+        held += about["low"] <= truth <= about["high"]
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_words_that_are_tagged_wrongly_are_marked():
+    tags = {"label": [["O", "B-LOC", "O"]] * 4, "prediction": [["O", "B-LOC", "O"]] * 3 + [["O", "O", "O"]]}
+    found = shown(**tags, loss=[0.1, 0.1, 0.1, 2.0], words=[None] * 3 + [["to", "Rome", "now"]])
+    cell = table_of(found, "Rows with the largest loss").rows[0][3]
+    assert isinstance(cell, Marked)
+    assert [text for text, is_marked in cell.pieces if is_marked] == ["Rome [B-LOC, not O]"]
+    assert "".join(text for text, _ in cell.pieces) == "to Rome [B-LOC, not O] now"

@@ -342,3 +342,37 @@ def test_the_task_and_how_it_collates_go_to_other_processes(tokenizer):
     [sample] = travelled.prepare([{"instruction": "Hi", "output": "Yo"}])
     collate = pickle.loads(pickle.dumps(partial(travelled.collate, layout="flat", train=False)))
     assert collate([replace(sample, number=5)]).rows.tolist() == [5]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["padded", "flat"])
+def test_losses_by_position_are_those_of_each_token_in_transformers(tokenizer, model, flat_model, layout: str):
+    """Tokens with 1 to 15 before them are the first stretch, with 16 to 31 the second, with 32 to 63 the third."""
+    task = task_of(tokenizer, max_length=128)
+    samples = prepare_rows(task, [*STORIES, {"text": " ".join(story["text"] for story in STORIES)}])
+    batch = batch_of(task, samples, layout=layout)
+    evaluator = task.evaluator()
+    evaluator.update(task.outputs(flat_model if layout == "flat" else model, batch), batch)
+    columns = evaluator.columns(evaluator.in_order())
+    for place, sample in enumerate(samples):
+        ids = torch.tensor([sample.inputs["input_ids"]])
+        losses = -model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]  # of tokens 1, 2, ...
+        parts = [losses[:15], losses[15:31], losses[31:63], losses[63:127]]
+        expected = [part for part in parts if len(part)]
+        assert columns["targets_by_position"][place] == [len(part) for part in expected]
+        assert columns["losses_by_position"][place] == pytest.approx(
+            [float(part.mean()) for part in expected], rel=1e-4
+        )
+    assert [len(of_row) for of_row in columns["losses_by_position"]] == [2, 1, 3, 4]
+
+
+def test_a_stretch_without_a_target_has_no_loss(tokenizer, model):
+    task = task_of(tokenizer, max_length=128)
+    row = {"prompt": STORIES[2]["text"], "completion": STORIES[0]["text"]}
+    batch = batch_of(task, prepare_rows(task, [row]))
+    evaluator = task.evaluator()
+    evaluator.update(task.outputs(model, batch), batch)
+    columns = evaluator.columns(evaluator.in_order())
+    assert columns["losses_by_position"][0][0] is None
+    assert columns["targets_by_position"][0][0] == 0
+    assert sum(columns["targets_by_position"][0]) == columns["targets"][0]

@@ -202,3 +202,11 @@ def test_rows_without_tags_get_predictions(tokenizer):
     rows = task.predictions(task.outputs(tiny_bert(task), batch), batch)
     assert [len(row["prediction"]) for row in rows] == [3, 0]
     assert rows[0]["prediction"][1] == "O"
+
+
+def test_the_words_of_a_sample_are_as_the_model_read_them(tokenizer):
+    first, second = build(tokenizer).prepare(ROWS)
+    assert build(tokenizer).words(first) == ["the", "adenomatous", "polyposis", "gene"]
+    assert build(tokenizer).words(second) == ["no", "", "cancer"]
+    [cut] = build(tokenizer, max_length=5).prepare(ROWS[:1])
+    assert build(tokenizer).words(cut) == ["the", "adenoma", "", ""]

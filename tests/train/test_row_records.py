@@ -16,7 +16,9 @@ from ftscale.train.row_records import cut_row_records, record_path
 def test_each_evaluation_notes_its_rows_as_transformers_sees_them(shared: Path, tmp_path: Path):
     changes = {"evaluation": {"every": 2, "before": True, "keep_best": False}}
     values = tiny.settings(shared, tmp_path, **changes)
-    values["data"]["test"] = {**values["data"]["eval"], "limit": 12}
+    values["data"]["test"] = {**values["data"]["eval"], "limit": 12, "set": {"domain": "tests"}}
+    values["data"]["eval"]["set"] = {"domain": "films"}
+    values["evaluation"]["groups"] = ["domain", "label"]
     assert tiny.command("train", tiny.write_run(tmp_path, values)).code == 0
     folder = tmp_path / "run"
     names = ["eval-00000000.parquet", "eval-00000002.parquet", "eval-00000003.parquet", "test.parquet"]
@@ -36,6 +38,7 @@ def test_each_evaluation_notes_its_rows_as_transformers_sees_them(shared: Path, 
         assert record["prediction"] == model.config.id2label[int(logits.argmax())]
         assert record["score"] == pytest.approx(float(logits.softmax(dim=-1).max()), abs=1e-4)
         assert record["loss"] == pytest.approx(float(-logits.log_softmax(dim=-1)[int(label)]), abs=1e-4)
+        assert (record["group.domain"], record["group.label"]) == ("films", label)
         assert record["length"] == inputs["input_ids"].shape[1]
     assert sum(record["input"] is not None for record in records) == 32
     [scores] = [
