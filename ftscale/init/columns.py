@@ -60,6 +60,8 @@ PROMPTS = 5
 ANCHORS = words("anchor query question")
 POSITIVES = words("positive pos positives document passage paragraph")
 NEGATIVES = words("negative neg negatives hard_negative hard_negatives")
+SCORES = words("score similarity similarity_score relatedness relatedness_score rating is_duplicate label")
+"""Of how near two texts are."""
 LISTED_CHOICES = words("choices options endings answers_choices alternatives")
 STEMS = ("ending", "choice", "option", "option_", "op", "sol", "answer", "a", "")
 """Before the numbers or letters of columns that hold a choice each."""
@@ -297,7 +299,12 @@ def _asks_for(found: Look) -> bool:
 
 
 def _texts_that_belong(found: Look, asked: bool) -> Rows | None:
-    """An anchor, or a query, with a text that is right for it, and perhaps others that are not."""
+    """An anchor, or a query, with a text that is right for it, and perhaps others that are not.
+
+    Where it is asked for, also pairs with a score of how near they are, and texts with their classes.
+    """
+    if asked and (rows := _scored_pairs(found) or _texts_of_classes(found)) is not None:
+        return rows
     named = {str(column.name).strip().lower(): column.name for column in found.columns}
     anchor = next((named[name] for name in ANCHORS if name in named), None)
     positive = next((named[name] for name in POSITIVES if name in named), None)
@@ -307,14 +314,49 @@ def _texts_that_belong(found: Look, asked: bool) -> Rows | None:
     negative = next((named[name] for name in NEGATIVES if name in named), None)
     if anchor is None or positive is None:
         return None
+    read = (anchor, positive, negative, "score")
+    unread = _by_name([column for column in found.columns if column.name not in read], LABELS)
+    if unread is not None:
+        found.doubts.note(
+            f"{unread.name} is not read: the texts of each row are taken to belong together; leave rows out in which "
+            "they do not."
+        )
     columns = {"anchor": anchor, "positive": positive, **({} if negative is None else {"negative": negative})}
     return Rows("embedding", _mapped(columns), f"each {anchor} with the {positive} that belongs to it")
 
 
+def _scored_pairs(found: Look) -> Rows | None:
+    """Two texts and a number that says how near they are."""
+    score = _by_name([column for column in found.columns if column.is_number], SCORES)
+    texts = _pair(found) or tuple(_texts(found))
+    if score is None or len(texts) != 2 or found.form == "beir":
+        return None
+    columns = {"text": texts[0].name, "text_pair": texts[1].name, "score": score.name}
+    settings: dict[str, tuple[Any, str]] = {"loss": ("cosent", "nearer pairs have the higher scores")}
+    why = f"pairs of texts, and {score.name} that says how near they are"
+    return Rows("embedding", _mapped(columns), why, settings=settings)
+
+
+def _texts_of_classes(found: Look) -> Rows | None:
+    """One text, and its class."""
+    label = _label(found)
+    texts = _texts(found, but=label)
+    if len(texts) != 1 or label is None or label.is_fraction:
+        return None
+    columns = _mapped({"text": texts[0].name, "label": label.name})
+    settings: dict[str, tuple[Any, str]] = {"loss": ("batch_hard_triplet", "texts of a class are near each other")}
+    return Rows("embedding", columns, f"texts and their {label.name}", label, settings=settings)
+
+
 def _reranked(found: Look, asked: bool) -> Rows | None:
-    """The same rows, where they are asked for: with wrong texts beside the right one."""
+    """The same rows, where they are asked for: with wrong texts beside the right one, or with scores from 0 to 1."""
     rows = _texts_that_belong(found, asked) if asked else None
-    return None if rows is None else replace(rows, task="reranking")
+    if rows is None or rows.label is not None:
+        return None
+    score = _by_name(found.columns, SCORES) if rows.settings else None
+    if score is not None and not all(0 <= float(value) <= 1 for value in score.given):
+        found.doubts.note(f"{score.name} is no share of the truth from 0 to 1, as reranking needs it; divide it.")
+    return replace(rows, task="reranking", settings={})
 
 
 # ---------------------------------------------------------------- answers in a text

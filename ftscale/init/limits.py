@@ -106,6 +106,10 @@ def put_metric(draft: Draft, rows: Rows) -> None:
         draft.put("evaluation.metric", "f1", "of the words of answers, as SQuAD's script counts them")
     elif rows.task == "multiple_choice":
         draft.put("evaluation.metric", "accuracy", "share of questions whose right choice is found")
+    elif draft.value("task.loss") == "cosent":
+        draft.put("evaluation.metric", "spearman", "whether nearer pairs have the higher scores, by their order")
+    elif draft.value("task.loss") == "batch_hard_triplet":
+        draft.put("evaluation.metric", "recall@1", "share of texts whose nearest one is of the same class")
     elif rows.task in ("embedding", "reranking"):
         draft.put("evaluation.metric", "mrr@10", "how high what belongs to a text stands among all held-out ones")
     elif rows.task == "seq2seq":

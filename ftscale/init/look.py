@@ -354,6 +354,8 @@ def _read(found: Look) -> None:
     rows = [values for values, _, _ in islice(module.records(file, place=None, wanted=wanted), most + 1)]
     found.is_whole = len(rows) <= most and not more
     rows = rows[:most]
+    if file.format == "beir":  # documents that nobody judged are none to train on
+        rows = [row for row in rows if row[0] is not None]
     found.rows = len(rows)
     if not rows:
         raise UserError(f"{SETTING} = {found.path} has no rows; name another file.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,62 @@ def test_texts_in_folders_are_documents_of_the_class_of_their_folder(tmp_path: P
     guide = guide_to(tmp_path / "mails", plan=False, ask=ask)
     assert "causal_lm" in guide.text
     assert ask.asked[next(iter(ask.asked))] == ["file", "line"]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "task", "columns", "loss", "metric"),
+    [
+        ("sentence1,sentence2,similarity", "{text},{other},{score}", "embedding", "pairs", "cosent", "spearman"),
+        ("text,text_pair,score", "{text},{other},{score}", "embedding", {}, "cosent", "spearman"),
+        ("question1,question2,is_duplicate", "{text},{other},{flag}", "embedding", "pairs", "cosent", "spearman"),
+        ("text,label", "{text},kind {flag}", "embedding", {}, "batch_hard_triplet", "recall@1"),
+        ("query,document", "{text},{other}", "embedding", "belong", None, "mrr@10"),
+        ("sentence1,sentence2,score", "{text},{other},{flag}", "reranking", "pairs", None, "mrr@10"),
+    ],
+)
+def test_texts_for_vectors_by_their_scores_classes_or_pairs(
+    tmp_path: Path, header: str, row: str, task: str, columns: Any, loss: str | None, metric: str
+):
+    rows = [
+        row.format(text=text, other=f"{text} today", score=number % 6, flag=number % 2)
+        for number, text in enumerate(TEXTS)
+    ]
+    found, guide = guided(tmp_path, "\n".join([header, *rows]), "rows.csv", task=task)
+    names = header.split(",")
+    wanted = {"pairs": dict(zip(("text", "text_pair", "score"), names, strict=False)), "belong": None}
+    if columns == "belong":
+        assert found["columns"] == {"anchor": "query", "positive": "document"}
+    else:
+        expected = columns if isinstance(columns, dict) else {r: n for r, n in wanted[columns].items() if r != n}
+        assert found["columns"] == expected
+    config = load_config(tmp_path / "run.yaml")
+    assert (config.task.loss, config.evaluation.metric) == (loss, metric)
+    assert not any("is not read" in doubt for doubt in guide.unsure)
+
+
+def test_a_label_that_says_which_pairs_belong_together_is_told_where_it_is_not_read(tmp_path: Path):
+    rows = [f"{text},{text} today,{('entailment', 'neutral')[n % 2]}" for n, text in enumerate(TEXTS)]
+    _, guide = guided(tmp_path, "\n".join(["sentence1,sentence2,label", *rows]), "rows.csv", task="embedding")
+    assert any(
+        doubt.startswith("label is not read: the texts of each row are taken to belong") for doubt in guide.unsure
+    )
+
+
+def test_scores_that_are_no_shares_are_told_to_who_wants_to_rerank(tmp_path: Path):
+    rows = [f"{text},{text} today,{n % 6}" for n, text in enumerate(TEXTS)]
+    _, guide = guided(tmp_path, "\n".join(["sentence1,sentence2,score", *rows]), "rows.csv", task="reranking")
+    assert any(doubt.startswith("score is no share of the truth from 0 to 1") for doubt in guide.unsure)
+
+
+def test_a_beir_folder_is_as_many_rows_as_were_judged(tmp_path: Path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, stem in (("corpus", "d"), ("queries", "q")):
+        lines = [json.dumps({"_id": f"{stem}{n}", "text": text}) for n, text in enumerate(TEXTS)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    judged = [f"q{n}\td{n}\t1" for n in range(12)]
+    for split in ("train", "test"):
+        (folder / f"qrels/{split}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    guide = guide_to(folder, plan=False, task="embedding")
+    assert "12 rows" in guide.text
+    assert not any("is not read" in doubt for doubt in guide.unsure)

@@ -22,6 +22,9 @@ from ftscale import train
 from ftscale.base.errors import UserError
 from ftscale.config import parse_config
 from ftscale.config.tasks import SETTINGS
+from ftscale.config.tasks.embedding import EmbeddingSettings
+from ftscale.config.tasks.reranking import RerankingSettings
+from ftscale.data.census import content_of, contradicting
 from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.methods.base import Context
@@ -385,6 +388,57 @@ def test_a_run_tells_its_loss_and_how_well_texts_are_found(run: Path):
     scores = evaluate_run(run / "run", data=str(run / "rows.jsonl"))
     assert set(scores) == {"loss", "recall@1", "recall@10", "mrr@10", "ndcg@10", "map@100"}
     assert scores["recall@10"] == 1
+
+
+def test_evaluate_scores_a_beir_folder_as_sentence_transformers_does(run: Path):
+    """A query with two right documents, one judged wrong, and documents that nobody judged."""
+    corpus = {f"d{number}": text for number, text in enumerate(dict.fromkeys(row["positive"] for row in ROWS))}
+    corpus |= {
+        f"other{number}": f"{number} birds in the {place}" for number, place in enumerate(["tree", "sky", "sea"])
+    }
+    queries = {f"q{number}": text for number, text in enumerate(dict.fromkeys(row["anchor"] for row in ROWS))}
+    names = {text: name for name, text in corpus.items()} | {text: name for name, text in queries.items()}
+    judged = {(names[row["anchor"]], names[row["positive"]]): 1 for row in ROWS}
+    judged |= {("q0", "d1"): 1, ("q0", "d2"): 0}
+    folder = run / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", corpus), ("queries", queries)):
+        lines = (json.dumps({"_id": key, "text": text}) + "\n" for key, text in texts.items())
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    for split in ("dev", "test"):
+        lines = ("\t".join(map(str, (*pair, score))) + "\n" for pair, score in judged.items())
+        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    scores = evaluate_run(run / "run", data=str(folder), overrides=["data.eval.0.split=test"])
+    saved = run / "exported" if (run / "exported").exists() else run / "run/model"
+    right = {
+        query: {document for (of, document), score in judged.items() if of == query and score} for query in queries
+    }
+    theirs = InformationRetrievalEvaluator(
+        queries, corpus, right, precision_recall_at_k=[1, 10], show_progress_bar=False
+    )
+    expected = theirs(SentenceTransformer(str(saved), device="cpu"))
+    for ours, name in (("mrr@10", "mrr@10"), ("recall@1", "recall@1"), ("ndcg@10", "ndcg@10"), ("map@100", "map@100")):
+        assert scores[ours] == pytest.approx(expected[f"cosine_{name}"], abs=1e-6), name
+    assert scores["recall@1"] < 1
+
+
+def test_one_anchor_with_several_positives_contradicts_nothing():
+    """Nor do documents without an anchor; one pair with two scores does."""
+    inputs = EmbeddingSettings().input_columns
+    pairs = [
+        {"anchor": "a", "positive": "b"},
+        {"anchor": "a", "positive": "c"},
+        {"anchor": None, "positive": "d"},
+        {"anchor": None, "positive": "e"},
+        {"text": "a", "text_pair": "b", "score": 1},
+        {"text": "a", "text_pair": "c", "score": 0},
+    ]
+    assert contradicting(np.array([content_of(row, inputs=inputs) for row in pairs])) == 0
+    scored = [{"text": "a", "text_pair": "b", "score": score} for score in (0, 1)]
+    assert contradicting(np.array([content_of(row, inputs=inputs) for row in scored])) == 2
+    negatives = [{"anchor": "a", "positive": "b", "negative": [text]} for text in "cd"]
+    inputs = RerankingSettings().input_columns
+    assert contradicting(np.array([content_of(row, inputs=inputs) for row in negatives])) == 0
 
 
 @pytest.mark.parametrize(

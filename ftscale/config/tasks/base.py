@@ -38,6 +38,8 @@ class TaskSettings(Section):
     """Alternatives of columns, those with more optional ones first."""
     label_columns: ClassVar[frozenset[str]]
     """Columns that rows to predict on need not have."""
+    outcome_columns: ClassVar[frozenset[str] | None] = None
+    """Those of them that say what is to be found out, where the others are read in training; None = all."""
     optional_columns: ClassVar[frozenset[str]] = frozenset()
     """Columns that a row may have without a value."""
     text_column: ClassVar[str | None] = "text"
@@ -61,7 +63,8 @@ class TaskSettings(Section):
     @property
     def input_columns(self) -> frozenset[str]:
         """Columns that the model reads; the others are what it is to find out."""
-        return frozenset(role for alternative in self.columns for role in alternative) - self.label_columns
+        outcomes = self.label_columns if self.outcome_columns is None else self.outcome_columns
+        return frozenset(role for alternative in self.columns for role in alternative) - outcomes
 
 
 class TextSettings(TaskSettings):

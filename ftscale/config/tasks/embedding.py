@@ -26,6 +26,7 @@ class EmbeddingSettings(TextSettings):
 
     columns: ClassVar[Columns] = (*OF_DOCUMENTS, *OF_PAIRS, *OF_CLASSES)
     label_columns: ClassVar[frozenset[str]] = frozenset({"positive", "negative", "text_pair", "score", "label"})
+    outcome_columns: ClassVar[frozenset[str] | None] = frozenset({"score", "label"})
     optional_columns: ClassVar[frozenset[str]] = frozenset({"anchor", "negative"})
     learned: ClassVar[dict[str, Any]] = {"loss": None}
     can: ClassVar[frozenset[Capability]] = frozenset({"flat_rows", "embeds"})

@@ -16,6 +16,7 @@ class RerankingSettings(TextSettings):
         ("text", "text_pair", "score"),
     )
     label_columns: ClassVar[frozenset[str]] = frozenset({"negative", "score"})
+    outcome_columns: ClassVar[frozenset[str] | None] = frozenset({"score"})
     optional_columns: ClassVar[frozenset[str]] = frozenset({"negative"})
     text_column: ClassVar[str | None] = None
     learned: ClassVar[dict[str, Any]] = {"loss": None}
