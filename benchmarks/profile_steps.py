@@ -2,8 +2,8 @@
 
     python benchmarks/profile_steps.py [--only NAME ...] [--threads 2]
 
-Each work of benchmarks/speed.py trains under torch.profiler for a few steps and for some more; the difference is that of
-steps alone, without the start. Results go into benchmarks/results/profile.json, a work at a time:
+Each work of benchmarks/speed.py trains under torch.profiler for a few steps and for some more; the difference is
+that of steps alone, without the start. Results go into benchmarks/results/profile.json, a work at a time:
 
 - `shares`: of the operators' own time, by kind of operator, largest first. The profiler's own time makes many small
   operators seem larger than they are;
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
 from multiprocessing import get_context
@@ -173,4 +172,4 @@ def largest_rate(dtype: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

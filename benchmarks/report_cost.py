@@ -2,8 +2,9 @@
 
     python benchmarks/report_cost.py [--steps 100000] [--rows 1000000]
 
-First a real run: MiniLM on 4,000 rows of Banking77 for one epoch, with three evaluations of 1,000 rows. `share` is the time
-inside all that is done for the page, over that of the run: two runs, with and without it, differ by more than that anyway.
+First a real run: MiniLM on 4,000 rows of Banking77 for one epoch, with three evaluations of 1,000 rows. `share` is
+the time inside all that is done for the page, over that of the run: two runs, with and without it, differ by more
+than that anyway.
 
 A run folder of that size is made up. Measured: seconds and memory at the peak of `ftscale report` beside those for a
 short run, bytes of the page, and the seconds until a Chromium has drawn all of it. Besides, what `write_row_records`
