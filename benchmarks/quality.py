@@ -147,6 +147,7 @@ def entries() -> dict[str, Entry]:
             "squad_retrieval",
             (
                 minilm,
+                "train.max_steps=40",
                 "evaluation.before=true",
                 *parts(
                     "rows: data.paragraphs.qas, columns: {anchor: question, positive: context}",

@@ -178,12 +178,16 @@ def run_loop(loop: Loop) -> str:
     best, enabled = partial(_best_so_far, loop), loop.distributed.is_main
     shown = display(total=loop.num_steps, done=progress.step, best=best, enabled=enabled)
     with closing(loop.steps.after(progress.step)) as steps, shown as show:  # its worker processes end with it
+        first, first_tick = progress.step, 0.0
         while (status := _between_steps(loop, stop=stop)) is None:
             tick = time.perf_counter()
+            first_tick = first_tick or tick  # an evaluation before the first step says nothing of the pace
             result = _train_step(loop, next(steps))
             progress.elapsed_s = time.perf_counter() - started
             stop = result.agreed.stop
-            _report(loop, result, step_s=time.perf_counter() - tick, show=show)
+            now = time.perf_counter()
+            a_step_s = (now - first_tick) / max(progress.step - first, 1)
+            _report(loop, result, step_s=now - tick, a_step_s=a_step_s, show=show)
             if result.agreed.save_failed:
                 loop.saver.wait()
     return status
@@ -397,7 +401,8 @@ def _rewind(loop: Loop) -> str:
     return "rewind"
 
 
-def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> None:
+def _report(loop: Loop, result: StepResult, *, step_s: float, a_step_s: float, show: Show) -> None:
+    """Write and tell a step. `a_step_s`: what steps of this start took, with the evaluations between them."""
     progress, figures = loop.state.progress, result.figures()
     rate, memory = result.tokens / max(step_s, 1e-9), peak_memory_bytes()
     measured = {"step_s": round(step_s, 6), "tokens_per_s": round(rate, 1), "memory_bytes": memory}
@@ -407,7 +412,6 @@ def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> Non
     if progress.step % loop.train.log_every == 0 or progress.step in (1, loop.num_steps):
         told = {name: value for name, value in (figures | measured).items() if name not in UNTOLD}
         loop.trackers.log({f"train/{name}": value for name, value in told.items()}, step=progress.step)
-        left = (loop.num_steps - progress.step) * progress.elapsed_s / progress.step
         log.info(
             "step %d/%d  loss %.4f  grad norm %.3g  lr %.3g  %s  %s  %s left",
             progress.step,
@@ -417,7 +421,7 @@ def _report(loop: Loop, result: StepResult, *, step_s: float, show: Show) -> Non
             result.lr,
             speed,
             used,
-            duration(left),
+            duration((loop.num_steps - progress.step) * a_step_s),
         )
 
 
