@@ -18,7 +18,7 @@ import numpy as np
 
 from ftscale.report.charts import Chart, dots, groups, histogram, matrix
 from ftscale.tasks.positions import BY_POSITION, FIRST_POSITIONS, TARGETS_BY_POSITION
-from ftscale.train.row_records import OF_GROUP
+from ftscale.train.row_records import OF_GROUP, out_of_order
 
 MOST_CLASSES = 24
 """In a matrix: of more, those that are confused most."""
@@ -72,7 +72,8 @@ def scored_rows(records: Any, *, part: str, unit: str) -> Scored:
         _add_tags(found, labels, guesses, part=part)
     right = _rightness(records, kind, labels, guesses)
     name, values = right if right else ("loss", _numbers(records, "loss"))
-    _add_by_length(found, _numbers(records, "length"), values, name=name, part=part, unit=unit)
+    if right or not _is_of_many_rows(values):
+        _add_by_length(found, _numbers(records, "length"), values, name=name, part=part, unit=unit)
     mean = partial(_interval, values, name)
     if BY_POSITION in columns:
         _add_by_position(found, records, part=part)
@@ -158,18 +159,34 @@ def _add_calibration(found: Scored, labels: list[Any], guesses: list[Any], score
 
 
 def _add_numbers(found: Scored, labels: list[float], guesses: list[float], *, part: str) -> None:
+    comparable = _comparable(labels, guesses)
     pairs = [
         {"label": _short(label), "prediction": _short(guess), "residual": _short(guess - label)}
         for label, guess in zip(labels, guesses, strict=True)
         if math.isfinite(label) and math.isfinite(guess)
     ]
     shown = pairs[:: max(len(pairs) // MOST_DOTS, 1)]
-    says = "On the line a prediction is the label."
-    found.charts.append(
-        dots(f"predictions-{part}", "Predictions by label", shown, x="label", y="prediction", line=True, says=says)
-    )
+    says = "On the line a prediction is the label." if comparable else "Their order counts: they are of unlike scales."
+    title = "Predictions by label"
+    chart = dots(f"predictions-{part}", title, shown, x="label", y="prediction", line=comparable, says=says)
+    found.charts.append(chart)
+    if not comparable:
+        return
     says = "Above 0 it is guessed too high. A slope is a mean that everything is drawn to."
     found.charts.append(dots(f"residuals-{part}", "Errors by label", shown, x="label", y="residual", says=says))
+
+
+def _is_of_many_rows(losses: np.ndarray) -> bool:
+    """Whether a loss is of a whole block of rows, so that each of them has the same one."""
+    return len(losses) > 2 and len(np.unique(losses[~np.isnan(losses)])) <= 1 + len(losses) // 1000
+
+
+def _comparable(labels: Sequence[float], guesses: Sequence[float]) -> bool:
+    """Whether predictions are of the labels' scale: no cosines of pairs that were judged from 1 to 5."""
+    low, high = np.nanmin(labels), np.nanmax(labels)
+    return bool(low - (high - low) / 2 <= np.nanmedian(guesses) <= high + (high - low) / 2) and bool(
+        np.nanstd(guesses) > 0.2 * np.nanstd(labels)
+    )
 
 
 def _add_tags(found: Scored, labels: list[list[str]], guesses: list[list[str]], *, part: str) -> None:
@@ -298,6 +315,12 @@ def _worst(records: Any, kind: str, labels: list[Any], guesses: list[Any]) -> It
         middle = [*(["label", "prediction"] if kind else []), *(["more"] if others else [])]
         return Table(title, [*names, *middle, "what the model read", "row"], rows, says)
 
+    if kind == "number" and len(labels) > 1:
+        off = out_of_order(np.array(labels), np.array(guesses))
+        says = "By their predictions they stand at other places among all rows than by their labels."
+        yield table("Rows most out of order", np.argsort(-off, kind="stable")[:WORST].tolist(), says)
+    if _is_of_many_rows(losses):
+        return
     order = [int(place) for place in np.argsort(-np.nan_to_num(losses, nan=-np.inf), kind="stable")[:WORST]]
     yield table("Rows with the largest loss", [place for place in order if not np.isnan(losses[place])], "")
     if kind in ("class", "text") and "score" in figures:

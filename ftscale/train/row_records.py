@@ -101,11 +101,27 @@ def _shown(table: Any) -> list[int]:
     """The places of rows whose input is kept."""
     names = table.column_names
     chosen = _largest(table, "loss") if "loss" in names else []
-    if {"prediction", "label", "score"}.issubset(names):
+    if {"prediction", "label"}.issubset(names) and _are_numbers(table):
+        labels, guesses = (table.column(name).to_numpy() for name in ("label", "prediction"))
+        chosen += np.argsort(-out_of_order(labels, guesses), kind="stable")[:MOST_SHOWN].tolist()
+    elif {"prediction", "label", "score"}.issubset(names):
         pairs = zip(table.column("prediction").to_pylist(), table.column("label").to_pylist(), strict=True)
         wrong = np.fromiter((guess != truth for guess, truth in pairs), dtype=bool, count=len(table))
         chosen += _largest(table, "score", among=wrong)
     return sorted(set(chosen))
+
+
+def out_of_order(labels: np.ndarray, guesses: np.ndarray) -> np.ndarray:
+    """(rows,): how far each row's place by its prediction is from that by its label, as a share of all places."""
+    from scipy.stats import rankdata
+
+    return np.abs(rankdata(guesses) - rankdata(labels)) / max(len(labels) - 1, 1)
+
+
+def _are_numbers(table: Any) -> bool:
+    import pyarrow as pa
+
+    return all(pa.types.is_floating(table.schema.field(name).type) for name in ("label", "prediction"))
 
 
 def _largest(table: Any, name: str, *, among: Sequence[bool] | np.ndarray | bool = True) -> list[int]:

@@ -120,7 +120,7 @@ def test_of_tags_words_are_counted_and_their_places_told():
 
 
 def test_texts_stand_beside_each_other_and_losses_alone_have_no_classes():
-    texts = {"label": [f"text {n}" for n in range(9)], "prediction": ["a"] * 9, "loss": [1.0] * 9}
+    texts = {"label": [f"text {n}" for n in range(9)], "prediction": ["a"] * 9, "loss": [float(n) for n in range(9)]}
     assert table_of(shown(**texts), "Rows with the largest loss").names[1:3] == ["label", "prediction"]
     bare = shown(loss=[0.5, None, 2.0], targets=[3, 0, 5], accuracy=[0.5, None, 0.25])
     assert [row[0] for row in table_of(bare, "Rows with the largest loss").rows] == [2.0, 0.5]
@@ -193,3 +193,15 @@ def test_words_that_are_tagged_wrongly_are_marked():
     assert isinstance(cell, Marked)
     assert [text for text, is_marked in cell.pieces if is_marked] == ["Rome [B-LOC, not O]"]
     assert "".join(text for text, _ in cell.pieces) == "to Rome [B-LOC, not O] now"
+
+
+def test_scores_of_another_scale_are_compared_by_their_order():
+    """Cosines of pairs that were judged from 1 to 5, with a loss of all pairs together; one pair is out of place."""
+    labels = np.linspace(1, 5, 50)
+    guesses = 0.5 + labels / 10
+    guesses[40] = 0.55
+    found = shown(label=labels.tolist(), prediction=guesses.tolist(), loss=[11.2] * 50)
+    assert [chart.name for chart in found.charts] == ["predictions-eval"]
+    assert "unlike scales" in found.charts[0].says
+    assert table_of(found, "Rows most out of order").rows[0][1:3] == pytest.approx([labels[40], 0.55])
+    assert not [one for one in found.tables if one.title.startswith("Rows with the largest loss")]
