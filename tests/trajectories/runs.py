@@ -51,16 +51,30 @@ def masked_lm(shared: Path, work: Path) -> dict[str, Any]:
 
 def multiple_choice(shared: Path, work: Path) -> dict[str, Any]:
     """The same small BERT on causes and effects: two choices or three."""
+    return {
+        "task": {"name": "multiple_choice"},
+        "model": {"name": str(tiny_bert(shared, work)), "init": "random", "overrides": {"initializer_range": 0.2}},
+        "data": {"cache_dir": str(work / "cache"), "train": str(_copa(shared, work))},
+        **_common(),
+    }
+
+
+def choices_by_likelihood(shared: Path, work: Path) -> dict[str, Any]:
+    """The same choices by a real Llama, as how likely each is behind its question."""
+    return {
+        "task": {"name": "multiple_choice", "scoring": "likelihood_per_character"},
+        "model": {"name": str(shared / "weights/stories260K")},
+        "data": {"cache_dir": str(work / "cache"), "train": str(_copa(shared, work))},
+        **_common(),
+    }
+
+
+def _copa(shared: Path, work: Path) -> Path:
     rows = work / "copa.jsonl"
     if not rows.exists():
         items = ElementTree.parse(shared / "data/multiple_choice/balanced_copa/balacopa-dev-all.xml").getroot()
         rows.write_text("".join(f"{json.dumps(_choices(item, place))}\n" for place, item in enumerate(items[:300])))
-    return {
-        "task": {"name": "multiple_choice"},
-        "model": {"name": str(tiny_bert(shared, work)), "init": "random", "overrides": {"initializer_range": 0.2}},
-        "data": {"cache_dir": str(work / "cache"), "train": str(rows)},
-        **_common(),
-    }
+    return rows
 
 
 def _choices(item: ElementTree.Element, place: int) -> dict[str, Any]:
@@ -127,6 +141,7 @@ def text_classification(shared: Path, work: Path) -> dict[str, Any]:
 
 TASKS = {
     "causal_lm": causal_lm,
+    "choices_by_likelihood": choices_by_likelihood,
     "embedding": embedding,
     "masked_lm": masked_lm,
     "multiple_choice": multiple_choice,
@@ -140,6 +155,7 @@ OPTIMIZERS = {"sgd": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "adamw": {"na
 BERT_DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 DROPOUT: dict[str, dict[str, float]] = {
     "causal_lm": {"attention_dropout": 0.1},
+    "choices_by_likelihood": {"attention_dropout": 0.1},
     "embedding": BERT_DROPOUT,
     "masked_lm": BERT_DROPOUT,
     "multiple_choice": BERT_DROPOUT,

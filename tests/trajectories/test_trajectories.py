@@ -27,7 +27,7 @@ VARIANTS: dict[str, tuple[bool, str]] = {
     "dropout, padded": (True, "padded"),
 }
 """Whether the model drops, and the layout of batches."""
-FEWER = () if needs.ALL else ("embedding", "masked_lm", "multiple_choice", "reranking")
+FEWER = () if needs.ALL else ("choices_by_likelihood", "embedding", "masked_lm", "multiple_choice", "reranking")
 """Tasks whose loss is made by the code of another task's, of which an ordinary run has a few combinations."""
 TASKS = [task for task in runs.TASKS if task not in FEWER]
 AXES = (TASKS, list(runs.OPTIMIZERS), WORLDS, MICRO_SIZES, list(VARIANTS))
