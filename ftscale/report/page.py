@@ -131,7 +131,8 @@ def _curves(run: Run) -> Iterator[Chart]:
     losses = {TRAINING: training_curve(run, "loss"), HELD_OUT: evaluation_curve(run, "loss")}
     there = {name: points for name, points in losses.items() if points}
     if there:
-        says = "The band holds every step's loss. " if any("low" in point for point in there.get(TRAINING, ())) else ""
+        is_cut = any(point["low"] < point["high"] for point in there.get(TRAINING, ()))
+        says = "The band holds every step's loss. " if is_cut else ""
         says += "Held-out above training and rising is over-fitting; the dashed line is the best step."
         yield curves("loss", "Loss", there, unit="loss", says=says, mark=best)
     metrics = {name: evaluation_curve(run, name) for name in _main_metrics(run) if name != "loss"}
