@@ -47,8 +47,9 @@ class Peer:
     def grid(self, run: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         """The axes that mean something for a work."""
         images = run["task"]["name"] == "image_classification"
+        parts = run["batch"]["micro_size"] < run["batch"]["global_size"]
         return {
-            axis: values
+            axis: tuple(value for value in values if value or not parts) if axis == "cached" else values
             for axis, values in self.axes.items()
             if not (images and axis in ("grouped_by_length", "attention"))
         }
@@ -56,6 +57,7 @@ class Peer:
 
 PACKED = {**AXES, "packing": (False, True), "activation_checkpointing": (False, True)}
 
+# a batch that does not fit into the device asks for the cached loss: 0 is none
 OF_VECTORS = {"cached": (0, 8, 32, 64), "attention": AXES["attention"], "malloc": AXES["malloc"]}
 HF_TRAINER = ("causal_lm", "image_classification", "masked_lm", "question_answering", "seq2seq")
 
