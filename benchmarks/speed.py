@@ -7,9 +7,10 @@ environments of their own:
 
     python -m venv runs/peers/trl && runs/peers/trl/bin/pip install -r benchmarks/requirements-peers-trl.txt
 
-Of each, settings are tried first (speed_peers.py). Those of the most tokens/s and of the least memory are its best,
-which are then run in turn with ftscale; that has one setting for both. Each run is a fresh process. Results go into
-benchmarks/results/speed.json, a work at a time, with all that was tried, medians and spread (least and greatest):
+Of each program, ftscale too, settings are tried first (speed_peers.py). Those of the most tokens/s and of the least
+memory are its best, which are then run in turn: the fastest is compared with the fastest, the smallest with the
+smallest. Each run is a fresh process. Results go into benchmarks/results/speed.json, a work at a time, with all
+that was tried, medians and spread (least and greatest):
 
 - `tokens_per_s`: real tokens (images) over the time of the training steps, with the making of batches;
 - `peak_mib`: ru_maxrss of the process at the end of the last step, libraries included;
@@ -35,12 +36,13 @@ from statistics import median
 from typing import Any
 
 import yaml
-from speed_peers import HERE, PEERS, Peer, Setting, best_settings, environment_of, python_of
+from speed_peers import FTSCALE, HERE, PEERS, Peer, Setting, best_settings, environment_of, python_of
 from speed_works import FOLDER, ROOT, Work, make_inputs, prepare, works
 
 RESULTS = ROOT / "benchmarks/results/speed.json"
 FIGURES = ("tokens_per_s", "peak_mib", "first_step_s", "held_out_loss")
 BEST_FOR = ("time", "memory")
+OURS = "ftscale"
 
 
 def main() -> int:
@@ -76,41 +78,42 @@ def compare(name: str, work: Work, peers: dict[str, Peer], *, repeats: int) -> d
         print(name, side, {key: round(value, 4) for key, value in figures.items()}, flush=True)
         return rounded(figures)
 
-    def run_side(peer: str, setting: Setting) -> dict[str, float]:
-        return run_peer(peer, folder, setting, steps=work.steps)
+    def run_side(program: str, setting: Setting) -> dict[str, float]:
+        run = run_ftscale if program == OURS else partial(run_peer, program)
+        return run(folder, setting, steps=work.steps)
 
     best: dict[str, dict[str, Setting]] = {}
     grids = {}
-    for peer, program in peers.items():
+    for name_of, program in {OURS: FTSCALE, **peers}.items():
 
-        def tried(setting: Setting, peer: str = peer) -> dict[str, float] | None:
+        def tried(setting: Setting, name_of: str = name_of) -> dict[str, float] | None:
             try:
-                return measured(f"{peer} {setting}", partial(run_side, peer, setting))
+                return measured(f"{name_of} {setting}", partial(run_side, name_of, setting))
             except RuntimeError as error:
-                print(name, peer, setting, error, flush=True)
+                print(name, name_of, setting, error, flush=True)
                 return None
 
-        *settings, grids[peer] = best_settings(program.grid(work.run), tried)
-        best[peer] = dict(zip(BEST_FOR, settings, strict=True))
+        *settings, grids[name_of] = best_settings(program.grid(work.run), tried)
+        best[name_of] = dict(zip(BEST_FOR, settings, strict=True))
 
-    ours = partial(run_ftscale, folder, steps=work.steps)
-    sides: dict[str, Callable[[], dict[str, float]]] = {"ftscale": ours}
-    for peer, of in best.items():
-        sides[f"{peer}, best for time"] = partial(run_side, peer, of["time"])
-        if of["memory"] != of["time"]:
-            sides[f"{peer}, best for memory"] = partial(run_side, peer, of["memory"])
-    runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    sides = {(name_of, what): setting for name_of, of in best.items() for what, setting in of.items()}
+    # one that is the best for both is run once
+    distinct = {(name_of, json.dumps(setting)): (name_of, setting) for (name_of, _), setting in sides.items()}
+    runs: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in distinct}
     for _ in range(repeats):
-        for side, run in sides.items():
-            runs[side].append(measured(side, run))
-    medians = {side: {key: median(run[key] for run in done) for key in FIGURES} for side, done in runs.items()}
-    ratios = {
-        side: rounded({key: medians["ftscale"][key] / figures[key] for key in FIGURES})
-        for side, figures in medians.items()
-        if side != "ftscale"
+        for key, (name_of, setting) in distinct.items():
+            runs[key].append(measured(name_of, partial(run_side, name_of, setting)))
+    figures = {
+        f"{name_of}, best for {what}": runs[name_of, json.dumps(setting)] for (name_of, what), setting in sides.items()
     }
-    speed = min(of["tokens_per_s"] for of in ratios.values())
-    memory = max(of["peak_mib"] for of in ratios.values())
+    medians = {side: {key: median(run[key] for run in done) for key in FIGURES} for side, done in figures.items()}
+    ratios = {}
+    for peer in peers:
+        for what in BEST_FOR:
+            ours, theirs = medians[f"{OURS}, best for {what}"], medians[f"{peer}, best for {what}"]
+            ratios[f"{peer}, best for {what}"] = rounded({key: ours[key] / theirs[key] for key in FIGURES})
+    speed = min(ratios[f"{peer}, best for time"]["tokens_per_s"] for peer in peers)
+    memory = max(ratios[f"{peer}, best for memory"]["peak_mib"] for peer in peers)
     return {
         "tokens_per_s": speed,
         "peak_mib": memory,
@@ -126,9 +129,9 @@ def compare(name: str, work: Work, peers: dict[str, Peer], *, repeats: int) -> d
         "medians": {side: rounded(figures) for side, figures in medians.items()},
         "spread": {
             side: {key: [min(run[key] for run in done), max(run[key] for run in done)] for key in FIGURES}
-            for side, done in runs.items()
+            for side, done in figures.items()
         },
-        "runs": runs,
+        "runs": figures,
         "grid": grids,
         "work": described(work, tokens),
         "command": f"python benchmarks/speed.py --only {name} --peers {' '.join(peers)} --repeats {repeats} "
@@ -138,11 +141,16 @@ def compare(name: str, work: Work, peers: dict[str, Peer], *, repeats: int) -> d
     }
 
 
-def run_ftscale(folder: Path, *, steps: int) -> dict[str, float]:
-    """`ftscale train`; its figures are those that it writes itself."""
+def run_ftscale(folder: Path, setting: Setting | None = None, *, steps: int) -> dict[str, float]:
+    """`ftscale train`; its figures are those that it writes itself. Without a setting as run.yaml says."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     command = ["-m", "ftscale", "train", str(folder / "run.yaml")]
-    first_step_s = timed(command, sign=folder / "run/metrics.jsonl", log=folder / "ftscale.log")
+    if setting is not None:
+        size = yaml.safe_load((folder / "run.yaml").read_text())["batch"]["global_size"]
+        command.append(f"batch.micro_size={-(-size // setting['micro_batches'])}")
+    environment = environment_of(setting or {})
+    sign, log = folder / "run/metrics.jsonl", folder / "ftscale.log"
+    first_step_s = timed(command, sign=sign, log=log, environment=environment)
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["kind"] == "train"]
     assert len(training) == steps, f"{len(training)} optimizer steps, not {steps}"
@@ -260,7 +268,8 @@ def show(records: dict[str, dict[str, Any]]) -> None:
             + ("" if record["as_promised"] else "; NOT AS PROMISED")
         )
         for side, ratios in record["ratios"].items():
-            ours, theirs = record["medians"]["ftscale"], record["medians"][side]
+            own = f"{OURS}, {side.partition(', ')[2]}"
+            ours, theirs = record["medians"][own], record["medians"][side]
             cells = [f"{key} {ratios[key]:.2f} ({ours[key]:.4g} : {theirs[key]:.4g})" for key in FIGURES]
             print(f"  {side}: " + ", ".join(cells))
 

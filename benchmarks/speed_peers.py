@@ -47,9 +47,8 @@ class Peer:
     def grid(self, run: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
         """The axes that mean something for a work."""
         images = run["task"]["name"] == "image_classification"
-        parts = run["batch"]["micro_size"] < run["batch"]["global_size"]
         return {
-            axis: tuple(value for value in values if value or not parts) if axis == "cached" else values
+            axis: values
             for axis, values in self.axes.items()
             if not (images and axis in ("grouped_by_length", "attention"))
         }
@@ -57,10 +56,11 @@ class Peer:
 
 PACKED = {**AXES, "packing": (False, True), "activation_checkpointing": (False, True)}
 
-# a batch that does not fit into the device asks for the cached loss: 0 is none
 OF_VECTORS = {"cached": (0, 8, 32, 64), "attention": AXES["attention"], "malloc": AXES["malloc"]}
 HF_TRAINER = ("causal_lm", "image_classification", "masked_lm", "question_answering", "seq2seq")
 
+FTSCALE = Peer("", {"micro_batches": (1, 2, 4, 8), "malloc": AXES["malloc"]})
+"""Ours: its rows lie flat, so that they need no grouping."""
 PEERS = {
     "hf_trainer": Peer("speed_hf_trainer.py", tasks=(*HF_TRAINER, "text_classification", "token_classification")),
     "sentence_transformers": Peer("speed_sentence_transformers.py", OF_VECTORS, tasks=("embedding",)),

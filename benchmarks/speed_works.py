@@ -108,8 +108,17 @@ def works() -> dict[str, Work]:
             steps=25,
             tokens_per_s_at_least=1.5,
         ),
-        "embedding": Work(_pairs(minilm, micro_size=128), steps=10, tokens_per_s_at_least=1.5),
-        "embedding_two_passes": Work(_pairs(minilm, micro_size=16), steps=10, tokens_per_s_at_least=1.5),
+        "embedding": Work(
+            _run(
+                {"name": "embedding", "max_length": 128},
+                minilm,
+                train={"path": qa / "squad_v1/test-v1.1.json", **PAIRS, "limit": 1280},
+                held_out={"path": qa / "xquad_en/xquad.en.json", **PAIRS, "limit": 200},
+                batch={"global_size": 128, "micro_size": 16},
+            ),
+            steps=10,
+            tokens_per_s_at_least=1.5,
+        ),
         "image_classification": Work(
             _run(
                 {"name": "image_classification"},
@@ -122,18 +131,6 @@ def works() -> dict[str, Work]:
             steps=25,
         ),
     }
-
-
-def _pairs(model: str, *, micro_size: int) -> dict[str, Any]:
-    """Questions with their paragraphs, in batches of 128: at once, or in micro-batches by two passes."""
-    qa = SHARED / "data/qa"
-    return _run(
-        {"name": "embedding", "max_length": 128},
-        model,
-        train={"path": qa / "squad_v1/test-v1.1.json", **PAIRS, "limit": 1280},
-        held_out={"path": qa / "xquad_en/xquad.en.json", **PAIRS, "limit": 200},
-        batch={"global_size": 128, "micro_size": micro_size},
-    )
 
 
 def make_inputs() -> None:

@@ -45,7 +45,9 @@ def evaluate_run(
             source_like(known, path, config, setting=f"--data: data.eval[{number}]")
             for number, path in enumerate(paths)
         )
-        config = config.model_copy(update={"data": config.data.model_copy(update={"eval": sources})})
+        ungrouped = config.evaluation.model_copy(update={"groups": ()})
+        data_of = config.data.model_copy(update={"eval": sources})
+        config = config.model_copy(update={"data": data_of, "evaluation": ungrouped})
         overrides = [*_for_the_others(overrides, len(paths)), *overrides]
     if overrides:
         config = parse_config(apply_overrides(config.model_dump(), overrides), source="the command line")

@@ -73,8 +73,7 @@ def _set_of(like: SourceConfig, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _columns(like: SourceConfig, config: Config) -> dict[str, Any]:
-    own_roles = {role for alternative in config.task.columns for role in alternative}
-    return {role: name for role, name in like.columns.items() if role in own_roles}
+    return {role: name for role, name in like.columns.items() if role in _own_roles(config)}
 
 
 def _may_be_text(path: str) -> bool:
@@ -91,8 +90,13 @@ def _fixed(like: SourceConfig, config: Config) -> dict[str, str | int | float]:
     return {
         role: value
         for role, value in like.set.items()
-        if role not in own_labels or (isinstance(value, str) and is_template(value))
+        if role in _own_roles(config) and (role not in own_labels or (isinstance(value, str) and is_template(value)))
     }
+
+
+def _own_roles(config: Config) -> set[str]:
+    """The columns that the task reads: no others need be in another file, such as those of `evaluation.groups`."""
+    return {role for alternative in config.task.columns for role in alternative}
 
 
 def _has_place(source: SourceConfig, name: str, like: SourceConfig, *, setting: str) -> bool:

@@ -69,3 +69,19 @@ def test_several_processes_note_what_one_does(shared: Path, tmp_path: Path):
         assert one.keys() == two.keys()
         assert (one["where"], one["label"], one["prediction"]) == (two["where"], two["label"], two["prediction"])
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_other_rows_need_no_column_that_groups_are_made_of(shared: Path, tmp_path: Path):
+    """Neither to be scored nor to be predicted on; the run's own do."""
+    values = tiny.settings(shared, tmp_path, train={"max_steps": 1}, evaluation={"groups": ["domain"]})
+    refused = tiny.command("train", tiny.write_run(tmp_path, values))
+    assert (refused.code, "has no column for 'domain'" in refused.stderr) == (2, True)
+    values["data"]["eval"]["set"] = {"domain": "films"}
+    assert tiny.command("train", tiny.write_run(tmp_path, values)).code == 0
+    other = tmp_path / "other.tsv"
+    other.write_text("a fine film\t1\na dull one\t0\n")
+    for command in (("evaluate", tmp_path / "run", "--data", other), ("evaluate", tmp_path / "run")):
+        outcome = tiny.command(*command)
+        assert outcome.code == 0, outcome.stderr
+    outcome = tiny.command("predict", tmp_path / "run", other)
+    assert outcome.code == 0, outcome.stderr
