@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import messages
+import needs
 import numpy as np
 import pages
 import pytest
@@ -28,8 +29,10 @@ from ftscale.base.errors import UserError, unknown_name
 from ftscale.checks import check_run
 from ftscale.cli import app
 from ftscale.cluster.site import Site, load_site
+from ftscale.cluster.submit import Request, submit
 from ftscale.config import Config, parse_config
 from ftscale.config.compatibility import check_combination
+from ftscale.config.load import load_config
 from ftscale.config.overrides import apply_overrides
 from ftscale.config.stages import stages_of
 from ftscale.config.strategies import STRATEGIES
@@ -38,6 +41,7 @@ from ftscale.config.yaml_text import read_yaml, write_yaml
 from ftscale.data.formats.select import role_problems
 from ftscale.models.save import DTYPES
 from ftscale.optim.optimizers import check_optimizer
+from ftscale.plan import plan_run
 from ftscale.plan.devices import device_names
 from ftscale.precheck import steps_problems
 from ftscale.run.folder import Result
@@ -195,7 +199,7 @@ def test_every_task_has_a_page_with_an_example():
 
 
 @pytest.mark.parametrize("example", _examples(), ids=lambda example: example[0].place)
-def test_an_example_of_a_task_page_is_checked(
+def test_an_example_of_a_task_page_is_checked_planned_and_submitted(
     example: tuple[pages.Block, dict[str, str]], shared: Path, minilm: Path, tmp_path: Path, monkeypatch: Any
 ):
     block, files = example
@@ -210,7 +214,11 @@ def test_an_example_of_a_task_page_is_checked(
         settings["task"] |= {"chat_template": "llama2"}
     settings["data"] |= {"cache_dir": str(tmp_path / "cache")}
     Path("run.yaml").write_text(write_yaml(settings))
-    assert check_run("run.yaml").errors == []
+    job = submit(Path("run.yaml"), [], Request(nodes=2, gpus_per_node=4, plan=False), dry_run=True)
+    assert "#SBATCH --nodes=2" in job.script
+    if needs.ALL:
+        found = plan_run(load_config("run.yaml"), gpu="l4", nodes=2, gpus_per_node=4, compare=False)
+        assert found.largest_micro_size > 0
 
 
 def _write_image(path: Path) -> None:

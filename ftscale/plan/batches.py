@@ -72,5 +72,6 @@ class MicroBatches:
         return rows[max((group for of_rank in groups for group in of_rank), key=cost)]
 
     def _collate(self, rows: np.ndarray, layout: Layout) -> Batch:
-        samples = [replace(self.samples[int(row)], number=int(row)) for row in rows]
+        # as if each stood there anew: what is read once in these rows may differ in others as long
+        samples = [replace(self.samples[int(row)], number=int(row), repeat=place) for place, row in enumerate(rows)]
         return self.sample.task.collate(samples, layout=layout, train=True)

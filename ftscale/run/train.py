@@ -16,7 +16,7 @@ from ftscale.base.files import own_id
 from ftscale.base.launched import launched_rank
 from ftscale.base.logs import close_log, log, open_log, own_logging, setup_logging
 from ftscale.base.seeding import derive_seed, seed_everything
-from ftscale.base.startup import begin_work
+from ftscale.base.startup import begin_work, keep_few_kernels
 from ftscale.config import Config
 from ftscale.config.load import config_digest, public
 from ftscale.config.resume import LENGTH, SCHEDULED
@@ -102,6 +102,7 @@ def train(
                     max_grad_norm=config.train.max_grad_norm,
                 )
                 begin_work()
+                keep_few_kernels()
                 stop_request.at_once = False  # from here on ranks wait for each other, and agree on stopping
                 with _closed_on_error(distributed):
                     result = _train(inputs, distributed, stop_request, overwrite=overwrite, part=part)

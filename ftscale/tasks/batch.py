@@ -47,6 +47,11 @@ class Batch:
     """One plain value a sample that evaluation and prediction read; empty in training."""
     sequences: list[int] = field(default_factory=list)
     """How many sequences of tokens each sample is, one after the other in the inputs; empty = each is one."""
+    reads: Tensor | None = None
+    """(sequences,) int64: which sequence of the inputs each of the samples' is, where equal ones stand once; None =
+    each is its own."""
+    drawn_by: Tensor | None = None
+    """(sequences of the inputs, 2) int64: numbers that dropout draws by in place of the samples' rows and repeats."""
     group: str = ""
     """The name of the task, where a step has samples of several; a micro-batch never mixes them."""
     repeats: Tensor | None = None
@@ -78,8 +83,11 @@ class Batch:
     def sequence_rows(self) -> tuple[Tensor, Tensor | None]:
         """The row of each sequence of tokens, and which of its row's sequences in the optimizer step it is.
 
-        (sequences,) int64 each; the second is None where each row has one sequence and stands once in the step.
+        (sequences of the inputs,) int64 each; the second is None where each row has one sequence and stands once in the
+        step.
         """
+        if self.drawn_by is not None:
+            return self.drawn_by[:, 0], self.drawn_by[:, 1]
         if not self.sequences:
             return self.rows, self.repeats
         numbers = torch.tensor(self.sequences, device=self.rows.device)

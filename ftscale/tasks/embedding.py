@@ -125,19 +125,25 @@ class Embedding(Task):
         ]
 
     def collate(self, samples: Sequence[Sample], *, layout: Layout, train: bool) -> Batch:
+        """A text that stands in it several times is read once, and dropped by itself and not by its rows."""
         fill = {"input_ids": pad_id(self.processor), "token_type_ids": 0}
-        sequences = [sequence for sample in samples for sequence in sequences_of(sample)]
+        keys = [key for sample in samples for key in _keys_of(sample)]
+        texts = dict(zip(keys, (text for sample in samples for text in sequences_of(sample)), strict=True))
+        order = sorted(texts, key=lambda key: -len(texts[key]["input_ids"]))  # attention takes equal lengths together
+        places = {key: place for place, key in enumerate(order)}
         labels = None
         if samples[0].label is not None:
             kind = torch.int64 if self._kind == "classes" else torch.float32
             labels = torch.tensor([sample.label for sample in samples], dtype=kind)
         ids = [torch.tensor(sample.inputs[IDS], dtype=torch.int64) for sample in samples]
         return Batch(
-            collate_tokens(sequences, fill=fill, layout=layout),
+            collate_tokens([texts[key] for key in order], fill=fill, layout=layout),
             row_numbers(samples),
             labels,
             extra={IDS: pad_sequence(ids, batch_first=True)},
             sequences=[len(sample.inputs[LENGTHS]) for sample in samples],
+            reads=torch.tensor([places[key] for key in keys]),
+            drawn_by=torch.tensor(order),
         )
 
     def count(self, batch: Batch) -> Counts:
@@ -177,7 +183,8 @@ class Embedding(Task):
     def _vectors(self, model: nn.Module, batch: Batch) -> Tensor:
         states = model(**batch.inputs).last_hidden_state
         vectors = pooled_tokens(states, batch.inputs, self.form.pooling)
-        return functional.normalize(vectors, dim=-1) if self.form.normalize else vectors
+        vectors = functional.normalize(vectors, dim=-1) if self.form.normalize else vectors
+        return vectors[batch.reads]
 
     def _compared(self, batch: Batch, vectors: Tensor) -> Compared:
         ids = [of_row[:number] for of_row, number in zip(batch.extra[IDS], batch.sequences, strict=True)]
@@ -288,6 +295,15 @@ class Embedding(Task):
         if self._kind == "classes":
             return id_of(class_name(row, "label"))
         return 1.0 if is_missing(row.get("score")) else number_of(row, "score")
+
+
+def _keys_of(sample: Sample) -> list[tuple[int, int]]:
+    """What tells each of its texts from others: equal texts of two rows are one, an anchor and what belongs to it two.
+
+    So is a row that stands in the step once more. The numbers are those that dropout draws by.
+    """
+    ids = sample.inputs[IDS]
+    return [(number ^ (place == 0 and len(ids) > 1), sample.repeat) for place, number in enumerate(ids)]
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[Record]:

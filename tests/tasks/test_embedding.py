@@ -29,11 +29,16 @@ from ftscale.data.loader import Step
 from ftscale.data.sample import Sample
 from ftscale.methods.base import Context
 from ftscale.methods.extra import copy_extra
+from ftscale.modalities.collate import Layout
+from ftscale.models.attention import use_flat
+from ftscale.models.dropout import use_row_dropout
+from ftscale.models.masks import Masks
 from ftscale.run.evaluate import evaluate_run
 from ftscale.run.export import export_run
 from ftscale.run.predict import predict_file
 from ftscale.tasks import build_task, embedding_losses
 from ftscale.tasks.base import Task
+from ftscale.tasks.batch import Batch
 from ftscale.tasks.embedding_losses import Compared
 from ftscale.tasks.embedding_model import Form, form_of, form_problems
 from ftscale.tasks.embedding_scores import Record, found_of, scores_of
@@ -263,6 +268,52 @@ def test_however_a_step_is_cut_its_gradient_is_that_of_one_batch(shared: Path, l
     for gradient, wanted in zip(torch.autograd.grad(found, weights), expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-6)
     assert sum(task.count(part)["loss"] for part in parts) == len(samples)
+
+
+@pytest.mark.parametrize("layout", ["padded", "flat"])
+def test_a_text_of_several_rows_is_read_once_and_its_gradient_is_theirs_together(shared: Path, layout: Layout):
+    """Beside the same rows as if each stood there once more, of which none is read for another."""
+    task, model = task_of(shared), bert()
+    if layout == "flat":
+        use_flat(model)
+    shares = [{"anchor": f"who {verb}s here", "positive": "they all do, in turn"} for verb in ("sing", "dance", "cook")]
+    samples = numbered(task.prepare([*shares, *ROWS]))
+    apart = [replace(sample, repeat=place) for place, sample in enumerate(samples)]
+    once, each = (task.collate(part, layout=layout, train=True) for part in (samples, apart))
+    tokens = [len(sample.inputs["input_ids"]) for sample in samples]
+    assert sum(tokens) == sum(stop - start for _, (start, stop) in spans(each))
+    assert len(spans(once)) == len(spans(each)) - 2
+    weights = [weight for name, weight in model.named_parameters() if not name.startswith("pooler")]
+    values = [task.loss(model, batch)["loss"] for batch in (once, each)]
+    torch.testing.assert_close(*values)
+    for ours, theirs in zip(*(torch.autograd.grad(value, weights) for value in values), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def spans(batch: Batch) -> list[tuple[int, tuple[int, int]]]:
+    return [(row, (span.start, span.stop)) for row, span in batch.spans]
+
+
+def test_a_text_is_dropped_by_itself_an_anchor_otherwise_than_what_belongs_to_it(shared: Path):
+    """So its vector is the same in any micro-batch; a text with itself as its positive (SimCSE) has two vectors."""
+    task, model = task_of(shared), bert(hidden_dropout_prob=0.2).train()
+    masks = Masks(seed=0)
+    use_row_dropout(model, masks)
+    rows = [{"anchor": "who sings", "positive": "they all do"}, {"anchor": "they all do", "positive": "they all do"}]
+    samples = numbered(task.prepare([*rows, *ROWS]))
+
+    def vectors(part: list[Sample]) -> torch.Tensor:
+        batch = task.collate(part, layout="padded", train=True)
+        drawn, repeats = batch.sequence_rows()
+        masks.enter(drawn, repeats=repeats, bounds=None)
+        return task._vectors(model, batch).detach()
+
+    together, alone = vectors(samples), vectors(samples[1:2])
+    torch.testing.assert_close(together[1], together[3])
+    torch.testing.assert_close(together[2:4], alone, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(together[2], together[3], atol=1e-2)
+    again = vectors([replace(samples[1], repeat=1)])
+    assert not torch.allclose(again[1], alone[1], atol=1e-2)
 
 
 # ---------------------------------------------------------------- scores
