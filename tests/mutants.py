@@ -638,6 +638,30 @@ MUTANTS = (
         ("tests/tasks/test_embedding.py::test_however_a_step_is_cut_its_gradient_is_that_of_one_batch[2-infonce]",),
     ),
     Mutant(
+        "a text is dropped as itself where it is its own positive",
+        "ftscale/tasks/embedding.py",
+        "(number ^ (place == 0 and len(ids) > 1), sample.repeat)",
+        "(number, sample.repeat)",
+        (
+            "tests/tasks/test_embedding.py::"
+            "test_a_text_is_dropped_by_itself_an_anchor_otherwise_than_what_belongs_to_it",
+        ),
+    ),
+    Mutant(
+        "a target's position is that of the token before it",
+        "ftscale/tasks/token_sums.py",
+        "chosen.nonzero(as_tuple=True)[1] + 1",
+        "chosen.nonzero(as_tuple=True)[1]",
+        ("tests/tasks/test_causal_lm.py::test_losses_by_position_are_those_of_each_token_in_transformers[padded]",),
+    ),
+    Mutant(
+        "groups are columns of the task",
+        "ftscale/tasks/rows.py",
+        "if name in own or name not in names",
+        "if True",
+        ("tests/tasks/test_rows.py::test_what_groups_rows_goes_along_with_the_sample_and_is_no_column_of_the_task",),
+    ),
+    Mutant(
         "an empty cell moves the choices behind it",
         "ftscale/data/formats/derived.py",
         "return list(found.values())",
