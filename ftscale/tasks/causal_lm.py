@@ -340,12 +340,14 @@ def _until_stop(ids: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def _records(outputs: Outputs, batch: Batch) -> list[_Record]:
-    sums, counts = outputs["losses_by_position"].tolist(), outputs["counts_by_position"].tolist()
-    stretches = [tuple(zip(*of_sample, strict=True)) for of_sample in zip(sums, counts, strict=True)]
-    records = [
-        _Record(**vars(record), by_position=_until_last(by_position))
-        for record, by_position in zip(token_records(outputs, batch), stretches, strict=True)
-    ]
+    records = [_Record(**vars(record)) for record in token_records(outputs, batch)]
+    if "losses_by_position" in outputs:  # not in those of a task that is made of this one
+        sums, counts = outputs["losses_by_position"].tolist(), outputs["counts_by_position"].tolist()
+        stretches = [tuple(zip(*of_sample, strict=True)) for of_sample in zip(sums, counts, strict=True)]
+        records = [
+            replace(record, by_position=_until_last(by_position))
+            for record, by_position in zip(records, stretches, strict=True)
+        ]
     if not batch.notes:
         return records
     return [
@@ -363,8 +365,10 @@ def _until_last(stretches: tuple[tuple[float, int], ...]) -> tuple[tuple[float, 
 def _columns(records: Sequence[_Record]) -> Columns:
     texts = ("prediction", [record.prediction for record in records]), ("label", [one.reference for one in records])
     columns = {**token_columns(records), **{name: of_rows for name, of_rows in texts if any(of_rows)}}
-    columns[BY_POSITION] = [[loss / number if number else None for loss, number in one.by_position] for one in records]
-    columns[TARGETS_BY_POSITION] = [[number for _, number in one.by_position] for one in records]
+    if any(one.by_position for one in records):
+        stretches = [one.by_position for one in records]
+        columns[BY_POSITION] = [[loss / number if number else None for loss, number in row] for row in stretches]
+        columns[TARGETS_BY_POSITION] = [[number for _, number in row] for row in stretches]
     return columns
 
 
