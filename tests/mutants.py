@@ -493,8 +493,8 @@ MUTANTS = (
     Mutant(
         "the label of one file is taken over for another",
         "ftscale/run/new_source.py",
-        "if role not in own_labels or",
-        "if role in own_labels or",
+        "role not in own_labels or",
+        "role in own_labels or",
         (
             "tests/run/test_new_source.py::"
             "test_the_label_of_one_file_is_not_that_of_another_but_inputs_and_names_of_files_are[a.txt-b.txt]",

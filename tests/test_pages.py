@@ -105,7 +105,7 @@ def _of_run(config: Config) -> list[str]:
     found = [*check_combination(config), *steps_problems(config, num_steps=None)]
     for part in ("train", "eval", "test"):
         for source in getattr(config.data, part):
-            also = [config.data.stratify] if config.data.stratify else []
+            also = [*config.evaluation.groups, *([config.data.stratify] if config.data.stratify else [])]
             found += role_problems(source, roles=config.task.roles, setting=f"data.{part}", also=also)
     try:
         check_optimizer(config.optimizer)
