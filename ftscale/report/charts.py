@@ -192,5 +192,5 @@ def _extreme(choose: Any, values: Rows, *columns: str) -> float:
 def _spec(parts: Spec, *, height: int) -> Spec:
     """A whole picture, as wide as the page and so many pixels high, with its axes."""
     sizes = {"width": "container", "height": height, "autosize": {"type": "fit", "contains": "padding"}}
-    numbers = {"config": {"axis": {"labelOverlap": "greedy", "labelSeparation": 6}}}
-    return {"$schema": SCHEMA, **sizes, **parts, **numbers}
+    legible = {"config": {"axis": {"labelOverlap": "greedy", "labelSeparation": 6}}}
+    return {"$schema": SCHEMA, **sizes, **parts, **legible}
